@@ -1,0 +1,1 @@
+"""The format on disk: bit packing, quantization_config, save, load, integrity, and what a directory weighs."""
