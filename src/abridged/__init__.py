@@ -1,0 +1,65 @@
+"""abridged makes a pre-trained transformer 10-30 times smaller and keeps what it can do.
+
+    import abridged
+
+    abridged.compress("gpt2", recipe="quantgpt-2-2-8", data="wikitext-2", output="small")
+    model = abridged.load("small")          # or AutoModelForCausalLM.from_pretrained("small")
+
+Importing this package is instant: torch and transformers are imported when something first needs them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from abridged.checkpoint.hook import install as _install_hook
+from abridged.errors import AbridgedError
+
+if TYPE_CHECKING:
+    from abridged.checkpoint.inspect import inspect as inspect
+    from abridged.checkpoint.load import load as load
+    from abridged.evaluation.generation import generate as generate
+    from abridged.exporters import export as export
+    from abridged.pipeline import compress as compress
+    from abridged.pipeline import evaluate as evaluate
+    from abridged.pipeline import finetune as finetune
+    from abridged.recipe import Recipe as Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbridgedError",
+    "Recipe",
+    "compress",
+    "evaluate",
+    "export",
+    "finetune",
+    "generate",
+    "inspect",
+    "load",
+]
+
+# A public name may not also be the name of a submodule: importing that would put the module in its place.
+_HOMES = {
+    "Recipe": "abridged.recipe",
+    "compress": "abridged.pipeline",
+    "evaluate": "abridged.pipeline",
+    "export": "abridged.exporters",
+    "finetune": "abridged.pipeline",
+    "generate": "abridged.evaluation.generation",
+    "inspect": "abridged.checkpoint.inspect",
+    "load": "abridged.checkpoint.load",
+}
+
+_install_hook()  # teaches transformers the "abridged" format once it is imported, whichever comes first
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

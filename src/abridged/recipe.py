@@ -1,0 +1,199 @@
+"""Recipes: ordered stages of methods, objectives and optimisation, read from YAML and validated.
+
+Nothing here imports torch, so that listing and checking recipes is instant: the registries name settings
+classes, which import what they need when they are put to work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticUndefined
+
+from abridged.errors import AbridgedError
+from abridged.methods import METHODS
+from abridged.objectives import OBJECTIVES
+from abridged.settings_text import apply_overrides, build, nearest, nested_model, parse_yaml, registered
+from abridged.training.settings import TrainingSettings
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+class Stage(BaseModel):
+    """One round of training: what changes the student, what it is asked to match, and how it is optimised."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field("", description="what this stage does, in a few words; shown while it runs")
+    methods: dict[str, Any] = Field(description="compression methods by name, each with its settings")
+    objectives: dict[str, Any] = Field(description="loss terms by name, each with its weight and settings")
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="optimisation settings")
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
+        return _registered_parts(METHODS, "method", value, f"{_where(info)}methods")
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _objectives(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
+        return _registered_parts(OBJECTIVES, "objective", value, f"{_where(info)}objectives")
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _training(cls, value: Any, info: ValidationInfo) -> Any:
+        return build(TrainingSettings, {} if value is None else value, f"{_where(info)}training")
+
+
+class Recipe(BaseModel):
+    """A whole compression run. `Recipe.load("quantgpt-2-2-8")` reads one that is shipped."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="the recipe's name, as in the file name")
+    description: str = Field("", description="one or two sentences on what it is for")
+    paper: str = Field("", description="the publication it follows")
+    stages: list[Stage] = Field(min_length=1, description="what is done, in order")
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _stages(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, list):
+            raise AbridgedError(f"{_where(info)}stages: expected a list of stages")
+        return [build(Stage, stage, f"{_where(info)}stages.{i}") for i, stage in enumerate(value)]
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+        """Read and validate a recipe.
+
+        source: the name of a shipped recipe, the path of a YAML file, the parsed content of one, or a Recipe.
+        overrides: "key=value" each, the key dotted from the recipe's root ("stages.0.training.steps=500";
+            "stages.0.steps=500" is short for it; "stages.*." reaches every stage), the value in YAML.
+            "stages.0.objectives.contrastive=null" takes that objective out.
+        Raises AbridgedError for unknown recipes, unknown keys (naming the nearest right one) and bad values.
+        """
+        if isinstance(source, Recipe):
+            data, origin = source.model_dump(mode="json"), f"recipe {source.name}"
+        elif isinstance(source, Mapping):
+            data, origin = dict(source), "recipe"
+        else:
+            path = find(source)
+            data, origin = parse_yaml(path.read_text(encoding="utf-8"), str(path)), f"recipe {path.name}"
+        if not isinstance(data, dict):
+            raise AbridgedError(f"{origin}: expected keys and values at the top, such as `stages:`")
+        return apply_overrides(cls, data, [expand(override) for override in overrides], origin)
+
+    @staticmethod
+    def names() -> list[str]:
+        """The shipped recipes' names, sorted."""
+        return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+    @staticmethod
+    def text(name_or_path: str | Path) -> str:
+        """The commented YAML of a recipe, as written."""
+        return find(name_or_path).read_text(encoding="utf-8")
+
+    def describe(self) -> str:
+        """The recipe as YAML with every setting spelled out, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+    def warnings(self) -> list[str]:
+        """What a person should know before running this recipe, one sentence each; usually nothing."""
+        trained = any(stage.training.epochs or stage.training.steps for stage in self.stages)
+        bits = [b for stage in self.stages for m in stage.methods.values() for b in _weight_bits(m)]
+        if not trained and bits and min(bits) < 4:
+            return [
+                f"recipe {self.name} stores weights in {min(bits)} bits without any training: "
+                "expect gibberish from the result (give the stages some training.steps, or use at least 4 bits)"
+            ]
+        return []
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a recipe given by shipped name or by path; AbridgedError if there is none."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise AbridgedError(f"recipe file {path} does not exist")
+        return path
+    if str(name_or_path) in Recipe.names():
+        return SHIPPED / f"{name_or_path}.yaml"
+    hint = nearest(str(name_or_path), Recipe.names())
+    raise AbridgedError(f"unknown recipe {str(name_or_path)!r}{hint}; `abridged recipes` lists all of them")
+
+
+def expand(override: str) -> str:
+    """Write an override's key in full: "stages.0.steps=5" is short for "stages.0.training.steps=5"."""
+    return re.sub(
+        r"^(\s*stages\.[^.=]+\.)(\w+)(?=\s*=)",
+        lambda m: f"{m[1]}training.{m[2]}" if m[2] in TrainingSettings.model_fields else m[0],
+        override,
+    )
+
+
+class Key(NamedTuple):
+    """One setting a recipe may have."""
+
+    path: str
+    type: str
+    default: str
+    description: str
+
+
+def keys() -> Iterator[Key]:
+    """Every key of a recipe, in order, with its type, default and description."""
+    yield from _keys_of(Recipe, "", skip=("stages",))
+    yield from _keys_of(Stage, "stages.N.", skip=("methods", "objectives", "training"))
+    for group, registry in (("methods", METHODS), ("objectives", OBJECTIVES)):
+        for name in registry:
+            yield from _keys_of(registered(registry, name), f"stages.N.{group}.{name}.")
+    yield from _keys_of(TrainingSettings, "stages.N.training.")
+
+
+def _keys_of(model: type[BaseModel], prefix: str, skip: Sequence[str] = ()) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        inner = nested_model(field.annotation)
+        if name in skip:
+            continue
+        if inner is not None:
+            yield from _keys_of(inner, f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+        shown = "required" if default is PydanticUndefined else _flow(default)
+        yield Key(prefix + name, _type_name(field.annotation), shown, field.description or "")
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _flow(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+
+
+def _registered_parts(registry: Mapping[str, Any], kind: str, value: Any, where: str) -> dict[str, Any]:
+    """Build each named part of a stage from its registered settings class; null takes a part out."""
+    if not isinstance(value, Mapping):
+        raise AbridgedError(f"{where}: expected {kind}s by name, such as `{next(iter(registry))}: {{...}}`")
+    return {
+        name: build(registered(registry, name, kind, where), settings, f"{where}.{name}")
+        for name, settings in value.items()
+        if settings is not None
+    }
+
+
+def _where(info: ValidationInfo) -> str:
+    """Dotted path of the object being validated, ending in a dot unless it is the root."""
+    where = (info.context or {}).get("where", "")
+    return f"{where}." if where else ""
+
+
+def _weight_bits(method: Any) -> list[int]:
+    """Bits of the weights and embeddings that a method stores, for methods that have such settings."""
+    parts = (getattr(method, part, None) for part in ("weights", "embeddings"))
+    return [part.bits for part in parts if getattr(part, "bits", None)]
