@@ -1,0 +1,11 @@
+"""What a student is trained for: one settings class and one term (an `nn.Module`) for each objective.
+
+The classes are named, not imported, so that recipes can be listed and checked without loading torch.
+"""
+
+OBJECTIVES: dict[str, str] = {
+    "logits": "abridged.objectives.settings:Logits",
+    "labels": "abridged.objectives.settings:Labels",
+    "contrastive": "abridged.objectives.settings:Contrastive",
+    "hidden": "abridged.objectives.settings:Hidden",
+}

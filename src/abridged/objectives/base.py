@@ -1,0 +1,199 @@
+"""What passes between a model and the terms of its loss, and the module that puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from abridged.errors import AbridgedError
+from abridged.objectives.settings import Objective
+
+
+@dataclass
+class Batch:
+    """Blocks of the training text.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        labels: (B, T) int64, `labels[:, t]` is the token after input t; -100 never counts.
+        index: (B,) int64, number of each block in the training text.
+        attention_mask: (B, T), 0 where padded; None = nothing is padded.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    index: Tensor
+    attention_mask: Tensor | None = None
+
+    @property
+    def counted(self) -> Tensor:
+        """(B, T) bool: the tokens that enter the losses."""
+        return self.labels != -100
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        mask = self.attention_mask
+        moved = [x.to(device, non_blocking=True) for x in (self.input_ids, self.labels, self.index)]
+        return Batch(*moved, mask if mask is None else mask.to(device, non_blocking=True))
+
+
+class Head:
+    """A model's output layer, for losses that compute logits a chunk at a time.
+
+    Made anew in every forward pass, so that a quantised weight is computed once for all terms that need it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._weight: Tensor | None = None
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (V, d) and bias (V,) or None; fake-quantised where the head is quantised."""
+        if self._weight is None:
+            prepare = getattr(self._module, "prepared_weight", None)
+            self._weight = self._module.weight if prepare is None else prepare()  # type: ignore[assignment]
+        assert self._weight is not None
+        return self._weight, getattr(self._module, "bias", None)
+
+    def inputs(self, hidden: Tensor) -> Tensor:
+        """`hidden` (..., d) as it enters the matrix product: quantised where the head's input is."""
+        prepare = getattr(self._module, "prepared_inputs", None)
+        return hidden if prepare is None else prepare(hidden)
+
+
+@dataclass
+class Outputs:
+    """What a model made of a batch.
+
+    Attributes:
+        last_hidden: (B, T, d), what the head reads.
+        head: the output layer.
+        hidden_states: layers + 1 tensors (B, T, d), embedding output first, if asked for.
+        attentions: one tensor (B, heads, T, T) of probabilities per layer, if asked for.
+    """
+
+    last_hidden: Tensor
+    head: Head
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class TopLogits:
+    """The head of the teacher's next-token distributions, the rest lumped together.
+
+    Attributes:
+        log_probabilities: (B, T, k) float.
+        indices: (B, T, k) int64, the vocabulary entries they belong to.
+        log_rest: (B, T) float, log probability of all other entries together.
+        label_log_probability: (B, T) float, log probability of the text's own next token.
+    """
+
+    log_probabilities: Tensor
+    indices: Tensor
+    log_rest: Tensor
+    label_log_probability: Tensor
+
+
+@dataclass
+class CachedOutputs:
+    """What is known of a teacher that is not in memory; the parts that were not cached are None."""
+
+    top_logits: TopLogits | None = None
+    last_hidden: Tensor | None = None
+
+
+TeacherOutputs = Outputs | CachedOutputs
+
+
+@dataclass
+class ObjectiveContext:
+    """The sizes that terms are built for.
+
+    Attributes:
+        num_blocks: blocks of the training text, `Batch.index` lies below it.
+        context: tokens in a block.
+    """
+
+    hidden_size: int
+    teacher_hidden_size: int
+    vocab_size: int
+    num_blocks: int
+    context: int
+    layers: int
+    device: torch.device | str = "cpu"
+
+
+class Term(nn.Module):
+    """One term of the training loss.
+
+    Its parameters are trained with the student's weights; its `state_dict` is part of training checkpoints.
+    """
+
+    def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
+        """The term's value, a scalar in FP32, a mean over the tokens that count."""
+        raise NotImplementedError
+
+    def after_step(self, accelerator) -> None:
+        """Called in every process after each optimiser step."""
+
+
+def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, attentions: bool = False) -> Outputs:
+    """Runs a Hugging Face causal language model up to its head; no logits are made.
+
+    Args:
+        model: any model with `base_model` and `get_output_embeddings()`.
+        batch: see `Batch`.
+        hidden_states: also return every layer's output.
+        attentions: also return every layer's attention probabilities.
+    """
+    states = model.base_model(  # type: ignore[operator]
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        output_hidden_states=hidden_states,
+        output_attentions=attentions,
+        return_dict=True,
+    )
+    head = Head(model.get_output_embeddings())  # type: ignore[operator]
+    return Outputs(states.last_hidden_state, head, states.hidden_states, states.attentions)
+
+
+class StudentForward(nn.Module):
+    """From a batch to the total loss, in one module.
+
+    Data-parallel wrappers see gradients only of what ran inside their own `forward`; this is the module that they
+    wrap, so that backbone, head, and the terms' parameters all take part.
+    """
+
+    def __init__(self, model: nn.Module, objectives: Mapping[str, Objective], context: ObjectiveContext) -> None:
+        super().__init__()
+        self.model = model
+        self.terms = nn.ModuleDict({name: objective.build(context) for name, objective in objectives.items()})
+        self.terms.to(context.device)
+        self.weights = {name: objective.weight for name, objective in objectives.items()}
+        self.needs_teacher = any(objective.needs_teacher for objective in objectives.values())
+        self.hidden_states = any(objective.needs_hidden_states for objective in objectives.values())
+        self.attentions = any(objective.needs_attentions for objective in objectives.values())
+
+    @torch.no_grad()
+    def teach(self, teacher: nn.Module, batch: Batch) -> Outputs:
+        """What `teacher` has to say on `batch`, as far as the objectives ask for it."""
+        return outputs_of(teacher, batch, hidden_states=self.hidden_states, attentions=self.attentions)
+
+    def forward(self, batch: Batch, teacher: TeacherOutputs | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss (scalar, FP32) and each term's own value, detached and before weighting."""
+        if self.needs_teacher and teacher is None:
+            raise AbridgedError("this objective distils from a teacher, and none was given")
+        student = outputs_of(self.model, batch, hidden_states=self.hidden_states, attentions=self.attentions)
+        values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
+        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return total, {name: value.detach() for name, value in values.items()}
+
+    def after_step(self, accelerator) -> None:
+        """To be called on the unwrapped module in every process after each optimiser step."""
+        for term in self.terms.values():
+            term.after_step(accelerator)  # type: ignore[operator]

@@ -1,0 +1,253 @@
+"""Cross-entropies and divergences over the vocabulary that never hold all logits at once.
+
+Logits of T tokens over V entries take T*V numbers, often more memory than the whole model. Here a chunk of rows
+is multiplied by the head, compared with its target, and turned into gradients at once, in buffers that the next
+chunk uses again; what outlives the chunk is the gradient of the hidden states and of the head.
+Matrix products run in autocast's type where it is on, everything between them in FP32 (or FP64 where the input is).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from abridged.objectives.base import TopLogits
+
+# Fewer rows make poor matrix products and add up the head's gradient too often. Beyond that, chunks of
+# 2^21 numbers were fastest on CPUs (a few MB, about the size of the caches), while GPUs want many more at once.
+MINIMUM_ROWS = 128
+CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
+
+
+class Target(Protocol):
+    """What rows of logits are compared with."""
+
+    def compare(self, rows: slice, log_q: Tensor, gradient: Tensor | None) -> Tensor:
+        """Losses (n,) of some rows, and their gradient.
+
+        Args:
+            rows: which rows of the target, n of them.
+            log_q: (n, V) the student's log probabilities; may be overwritten.
+            gradient: (n, V) receives the losses' gradient by the student's logits, unless None.
+        """
+        ...
+
+
+class LabelTarget:
+    """Cross-entropy with labels (N,)."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels.clamp_min(0).unsqueeze(-1)  # rows labelled -100 have token weight 0
+
+    def compare(self, rows: slice, log_q: Tensor, gradient: Tensor | None) -> Tensor:
+        labels = self.labels[rows]
+        log_label = log_q.gather(1, labels)
+        if gradient is not None:
+            log_q.exp_().scatter_(1, labels, log_label.exp() - 1)
+            gradient.copy_(log_q)
+        return -log_label.squeeze(-1)
+
+
+class TeacherTarget:
+    """Kullback-Leibler divergence from softmax(hidden @ weight.T + bias)."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.buffers: list[Tensor] = []
+
+    def compare(self, rows: slice, log_q: Tensor, gradient: Tensor | None) -> Tensor:
+        if not self.buffers:
+            self.buffers = [torch.empty_like(log_q, dtype=self.hidden.dtype)]
+            self.buffers += [torch.empty_like(log_q), torch.empty_like(log_q)]
+        logits, log_p, p = (buffer[: len(log_q)] for buffer in self.buffers)
+        log_softmax(self.hidden[rows], self.weight, self.bias, logits, log_p)
+        torch.exp(log_p, out=p)
+        losses = torch.linalg.vecdot(p, log_p.sub_(log_q))
+        if gradient is not None:
+            torch.sub(log_q.exp_(), p, out=gradient)
+        return losses
+
+
+class TopTarget:
+    """Kullback-Leibler divergence over the k likeliest entries and the rest, lumped into one outcome.
+
+    Within the rest the student is left as it is: its share there is scaled up or down as a whole.
+    """
+
+    def __init__(self, top: TopLogits, dtype: torch.dtype) -> None:
+        log_p = torch.cat([top.log_probabilities, top.log_rest.unsqueeze(-1)], -1).flatten(0, -2)
+        self.p = log_p.to(dtype).softmax(-1)  # what was rounded for storage sums to one again
+        self.indices = top.indices.flatten(0, -2).long()
+
+    def compare(self, rows: slice, log_q: Tensor, gradient: Tensor | None) -> Tensor:
+        p, indices = self.p[rows], self.indices[rows]
+        p_rest = p[:, -1]
+        log_top = log_q.gather(1, indices)
+        q = log_q.exp_().scatter_(1, indices, 0.0)
+        q_rest = q.sum(-1).clamp_min(1e-30)
+        log_q_all = torch.cat([log_top, q_rest.log().unsqueeze(-1)], -1)
+        losses = (torch.special.xlogy(p, p) - p * log_q_all).sum(-1)
+        if gradient is not None:
+            q.mul_((1 - p_rest / q_rest).unsqueeze(-1)).scatter_(1, indices, log_top.exp() - p[:, :-1])
+            gradient.copy_(q)
+        return losses
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The type of matrix products with `tensor`: autocast's where it is on, else its own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor, out: Tensor) -> None:
+    """Writes log softmax(hidden @ weight.T + bias), (n, V), into `out`; `logits` is scratch in the products' type."""
+    torch.mm(hidden, weight.t(), out=logits)
+    out.copy_(logits)
+    if bias is not None:
+        out.add_(bias)
+    torch.log_softmax(out, -1, out=out)
+
+
+def rows_in_chunk(vocabulary: int, device: torch.device) -> int:
+    """How many rows of logits are worked on at once."""
+    return max(MINIMUM_ROWS, CHUNK_NUMBERS.get(device.type, CHUNK_NUMBERS["cuda"]) // vocabulary)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, token_weights, target, dtype):
+        with torch.autocast(hidden.device.type, enabled=False):
+            want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
+            wide = token_weights.dtype
+            h, w = hidden.to(dtype), weight.to(dtype)
+            weighted = (h * token_weights.unsqueeze(-1)).to(dtype)
+            chunk = min(len(h), rows_in_chunk(len(w), h.device))
+            logits = h.new_empty(chunk, len(w))
+            log_q = torch.empty_like(logits, dtype=wide)
+            grad_hidden = torch.empty_like(hidden) if want_hidden else None
+            grad_weight = torch.zeros_like(weight) if want_weight else None
+            grad_bias = torch.zeros_like(bias) if want_bias else None
+            total = torch.zeros((), dtype=wide, device=h.device)
+            for start in range(0, len(h), chunk):
+                rows = slice(start, min(start + chunk, len(h)))
+                size = rows.stop - start
+                log_softmax(h[rows], w, bias, logits[:size], log_q[:size])
+                # The logits are used up: their buffer takes the gradient.
+                gradient = logits[:size]
+                losses = target.compare(rows, log_q[:size], gradient if any(ctx.needs_input_grad) else None)
+                scale = token_weights[rows]
+                total += torch.dot(losses, scale)
+                if grad_hidden is not None:
+                    torch.mul(torch.mm(gradient, w), scale.unsqueeze(-1), out=grad_hidden[rows])
+                if grad_weight is not None:
+                    grad_weight.add_(torch.mm(gradient.t(), weighted[rows]))
+                if grad_bias is not None:
+                    grad_bias.add_((gradient * scale.unsqueeze(-1)).sum(0))
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        gradients = (None if g is None else g * grad_output for g in ctx.saved_tensors)
+        return (*gradients, None, None, None)
+
+
+def _chunked(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, target: Target, dtype: torch.dtype
+) -> Tensor:
+    if not torch.is_grad_enabled():
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    return _ChunkedLoss.apply(hidden, weight, bias, weights, target, dtype)
+
+
+def uniform_weights(counted: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Token weights (N,) of a mean over the tokens that count, from `counted` (B, T) bool; all 0 if none does."""
+    counted = counted.flatten()
+    return counted.to(dtype) / counted.sum().clamp_min(1)
+
+
+@torch.compiler.disable
+def label_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, token_weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of softmax(hidden @ weight.T + bias) with labels, without holding all logits.
+
+    Args:
+        hidden: (..., d), N rows in all.
+        weight: (V, d).
+        bias: (V,) or None.
+        labels: (...) int64; -100 does not count.
+        token_weights: (N,) factors of the rows' losses, which are summed; None = mean over the rows that count.
+
+    Returns:
+        Scalar in FP32 (FP64 for FP64 input). Gradients flow to hidden, weight, and bias.
+    """
+    rows = hidden.flatten(0, -2)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    weights = uniform_weights(labels != -100, wide) if token_weights is None else token_weights.to(wide)
+    return _chunked(rows, weight, bias, weights, LabelTarget(labels.flatten()), compute_dtype(rows))
+
+
+@torch.compiler.disable
+def teacher_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    teacher: tuple[Tensor, Tensor, Tensor | None] | TopLogits,
+    token_weights: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Divergence KL(teacher || student) of next-token distributions, without holding all logits.
+
+    It is the soft cross-entropy less the teacher's entropy, a constant: same gradients, and 0 for a perfect student.
+
+    Args:
+        hidden: (..., d), N rows in all.
+        weight: (V, d).
+        bias: (V,) or None.
+        teacher: the teacher's hidden states (..., d'), weight (V, d') and bias, or its cached top logits (whose
+            temperature was applied when they were cached).
+        token_weights: (N,) factors of the rows' divergences, which are summed.
+        temperature: divides both models' logits; the result is multiplied by its square, so that gradients keep
+            their size (Hinton et al., arXiv:1503.02531, section 2).
+
+    Returns:
+        Scalar in FP32 (FP64 for FP64 input). Gradients flow to hidden, weight, and bias, none to the teacher.
+    """
+    dtype = compute_dtype(hidden)
+    rows = hidden.flatten(0, -2) / temperature
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    target: Target
+    if isinstance(teacher, TopLogits):
+        target = TopTarget(teacher, wide)
+    else:
+        t_hidden, t_weight, t_bias = (None if x is None else x.detach() for x in teacher)
+        assert t_hidden is not None
+        assert t_weight is not None
+        t_rows = (t_hidden.flatten(0, -2) / temperature).to(dtype)
+        target = TeacherTarget(t_rows, t_weight.to(dtype), None if t_bias is None else t_bias / temperature)
+    bias = None if bias is None else bias / temperature
+    return _chunked(rows, weight, bias, token_weights.to(wide) * temperature**2, target, dtype)
+
+
+@torch.no_grad()
+def label_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Each token's cross-entropy with its label, (...) like `labels`, in FP32, 0 where the label is -100."""
+    dtype = compute_dtype(hidden)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    rows, w, flat = hidden.flatten(0, -2).to(dtype), weight.to(dtype), labels.flatten()
+    target = LabelTarget(flat)
+    chunk = min(len(rows), rows_in_chunk(len(w), rows.device))
+    logits = rows.new_empty(chunk, len(w))
+    log_q = torch.empty_like(logits, dtype=wide)
+    losses = torch.empty(len(rows), dtype=wide, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        for start in range(0, len(rows), chunk):
+            part = slice(start, min(start + chunk, len(rows)))
+            size = part.stop - start
+            log_softmax(rows[part], w, bias, logits[:size], log_q[:size])
+            losses[part] = target.compare(part, log_q[:size], None)
+    return losses.masked_fill(flat == -100, 0.0).view(labels.shape)

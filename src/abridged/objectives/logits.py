@@ -1,0 +1,52 @@
+"""Soft-label distillation: the student's next-token distributions against the teacher's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from abridged.errors import AbridgedError
+from abridged.objectives.base import Batch, Outputs, TeacherOutputs, Term
+from abridged.objectives.chunked import label_losses, teacher_divergence, uniform_weights
+from abridged.objectives.settings import Logits
+
+
+def tsld_weights(losses: Tensor, counted: Tensor, temperature: float = 10.0) -> Tensor:
+    """Token weights (B*T,) in proportion to exp(teacher's cross-entropy / temperature), one sequence summing to 1/B.
+
+    Source: Kim et al., "Token-Scaled Logit Distillation", arXiv:2308.06744, section 4.
+
+    Args:
+        losses: (B, T) the teacher's cross-entropy with the labels, in nats.
+        counted: (B, T) bool, tokens that enter the loss.
+        temperature: of the softmax over a sequence's tokens.
+    """
+    scores = (losses / temperature).masked_fill(~counted, -torch.inf)
+    weights = scores.softmax(-1).nan_to_num(0.0)  # a sequence of which nothing counts
+    return (weights / counted.any(-1).sum().clamp_min(1)).flatten()
+
+
+class LogitDistillation(Term):
+    """KL(teacher || student) in nats per token that counts."""
+
+    def __init__(self, settings: Logits) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
+        if isinstance(teacher, Outputs):
+            known = (teacher.head.inputs(teacher.last_hidden), *teacher.head.weights())
+        elif teacher is not None and teacher.top_logits is not None:
+            known = teacher.top_logits  # type: ignore[assignment]
+        else:
+            raise AbridgedError("logit distillation needs a teacher: none was given, or its cache holds no logits")
+        if self.settings.token_weights == "tsld":
+            if isinstance(known, tuple):
+                losses = label_losses(*known, batch.labels)
+            else:
+                losses = -known.label_log_probability.float()
+            weights = tsld_weights(losses, batch.counted, self.settings.tsld_temperature)
+        else:
+            weights = uniform_weights(batch.counted)
+        hidden = student.head.inputs(student.last_hidden)
+        return teacher_divergence(hidden, *student.head.weights(), known, weights, self.settings.temperature)

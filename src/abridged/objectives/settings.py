@@ -1,0 +1,134 @@
+"""The objectives' settings as they stand in a recipe; torch is imported only by `build`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from abridged.errors import AbridgedError
+
+if TYPE_CHECKING:
+    from abridged.objectives.base import ObjectiveContext, Term
+
+
+class Objective(BaseModel):
+    """Settings of one term of the training loss.
+
+    `needs_teacher`, `needs_hidden_states`, and `needs_attentions` say what `Term.forward` has to be given.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    needs_teacher: ClassVar[bool] = True
+    needs_hidden_states: ClassVar[bool] = False
+    needs_attentions: ClassVar[bool] = False
+
+    weight: float = Field(default=1.0, ge=0, description="factor of this term in the total loss")
+
+    def build(self, context: ObjectiveContext) -> Term:
+        """The term that computes this objective, on `context.device`."""
+        raise NotImplementedError
+
+    def cached_parts(self) -> frozenset[str]:
+        """What it reads of an offline teacher: some of "top_logits" and "last_hidden".
+
+        Raises:
+            AbridgedError: the objective cannot be computed from an offline teacher.
+        """
+        raise AbridgedError(
+            f"the objective '{type(self).__name__.lower()}' needs the teacher in memory: "
+            "train it without a teacher cache"
+        )
+
+
+class Logits(Objective):
+    """Soft-label distillation: the divergence of the student's next-token distribution from the teacher's."""
+
+    temperature: float = Field(default=1.0, gt=0, description="divides both models' logits; loss times its square")
+    token_weights: Literal["uniform", "tsld"] = Field(
+        default="uniform",
+        description="how tokens count: all alike, or tsld (more where the teacher itself is wrong)",
+    )
+    tsld_temperature: float = Field(
+        default=10.0,
+        gt=0,
+        description="divides the teacher's cross-entropy in tsld's softmax over the tokens",
+    )
+
+    def build(self, context: ObjectiveContext) -> Term:
+        from abridged.objectives.logits import LogitDistillation
+
+        return LogitDistillation(self)
+
+    def cached_parts(self) -> frozenset[str]:
+        return frozenset({"top_logits"})
+
+
+class Labels(Objective):
+    """Cross-entropy with the text's own next tokens."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    def build(self, context: ObjectiveContext) -> Term:
+        from abridged.objectives.labels import LabelCrossEntropy
+
+        return LabelCrossEntropy()
+
+    def cached_parts(self) -> frozenset[str]:
+        return frozenset()
+
+
+class Contrastive(Objective):
+    """Token-level contrastive distillation (QuantGPT, Tao et al., ACL 2022, arXiv:2203.10705, section 3.1)."""
+
+    weight: float = Field(default=0.1, ge=0, description="factor of this term in the total loss")
+    dimensions: int = Field(default=64, ge=1, description="size of the projected representations")
+    bank: Literal["position", "vocabulary", "none"] = Field(
+        default="position",
+        description="what a smoothed representation is kept for: each position of the training text, each "
+        "vocabulary entry, or nothing",
+    )
+    momentum: float = Field(default=0.5, ge=0, lt=1, description="share of the bank in q = m q + (1 - m) h")
+    temperature: float = Field(default=0.1, gt=0, description="divides the cosine similarities")
+    negatives: Literal["teacher", "student", "vocabulary"] = Field(
+        default="teacher",
+        description="what a token is set against: the teacher's or the student's other tokens of the sequence, or "
+        "the teacher's output embeddings of random vocabulary entries",
+    )
+    num_negatives: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many candidates are drawn for each sequence; null = all its tokens (as many random entries "
+        "as the sequence has tokens for vocabulary)",
+    )
+
+    def build(self, context: ObjectiveContext) -> Term:
+        from abridged.objectives.contrastive import ContrastiveDistillation
+
+        return ContrastiveDistillation(self, context)
+
+    def cached_parts(self) -> frozenset[str]:
+        if self.negatives == "vocabulary":
+            raise AbridgedError(
+                "contrastive negatives 'vocabulary' need the teacher's embeddings in memory: take 'teacher' or "
+                "'student' with a teacher cache"
+            )
+        return frozenset({"last_hidden"})
+
+
+class Hidden(Objective):
+    """Mean squared error between hidden states of the student and the teacher."""
+
+    needs_hidden_states: ClassVar[bool] = True
+
+    layers: dict[int, int] | None = Field(
+        default=None,
+        description="student layer: teacher layer, 0 = embedding output; null = every student layer, evenly spread "
+        "over the teacher's",
+    )
+
+    def build(self, context: ObjectiveContext) -> Term:
+        from abridged.objectives.hidden import HiddenDistillation
+
+        return HiddenDistillation(self, context)
