@@ -7,12 +7,14 @@ classes, which import what they need when they are put to work.
 from __future__ import annotations
 
 import re
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 
 from abridged.errors import AbridgedError
@@ -49,6 +51,17 @@ class Stage(BaseModel):
     def _training(cls, value: Any, info: ValidationInfo) -> Any:
         return build(TrainingSettings, {} if value is None else value, f"{_where(info)}training")
 
+    @model_validator(mode="after")
+    def _has_a_purpose(self) -> Stage:
+        if self.trains and not self.objectives:
+            raise ValueError("a stage that trains needs at least one objective (training.steps: 0 does not train)")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether any step is taken, rather than only the methods applied."""
+        return bool(self.training.epochs or self.training.steps)
+
 
 class Recipe(BaseModel):
     """A whole compression run. `Recipe.load("quantgpt-2-2-8")` reads one that is shipped."""
@@ -83,7 +96,7 @@ class Recipe(BaseModel):
             data, origin = dict(source), "recipe"
         else:
             path = find(source)
-            data, origin = parse_yaml(path.read_text(encoding="utf-8"), str(path)), f"recipe {path.name}"
+            data, origin = parse_yaml(read(path), str(path)), f"recipe {path.name}"
         if not isinstance(data, dict):
             raise AbridgedError(f"{origin}: expected keys and values at the top, such as `stages:`")
         return apply_overrides(cls, data, [expand(override) for override in overrides], origin)
@@ -96,7 +109,7 @@ class Recipe(BaseModel):
     @staticmethod
     def text(name_or_path: str | Path) -> str:
         """The commented YAML of a recipe, as written."""
-        return find(name_or_path).read_text(encoding="utf-8")
+        return read(find(name_or_path))
 
     def describe(self) -> str:
         """The recipe as YAML with every setting spelled out, defaults included."""
@@ -104,7 +117,7 @@ class Recipe(BaseModel):
 
     def warnings(self) -> list[str]:
         """What a person should know before running this recipe, one sentence each; usually nothing."""
-        trained = any(stage.training.epochs or stage.training.steps for stage in self.stages)
+        trained = any(stage.trains for stage in self.stages)
         bits = [b for stage in self.stages for m in stage.methods.values() for b in _weight_bits(m)]
         if not trained and bits and min(bits) < 4:
             return [
@@ -127,6 +140,16 @@ def find(name_or_path: str | Path) -> Path:
     raise AbridgedError(f"unknown recipe {str(name_or_path)!r}{hint}; `abridged recipes` lists all of them")
 
 
+def read(path: Path) -> str:
+    """The text of a recipe file; AbridgedError if it cannot be read or is not text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise AbridgedError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise AbridgedError(f"{path}: not UTF-8 text") from None
+
+
 def expand(override: str) -> str:
     """Write an override's key in full: "stages.0.steps=5" is short for "stages.0.training.steps=5"."""
     return re.sub(
@@ -145,7 +168,7 @@ class Key(NamedTuple):
     description: str
 
 
-def keys() -> Iterator[Key]:
+def all_keys() -> Iterator[Key]:
     """Every key of a recipe, in order, with its type, default and description."""
     yield from _keys_of(Recipe, "", skip=("stages",))
     yield from _keys_of(Stage, "stages.N.", skip=("methods", "objectives", "training"))
@@ -169,7 +192,14 @@ def _keys_of(model: type[BaseModel], prefix: str, skip: Sequence[str] = ()) -> I
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    """An annotation as a person writes it: the values of a Literal, and null for None."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(str(value) for value in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(inner) for inner in typing.get_args(annotation))
+    if annotation is type(None):
+        return "null"
+    return annotation.__name__ if type(annotation) is type else str(annotation)
 
 
 def _flow(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
 import types
@@ -46,14 +45,15 @@ def build(model: type[Model], data: Any, where: str = "", origin: str = "") -> M
         raise AbridgedError(f"{prefix}{error}") from None
 
 
-def apply_overrides(
-    model: type[Model], data: Mapping[str, Any], overrides: Sequence[str], origin: str = ""
-) -> Model:
+def apply_overrides(model: type[Model], data: Mapping[str, Any], overrides: Sequence[str], origin: str = "") -> Model:
     """Validate `data` as a `model` after setting each "dotted.key=value" of `overrides` in it, values in YAML.
 
     "*" in a key stands for every item of a list. `data` itself stays as it is. Raises AbridgedError.
     """
-    data = copy.deepcopy(dict(data))
+    try:
+        data = _unshared(data)
+    except RecursionError:
+        raise AbridgedError(f"{origin or 'settings'}: an alias refers to what it stands in") from None
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
@@ -89,7 +89,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, origin: str) -> Any:
     """Parse YAML safely; AbridgedError, with the line, where it is malformed."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -98,18 +98,21 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise AbridgedError(f"{origin}: not valid YAML: {error}") from None
 
 
-def registered(registry: Mapping[str, str], name: str, kind: str = "part", where: str = "") -> type[BaseModel]:
-    """The settings class that a registry of "module:Class" values lists under `name`; AbridgedError if none."""
+def registered(registry: Mapping[str, Any], name: str, kind: str = "part", where: str = "") -> type[BaseModel]:
+    """The settings class that a registry lists under `name`, as itself or as "module:Class"; AbridgedError if none."""
     if name not in registry:
         prefix = f"{where}: " if where else ""
         hint = nearest(name, registry)
         raise AbridgedError(f"{prefix}unknown {kind} {name!r}{hint}; there are: {', '.join(registry)}")
-    module, _, attribute = registry[name].partition(":")
-    return getattr(import_module(module), attribute)
+    target = registry[name]
+    if isinstance(target, str):
+        module, _, attribute = target.partition(":")
+        target = getattr(import_module(module), attribute)
+    return target
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """", did you mean …?" with the most similar of the known names, or nothing if none is similar."""
+    """ ", did you mean …?" with the most similar of the known names, or nothing if none is similar."""
     known = list(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not match:
@@ -147,6 +150,13 @@ def _known_keys(model: type[BaseModel], location: list[str]) -> str:
     for key, path in below.items():
         hint = hint.replace(repr(key), repr(path)) if key not in known else hint
     return hint or f" (known here: {', '.join(known)})"
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML's aliases share is apart, so that changing one does not change the other."""
+    if isinstance(value, Mapping):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _assign(node: Any, parts: list[str], value: Any, override: str) -> None:

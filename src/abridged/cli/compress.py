@@ -12,7 +12,7 @@ def compress(
     model: options.Teacher,
     data: options.Data,
     output: options.Output,
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see `abridged recipes`) or a YAML file.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="Name (see `abridged recipes`) or YAML file.", show_default=False)],
     overrides: options.Set = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -20,8 +20,8 @@ def compress(
     teacher_cache: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
-            help="Keep the teacher's top logits in this file (made if missing) and train without the teacher in memory.",
+            metavar="DIR",
+            help="Keep the teacher's answers in this folder and train without the teacher in memory.",
             show_default=False,
         ),
     ] = None,

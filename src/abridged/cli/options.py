@@ -9,7 +9,7 @@ Teacher = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A hub name (gpt2), a directory of a Hugging Face model, or `bundled`, the small teacher that comes along.",
+        help="A hub name (gpt2), a Hugging Face directory, or `bundled`, the small teacher that comes along.",
         show_default=False,
     ),
 ]
@@ -39,5 +39,7 @@ Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", sho
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given several times.", show_default=False),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting; may be given several times.", show_default=False
+    ),
 ]

@@ -43,5 +43,5 @@ def show(
         described = recipe.Recipe.load(name, overrides or ())
         typer.echo((described.describe() if overrides else recipe.Recipe.text(name)).rstrip())
     if keys:
-        for key in recipe.keys():
+        for key in recipe.all_keys():
             typer.echo(f"{key.path}: {key.type} = {key.default}\n    {key.description}")

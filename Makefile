@@ -1,0 +1,44 @@
+# make demo: set up and run the main job. make test: set up and test. Both work on a fresh clone.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: help setup demo test slow lint wheel clean
+
+help:
+	@echo "make demo   compress the bundled model and compare (about 10 minutes on 2 cores)"
+	@echo "make test   the fast tests        make slow   the slow ones"
+	@echo "make lint   ruff and mypy         make wheel  dist/*.whl        make clean  remove what these made"
+
+setup: $(READY)
+
+# torch comes first and alone: it is the large one, and which build is right depends on the machine.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "abridged needs Python 3.10 or newer, and none was found: set PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "could not make $(VENV): on Debian and Ubuntu, install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
