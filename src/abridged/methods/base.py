@@ -1,0 +1,38 @@
+"""What every method offers the trainer: settings, and four moments at which it may change the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Calibrate = Callable[[nn.Module], None]
+
+
+class Method(BaseModel):
+    """A way to make a model smaller. The fields are the recipe's settings; this module never imports torch.
+
+    `anatomy` (`abridged.families.Anatomy`) lists the matrices, so no method names a model family.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
+        """Change `model` in place before a stage trains it.
+
+        `calibrate(model)` runs some batches of data through the model without gradients.
+        """
+
+    def step(self, model: nn.Module, progress: float) -> None:
+        """Change what follows a schedule; called before each step with `progress` in [0, 1] of the stage."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Leave behind what will be stored; called once after the stage."""
+
+    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """Name the parameters that have learning rates of their own; all others are weights."""
+        return {}

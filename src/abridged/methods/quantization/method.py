@@ -1,0 +1,54 @@
+"""Quantisation as a method of a recipe: settings, and what is done to the model before and after training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from abridged.methods.base import Method
+from abridged.methods.quantization.settings import ActivationSettings, EmbeddingSettings, WeightSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from abridged.methods.base import Calibrate
+
+
+class Quantize(Method):
+    """Quantisation-aware training (Tao et al., ACL 2022, arXiv 2203.10705, and the methods it is measured against).
+
+    Weights are FP32 masters, quantised afresh at every step. A second stage keeps the masters and what was learned
+    about scales and clips as far as the new settings allow, and installs the new bits.
+    """
+
+    weights: WeightSettings = Field(default=WeightSettings(), description="the matrices of attention and feed-forward")
+    embeddings: EmbeddingSettings = Field(
+        default=EmbeddingSettings(), description="token embedding and head; position embeddings stay full precision"
+    )
+    activations: ActivationSettings = Field(default=ActivationSettings(), description="inputs of quantised matrices")
+    unquantized: Literal["float32", "float16"] = Field(
+        default="float32", description="storage of what is not quantised: positions, norms, biases"
+    )
+
+    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
+        """Swap the anatomy's matrices for quantised modules and calibrate their activation quantisers.
+
+        Raises AbridgedError for weights that are not finite and for groups that do not fit a matrix.
+        """
+        from abridged.methods.quantization.prepare import prepare
+
+        prepare(model, anatomy, calibrate, self)
+
+    def finish(self, model: nn.Module) -> None:
+        """Round what stays unquantised to the type it is stored in, so that the stored model is the trained one."""
+        from abridged.methods.quantization.prepare import round_unquantized
+
+        if self.unquantized == "float16":
+            round_unquantized(model)
+
+    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """The scales ("scale") and the activation clips ("clip")."""
+        from abridged.methods.quantization.prepare import parameter_groups
+
+        return parameter_groups(model)

@@ -1,0 +1,145 @@
+"""Puts quantised modules into a model, calibrates them, and finds their parameters again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from abridged.methods.quantization.activations import LearnedActivation
+from abridged.methods.quantization.modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
+from abridged.methods.quantization.quantizers import Dynamic, LearnedScale
+from abridged.runtime.activations import DynamicActivation
+from abridged.runtime.attention import IMPLEMENTATION, ROLES, QuantizedAttention
+
+if TYPE_CHECKING:
+    from abridged.methods.base import Calibrate
+    from abridged.methods.quantization.method import Quantize
+    from abridged.methods.quantization.settings import ActivationSettings, WeightSettings
+
+
+def prepare(model: nn.Module, anatomy: Any, calibrate: Calibrate, method: Quantize) -> None:
+    """See `Quantize.prepare`. Inputs are calibrated before the weights change, on the model as it comes."""
+    settings = {
+        matrix.name: method.embeddings if matrix.part in ("embedding", "head") else method.weights
+        for matrix in anatomy.matrices
+    }
+    matrices = [matrix for matrix in anatomy.matrices if settings[matrix.name].bits is not None]
+    inputs: dict[str, nn.Module | None] = {}
+    for matrix in matrices:
+        for path in (matrix.name,) if matrix.kind == "linear" else matrix.tied:
+            inputs[path] = input_quantizer(model.get_submodule(path), method.activations, matrix.input == "symmetric")
+    install_attention(model, anatomy.attentions, method.activations)
+    calibrate_inputs(model, inputs, calibrate)
+    for matrix in matrices:
+        install(model, matrix, settings[matrix.name], inputs)
+    model.unquantized_dtype = method.unquantized  # type: ignore[assignment]
+
+
+def input_quantizer(module: nn.Module, settings: ActivationSettings, symmetric: bool) -> nn.Module | None:
+    """The quantiser for a module's input: the one it has if the settings are the same, a new one otherwise."""
+    return _activation(getattr(module, "input_quantizer", None), settings, symmetric)
+
+
+def _activation(present: nn.Module | None, settings: ActivationSettings, symmetric: bool) -> nn.Module | None:
+    if settings.bits is None:
+        return None
+    if settings.quantizer == "dynamic":
+        return DynamicActivation(settings.bits)
+    if isinstance(present, LearnedActivation) and present.settings == settings and present.symmetric == symmetric:
+        return present
+    quantizer = LearnedActivation(settings, symmetric)
+    quantizer.observing = True
+    return quantizer
+
+
+def install_attention(model: nn.Module, paths: list[str], settings: ActivationSettings) -> None:
+    """Give the attention modules quantisers of their own, or take them away."""
+    wanted = settings.attention and settings.bits is not None
+    if not wanted and not any(hasattr(model.get_submodule(path), "attention_quantizers") for path in paths):
+        return
+    for path in paths:
+        module = model.get_submodule(path)
+        present = getattr(module, "attention_quantizers", None)
+        if wanted:
+            roles = [_activation(getattr(present, role, None), settings, role != "probabilities") for role in ROLES]
+            device = next(module.parameters()).device
+            module.attention_quantizers = QuantizedAttention(*(role.to(device) for role in roles if role is not None))
+        elif present is not None:
+            del module.attention_quantizers
+    model.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
+
+
+def calibrate_inputs(model: nn.Module, inputs: dict[str, nn.Module | None], calibrate: Calibrate) -> None:
+    """Let new learned quantisers see what comes into their modules, then set their clips."""
+    device = next(model.parameters()).device
+    observed = [module for module in model.modules() if isinstance(module, LearnedActivation) and module.observing]
+    hooks = []
+    for path, quantizer in inputs.items():
+        if quantizer is not None:
+            quantizer.to(device)
+        if isinstance(quantizer, LearnedActivation) and quantizer.observing:
+            module = model.get_submodule(path)
+            hooks.append(module.register_forward_pre_hook(_observe(quantizer)))
+            observed.append(quantizer)
+    if any(quantizer.settings.initial == "calibrated" for quantizer in observed):
+        with torch.no_grad():
+            calibrate(model)
+    for hook in hooks:
+        hook.remove()
+    for quantizer in observed:
+        quantizer.calibrate()
+
+
+def _observe(quantizer: LearnedActivation) -> Any:
+    return lambda module, inputs: quantizer.observe(inputs[0])
+
+
+def install(model: nn.Module, matrix: Any, settings: WeightSettings, inputs: dict[str, nn.Module | None]) -> None:
+    """Replace the matrix's module, and those tied to it, by quantised ones around one weight."""
+    module = model.get_submodule(matrix.name)
+    if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
+        source = module.source
+        source.install(settings)
+    else:
+        weight = module.get_parameter("weight").detach()
+        source = QuantizedWeight(weight.t() if matrix.transposed else weight, matrix.fused, settings, matrix.name)
+    for path in (matrix.name, *matrix.tied):
+        old = model.get_submodule(path)
+        new: nn.Module
+        if path == matrix.name and matrix.kind == "embedding":
+            new = QuantizedEmbedding(source)
+        else:
+            new = QuantizedLinear(source, getattr(old, "bias", None), inputs[path])
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new.train(old.training))
+
+
+def _quantization_parts(model: nn.Module) -> set[int]:
+    """The ids of the parameters that the quantised modules store in a way of their own."""
+    parts: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, (QuantizedWeight, LearnedActivation)):
+            parts.update(id(parameter) for parameter in module.parameters())
+    return parts
+
+
+@torch.no_grad()
+def round_unquantized(model: nn.Module) -> None:
+    """Round every parameter that is not quantised to FP16 values, in the type it has."""
+    stored = _quantization_parts(model)
+    for parameter in model.parameters():
+        if id(parameter) not in stored:
+            parameter.copy_(parameter.to(torch.float16))
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The learned scales and clips of a model."""
+    groups: dict[str, list[nn.Parameter]] = {"scale": [], "clip": []}
+    for module in model.modules():
+        if isinstance(module, (Dynamic, LearnedScale)):
+            groups["scale"] += module.parameters()
+        elif isinstance(module, LearnedActivation):
+            groups["clip"] += module.parameters()
+    return groups
