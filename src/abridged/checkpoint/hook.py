@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.abc
 import sys
 from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 TARGET = "transformers.quantizers.auto"
 """The module that holds transformers' table of quantisation methods."""
@@ -28,13 +30,14 @@ class _AfterImport(importlib.abc.MetaPathFinder):
                 break
         else:
             return None
-        execute = spec.loader.exec_module
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
-        def execute_and_register(module) -> None:
+        def execute_and_register(module: ModuleType) -> None:
             execute(module)
             _register()
 
-        spec.loader.exec_module = execute_and_register
+        loader.exec_module = execute_and_register
         return spec
 
 

@@ -1,0 +1,137 @@
+"""What a model directory weighs: bytes and bits per weight, in all, by part and by module. No torch here."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from abridged.checkpoint.files import (
+    CONFIG,
+    DTYPE_BYTES,
+    TensorEntry,
+    checked_directory,
+    read_json,
+    read_tensors,
+    safe_file,
+    weight_files,
+)
+from abridged.checkpoint.format import EmbeddingSpec, LinearSpec, QuantizationSpec, parse_spec
+
+DENSE_BYTES = 4
+"""Bytes of a weight before compression: FP32."""
+
+_PARTS = (
+    ("activation quantizers", re.compile(r"\.(input_quantizer|attention_quantizers)\.")),
+    ("biases", re.compile(r"bias$")),
+    ("norms", re.compile(r"(^|[._])(ln(_?\w+)?|norm\w*|layer_?norm\w*|\w*_norm)\.weight$", re.IGNORECASE)),
+    ("positions", re.compile(r"(wpe|position_embeddings|embed_positions|position\w*)\.weight$")),
+    ("embedding", re.compile(r"(wte|embed_tokens|word_embeddings|token_type_embeddings|shared)\.weight(_scale)?$")),
+    ("head", re.compile(r"(^|\.)(lm_head|cls|score|classifier|qa_outputs)\b")),
+    ("attention", re.compile(r"(attn|attention)\b")),
+    ("ffn", re.compile(r"(mlp|ffn|feed_forward|fc\d?|intermediate|output)\b")),
+)
+"""Parts by tensor name, first match first: names as transformers' families have them."""
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """Account for the weights in a model directory, compressed by abridged or ordinary.
+
+    Returns ``file_bytes`` (all weight files, headers included), ``dense_bytes`` (FP32: four for each parameter, tied
+    ones counted once), ``ratio`` = dense / file, ``bits_per_weight`` = 8 * file / parameters, ``parameters``,
+    ``format`` ("abridged" or "dense"), ``files`` {name: bytes}, ``parts`` {name: {parameters, bytes, dense_bytes}}
+    and ``modules``: one for each module with weights, {name, part, stored, shape, bits, bytes, dense_bytes} and for
+    packed ones {code_book, packing, scales, num_scales, activations}. Bytes by part and module are those of the
+    tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts).
+    Raises :class:`AbridgedError` if the directory or a file in it cannot be read as a model.
+    """
+    directory = checked_directory(path)
+    quantization = read_json(safe_file(directory, CONFIG)).get("quantization_config")
+    spec = parse_spec(quantization) if quantization is not None else None
+    paths = weight_files(directory)
+    tensors = read_tensors(paths)
+    files = {file.name: file.stat().st_size for file in paths}
+
+    parts: dict[str, dict[str, int]] = {}
+    modules: dict[str, dict[str, Any]] = {}
+    for name, entry in sorted(tensors.items(), key=lambda item: _natural(item[0])):
+        owner, attribute = _owner(name)
+        matrix = spec.matrices().get(owner) if spec else None
+        parameters = _parameters(name, attribute, entry, matrix)
+        part = part_of(name)
+        row = parts.setdefault(part, {"parameters": 0, "bytes": 0, "dense_bytes": 0})
+        module = modules.setdefault(owner, _describe(owner, entry, matrix, spec))
+        for account in (row, module):
+            account["parameters"] += parameters
+            account["bytes"] += entry.num_bytes
+            account["dense_bytes"] += parameters * DENSE_BYTES
+    headers = sum(files.values()) - sum(entry.num_bytes for entry in tensors.values())
+    parts["headers"] = {"parameters": 0, "bytes": headers, "dense_bytes": 0}
+
+    file_bytes, count = sum(files.values()), sum(row["parameters"] for row in parts.values())
+    return {
+        "format": "abridged" if spec else "dense",
+        "file_bytes": file_bytes,
+        "dense_bytes": count * DENSE_BYTES,
+        "ratio": count * DENSE_BYTES / file_bytes if file_bytes else 0.0,
+        "bits_per_weight": 8 * file_bytes / count if count else 0.0,
+        "parameters": count,
+        "files": files,
+        "parts": parts,
+        "modules": list(modules.values()),
+    }
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a tensor belongs to, by its name: embedding, attention, ffn, norms, … or other."""
+    return next((part for part, pattern in _PARTS if pattern.search(name)), "other")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+
+
+def _owner(name: str) -> tuple[str, str]:
+    """The module that a tensor is listed under, and its name there; quantisers belong to what they quantise for."""
+    for marker in (".input_quantizer.", ".attention_quantizers."):
+        if marker in name:
+            owner, _, rest = name.partition(marker)
+            return owner, marker[1:] + rest
+    owner, _, attribute = name.rpartition(".")
+    return owner, attribute
+
+
+def _parameters(name: str, attribute: str, entry: TensorEntry, matrix: LinearSpec | EmbeddingSpec | None) -> int:
+    """Parameters of the original model that a tensor stands for: none for scales and activation quantisers."""
+    if matrix is not None and attribute == "weight":
+        return matrix.rows * matrix.columns
+    if part_of(name) == "activation quantizers" or (matrix is not None and attribute == "weight_scale"):
+        return 0
+    return math.prod(entry.shape)
+
+
+def _describe(
+    owner: str, entry: TensorEntry, matrix: LinearSpec | EmbeddingSpec | None, spec: QuantizationSpec | None
+) -> dict[str, Any]:
+    part = part_of(f"{owner}.weight")
+    row: dict[str, Any] = {"name": owner, "part": part, "parameters": 0, "bytes": 0, "dense_bytes": 0}
+    if matrix is None:
+        return {**row, "stored": entry.dtype, "shape": list(entry.shape), "bits": 8 * DTYPE_BYTES[entry.dtype]}
+    readers = [path for path, source in spec.tied().items() if source == owner] if spec else []
+    return {
+        **row,
+        "stored": f"{matrix.code_book}, {matrix.bits:g} bits",
+        "shape": [matrix.rows, matrix.columns],
+        "bits": matrix.bits,
+        "code_book": matrix.code_book,
+        "packing": matrix.packing,
+        "scales": matrix.granularity,
+        "num_scales": matrix.num_scales,
+        "scale_dtype": matrix.scale_dtype,
+        "tied": readers,
+        "activations": matrix.input.model_dump(exclude_none=True)
+        if isinstance(matrix, LinearSpec) and matrix.input
+        else None,
+    }

@@ -1,0 +1,157 @@
+"""Between a stock model and a compressed one: swapping in packed modules, tying them, and naming their tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from abridged.checkpoint.files import TensorEntry
+from abridged.checkpoint.format import AttentionSpec, EmbeddingSpec, LinearSpec, ModuleSpec, QuantizationSpec
+from abridged.errors import AbridgedError
+from abridged.runtime.attention import ROLES, QuantizedAttention
+from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule, build_input_quantizer
+
+SAFETENSORS_DTYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
+    torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+}  # fmt: skip
+
+
+def build_module(spec: ModuleSpec) -> nn.Module:
+    """An empty module for a specification, on the default device."""
+    if isinstance(spec, LinearSpec):
+        return PackedLinear(spec)
+    if isinstance(spec, EmbeddingSpec):
+        return PackedEmbedding(spec)
+    return QuantizedAttention(*(build_input_quantizer(getattr(spec, role)) for role in ROLES))
+
+
+def scope(model: nn.Module, spec: QuantizationSpec) -> QuantizationSpec:
+    """The specification as seen from ``model``, which may be the base of the model that was saved.
+
+    ``AutoModel.from_pretrained`` on a causal language model's directory builds its base alone: the paths lose their
+    prefix, and modules outside the base (the head) drop out.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    paths = set(spec.modules)
+    if prefix == "." or hasattr(model, prefix[:-1]) or not any(path.startswith(prefix) for path in paths):
+        return spec
+    modules = {path[len(prefix) :]: module for path, module in spec.modules.items() if path.startswith(prefix)}
+    return spec.model_copy(update={"modules": modules})
+
+
+def install(model: Any, spec: QuantizationSpec) -> None:
+    """Put empty packed modules at the places that ``spec`` names, on the default device.
+
+    Raises :class:`AbridgedError` where the model has no such module or one of another kind, shape or bias.
+    """
+    for path, module_spec in spec.modules.items():
+        try:
+            stock = model.get_submodule(path)
+        except AttributeError:
+            raise AbridgedError(f"quantization_config: the model has no module {path}") from None
+        if isinstance(module_spec, AttentionSpec):
+            stock.attention_quantizers = build_module(module_spec)
+            continue
+        _check_stock(path, stock, module_spec)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, build_module(module_spec))
+
+
+def _check_stock(path: str, stock: nn.Module, spec: LinearSpec | EmbeddingSpec) -> None:
+    if isinstance(spec, EmbeddingSpec):
+        fits = isinstance(stock, nn.Embedding)
+    else:
+        fits = isinstance(stock, (nn.Linear, Conv1D))
+    if not fits:
+        raise AbridgedError(f"quantization_config: {path} is a {type(stock).__name__}, not a stock {spec.kind}")
+    weight: Any = stock.weight
+    shape = tuple(weight.shape)[:: -1 if isinstance(stock, Conv1D) else 1]
+    if shape != (spec.rows, spec.columns):
+        raise AbridgedError(
+            f"quantization_config: {path} is {spec.rows}x{spec.columns}, config.json makes it {shape[0]}x{shape[1]}"
+        )
+    if isinstance(spec, LinearSpec) and spec.bias != (stock.bias is not None):
+        raise AbridgedError(f"quantization_config: {path} is {'with' if spec.bias else 'without'} a bias, unlike stock")
+
+
+def declare_ties(model: Any, spec: QuantizationSpec) -> None:
+    """Tell transformers that tied modules share codes and scales, so that it ties them and writes them once."""
+    ties = {
+        f"{path}.{name}": f"{owner}.{name}"
+        for path, owner in spec.tied().items()
+        for name in ("weight", "weight_scale")
+    }
+    declared = getattr(model, "all_tied_weights_keys", {})
+    for name, source in ties.items():
+        if name.endswith(".weight") and declared.get(name) != source:
+            raise AbridgedError(f"quantization_config ties {name} to {source}, config.json does not")
+    packed = {f"{path}.weight" for path in spec.matrices()}
+    for name, source in declared.items():
+        if name in packed and ties.get(name) != source:
+            raise AbridgedError(f"config.json ties {name} to {source}, quantization_config does not")
+    model.all_tied_weights_keys = {**declared, **ties}
+    model._tied_weights_keys = {**(getattr(model, "_tied_weights_keys", None) or {}), **ties}
+
+
+def share_tied(model: nn.Module, spec: QuantizationSpec) -> None:
+    """Let tied modules hold the very parameters of their owners."""
+    for path, owner in spec.tied().items():
+        target, source = model.get_submodule(path), model.get_submodule(owner)
+        target.weight, target.weight_scale = source.weight, source.weight_scale
+
+
+def stored_tensors(model: nn.Module, spec: QuantizationSpec) -> dict[str, Tensor]:
+    """The tensors of a compressed model in the dtypes in which they are stored, each tied one once, under its owner.
+
+    Scales go to their ``scale_dtype``, other floats to ``unquantized_dtype``; codes and the state of activation
+    quantisers stay as they are.
+    """
+    state = model.state_dict()
+    for name in getattr(model, "all_tied_weights_keys", {}):
+        state.pop(name, None)
+    return {name: tensor.to(stored_dtype(model, spec, name, tensor)) for name, tensor in state.items()}
+
+
+def stored_dtype(model: nn.Module, spec: QuantizationSpec, name: str, tensor: Tensor) -> torch.dtype:
+    path, _, attribute = name.rpartition(".")
+    module_spec = spec.modules.get(path)
+    if isinstance(module_spec, (LinearSpec, EmbeddingSpec)) and attribute in ("weight", "weight_scale"):
+        return tensor.dtype if attribute == "weight" else getattr(torch, module_spec.scale_dtype)
+    quantizer_state = any(part in ("input_quantizer", "attention_quantizers") for part in path.split("."))
+    if quantizer_state or not tensor.is_floating_point():
+        return tensor.dtype
+    return getattr(torch, spec.unquantized_dtype)
+
+
+def check_tensors(model: nn.Module, spec: QuantizationSpec, tensors: dict[str, TensorEntry]) -> None:
+    """Raise :class:`AbridgedError` unless the files hold the tensors that the model wants, and no others.
+
+    model: compressed, on the meta device, ties declared.
+    """
+    expected = {
+        name: (SAFETENSORS_DTYPES[stored_dtype(model, spec, name, tensor)], tuple(tensor.shape))
+        for name, tensor in model.state_dict().items()
+        if name not in getattr(model, "all_tied_weights_keys", {})
+    }
+    if missing := sorted(set(expected) - set(tensors)):
+        raise AbridgedError(f"the weights lack {missing[0]}{_and_more(missing)}")
+    if extra := sorted(set(tensors) - set(expected)):
+        raise AbridgedError(f"the weights hold {extra[0][:80]!r}{_and_more(extra)}, which the model does not have")
+    for name, (dtype, shape) in expected.items():
+        if (tensors[name].dtype, tensors[name].shape) != (dtype, shape):
+            raise AbridgedError(
+                f"{name} is {tensors[name].dtype} of {list(tensors[name].shape)}, expected {dtype} of {list(shape)}"
+            )
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
+    """The packed modules of a model by path."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}

@@ -1,0 +1,91 @@
+"""Export to an ordinary dense Hugging Face model whose weights have the quantised values: loads without abridged."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from abridged.checkpoint.files import checked_directory, safe_file
+from abridged.checkpoint.inspect import inspect
+from abridged.checkpoint.load import load
+from abridged.checkpoint.save import written_whole
+from abridged.checkpoint.skeleton import packed_modules
+from abridged.errors import AbridgedError
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+def export_dense(
+    directory: str | Path, output: str | Path, dtype: Literal["float32", "float16"] = "float16"
+) -> dict[str, Any]:
+    """Write the model in ``directory`` as a stock model of its architecture to ``output``; return its ``inspect``.
+
+    Weights are ``level * scale``, exact in FP32 and rounded in FP16. Activation quantisers have no place in a stock
+    model and are left out: it computes with full-precision activations.
+    Raises :class:`AbridgedError` for an unreadable checkpoint, an unknown dtype, or an output that cannot be written.
+    """
+    if dtype not in ("float32", "float16"):
+        raise AbridgedError(f"dense export knows the dtypes float32 and float16, not {dtype!r}")
+    source = checked_directory(directory)
+    if Path(output).expanduser().exists():
+        raise AbridgedError(f"{output} exists already: choose another output")
+    model = dense_model(load(source), getattr(torch, dtype))
+    with written_whole(output) as temporary:
+        model.save_pretrained(temporary)
+        for name in TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copyfile(safe_file(source, name), temporary / name)
+        (temporary / "README.md").write_text(_card(Path(output).name, source, dtype), encoding="utf-8")
+    return inspect(output)
+
+
+def dense_model(packed: Any, dtype: torch.dtype) -> Any:
+    """A stock model with the dequantised weights of a packed one, in ``dtype``."""
+    config = copy.deepcopy(packed.config)
+    del config.quantization_config
+    config.dtype, config._attn_implementation = dtype, None
+    with torch.device("meta"):
+        model = type(packed)(config)
+    stock: dict[str, Tensor] = {}
+    modules = packed_modules(packed)
+    for name, tensor in model.state_dict().items():
+        path, _, attribute = name.rpartition(".")
+        if name in model.all_tied_weights_keys:
+            continue
+        if path in modules and attribute == "weight":
+            weight = modules[path].dequantized()
+            is_transposed = isinstance(model.get_submodule(path), Conv1D)
+            stock[name] = (weight.t() if is_transposed else weight).to(dtype).contiguous()
+        else:
+            stock[name] = (
+                packed.get_parameter_or_buffer(name).detach().to(dtype if tensor.is_floating_point() else tensor.dtype)
+            )
+    for name, source in model.all_tied_weights_keys.items():
+        stock[name] = stock[source]
+    model.load_state_dict(stock, assign=True)
+    model.tie_weights()
+    model.generation_config = copy.deepcopy(packed.generation_config)
+    return model.eval()
+
+
+def _card(name: str, source: Path, dtype: str) -> str:
+    original = source / "README.md"
+    text = original.read_text(encoding="utf-8") if original.is_file() and not original.is_symlink() else ""
+    front, _, body = text.removeprefix("---\n").partition("\n---\n") if text.startswith("---\n") else ("", "", text)
+    front = "\n".join(line for line in front.splitlines() if not line.startswith("tags:"))
+    note = (
+        f"The quantised values of a model compressed with abridged, as ordinary {dtype} weights: it loads with "
+        "transformers alone and is as large as any dense model. Activations are not quantised here."
+    )
+    body = body.partition("\n## Bytes by part")[0]
+    made = body[body.find("## How it was made") :] if "## How it was made" in body else ""
+    return f"---\n{front or 'library_name: transformers'}\n---\n\n# {name}\n\n{note}\n\n{made}"
