@@ -1,0 +1,203 @@
+"""Gathers a report's plain data from the real objects: models, quantised modules, measurements and files."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abridged.checkpoint.code_books import CODE_BOOKS
+from abridged.report.data import MatrixPicture, ModelRow, PartBytes, ReportData, Sample, TokenPicture
+from abridged.report.pictures import matrix_picture, token_picture
+from abridged.report.text import duration, megabytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from abridged.families import Anatomy
+    from abridged.recipe import Recipe
+
+TOKENS = 160  #: tokens of the text in the picture: enough to show a cloud, few enough to see single ones
+
+
+def collect(
+    *,
+    recipe: "Recipe",
+    base_model: str,
+    data: str,
+    directory: str | os.PathLike[str],
+    account: Mapping[str, Any],
+    teacher_metrics: Mapping[str, Any],
+    student_metrics: Mapping[str, Any],
+    rounded_metrics: Mapping[str, Any] | None = None,
+    rounded_name: str = "round to nearest, untrained",
+    metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str] = (),
+    matrices: Sequence[MatrixPicture] = (),
+    tokens: TokenPicture | None = None,
+    prompt: str = "",
+    continuations: Mapping[str, str] | None = None,
+    environment: Mapping[str, Any] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    peak_memory: Mapping[str, int] | None = None,
+) -> ReportData:
+    """Everything a report shows of one compression.
+
+    Args:
+        recipe: as run, overrides included.
+        base_model, data: as the person named them.
+        directory: where the checkpoint will be; only its last name is shown.
+        account: what `abridged.checkpoint.inspect.inspect` says of the saved student.
+        teacher_metrics, student_metrics, rounded_metrics: what `abridged.evaluation.perplexity.perplexity` gave for
+            each, on the same text; the last for the teacher rounded to the student's bits without training.
+        metrics: the lines of metrics.jsonl, or its path.
+        matrices: of `picture_weights(student, anatomy)`, taken from the student before it is packed.
+        tokens: of `picture_tokens(…)`.
+        prompt, continuations: a prompt and what "teacher" and "student" wrote after it.
+        environment: `versions` and `hardware`, as in abridged.json.
+        seconds: wall time by name, such as {"training": 372.1, "evaluation": 20.4}.
+        peak_memory: bytes by name, such as {"peak memory": 3 * 2**30}.
+    """
+    stages = [stage.name or f"stage {number}" for number, stage in enumerate(recipe.stages, 1)]
+    name = recipe.name or "a recipe of your own"
+    ratio, bits, size = account["ratio"], account["bits_per_weight"], account["file_bytes"]
+    summary = [_row("teacher", "teacher", teacher_metrics, account["dense_bytes"], 1.0, 32.0)]
+    if rounded_metrics is not None:
+        # the same grid, the same bytes: only the values differ
+        summary.append(_row(rounded_name, "rounded", rounded_metrics, size, ratio, bits))
+    summary.append(_row(f"student, {name}", "student", student_metrics, size, ratio, bits))
+    roles = {"teacher": "teacher", "student": "student"}
+    return ReportData(
+        title=f"{name} of {_last(base_model)}",
+        recipe=name,
+        recipe_description=recipe.description or "",
+        paper=recipe.paper or "",
+        base_model=_last(base_model),
+        data=_last(data),
+        date=date.today().isoformat(),
+        evaluation=dict(student_metrics),
+        summary=summary,
+        metrics=read_metrics(metrics),
+        stages=stages,
+        parts=_parts(account["parts"]),
+        matrices=list(matrices),
+        tokens=tokens,
+        prompt=prompt,
+        samples=[Sample(who, roles.get(who, "rounded"), text) for who, text in (continuations or {}).items()],
+        modules=[dict(module) for module in account["modules"]],
+        directory=Path(directory).name,
+        machine=_flat(environment or {}),
+        costs={
+            **{what: duration(value) for what, value in (seconds or {}).items()},
+            **{what: f"{megabytes(value)} MB" for what, value in (peak_memory or {}).items()},
+        },
+    )
+
+
+def picture_weights(student: "nn.Module", anatomy: "Anatomy") -> list[MatrixPicture]:
+    """How each quantised matrix of a student in training lies on its grid, in the anatomy's order.
+
+    Q, K and V of a fused matrix are pictures of their own. Matrices that carry no quantiser are left out.
+    """
+    from abridged.methods.quantization.modules import QuantizedWeight
+
+    pictures = []
+    found = dict(student.named_modules())
+    for matrix in anatomy.matrices:
+        source = getattr(found.get(matrix.name), "source", None)
+        if not isinstance(source, QuantizedWeight):
+            continue
+        stored = source.stored()
+        grid = CODE_BOOKS[stored.code_book]
+        names = ("Q", "K", "V") if matrix.fused == 3 else tuple(map(str, range(matrix.fused)))
+        blocks = [_numpy(t).reshape(matrix.fused, -1) for t in (source.weight, stored.levels, stored.scale)]
+        for index in range(matrix.fused):
+            weight, levels, scale = (block[index] for block in blocks)
+            lines = weight.reshape(scale.size, -1)
+            pictures.append(
+                matrix_picture(
+                    matrix.name,
+                    weight.reshape(-1, matrix.columns),
+                    levels.reshape(-1, matrix.columns),
+                    scale,
+                    grid,
+                    part=matrix.part,
+                    layer=matrix.layer,
+                    block=names[index] if matrix.fused > 1 else "",
+                    # four levels ±1, ±3 stand for cells that reach out to ±4 (ParetoQ's α)
+                    clip=4 * scale if stored.code_book == "quaternary" else None,
+                    offset=lines.mean(1) if source.settings.centered else None,
+                )
+            )
+    return pictures
+
+
+def picture_tokens(
+    tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], states: Mapping[str, np.ndarray]
+) -> TokenPicture:
+    """The picture of one text's tokens as several models see them.
+
+    Args:
+        token_ids: (tokens,) of the text, as given to `hidden_states`.
+        states: (tokens, hidden) arrays of `hidden_states` by model: "teacher" first, then any name for the teacher
+            rounded without training, then "student".
+    """
+    labels = [tokenizer.decode([int(token)]) for token in token_ids]
+    roles = {"teacher": "teacher", "student": "student"}
+    return token_picture(labels, {name: (roles.get(name, "rounded"), array) for name, array in states.items()})
+
+
+def hidden_states(model: "PreTrainedModel", token_ids: Sequence[int]) -> np.ndarray:
+    """Last-layer states of one text, (tokens, hidden) FP32, after the final norm; the model's mode is kept."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        ids = torch.as_tensor(list(token_ids), device=next(iter(model.parameters())).device).unsqueeze(0)
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    model.train(was_training)
+    return _numpy(states.float())
+
+
+def read_metrics(metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut off while being written is passed over."""
+    if not isinstance(metrics, str | os.PathLike):
+        return [dict(line) for line in metrics]
+    lines = []
+    for line in Path(metrics).read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(found, dict):
+            lines.append(found)
+    return lines
+
+
+def _row(name: str, role: str, metrics: Mapping[str, Any], size: int, ratio: float, bits: float) -> ModelRow:
+    return ModelRow(name, role, metrics.get("perplexity"), metrics.get("word_perplexity"), size, ratio, bits)
+
+
+def _parts(parts: Mapping[str, Mapping[str, Any]]) -> list[PartBytes]:
+    return [PartBytes(name, part["dense_bytes"], part["file_bytes"]) for name, part in parts.items()]
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, str]:
+    """{"versions": {"torch": "2"}, "cores": 2} as {"torch": "2", "cores": "2"}."""
+    flat: dict[str, str] = {}
+    for name, value in facts.items():
+        flat.update(_flat(value) if isinstance(value, Mapping) else {name.replace("_", " "): str(value)})
+    return flat
+
+
+def _last(name: str) -> str:
+    """A model or text as others may know it: of a path only the last name, so that no home folder is published."""
+    return Path(name).name if name.startswith(("/", "~", ".")) else name
+
+
+def _numpy(tensor: "Tensor") -> np.ndarray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,238 @@
+"""The figures of a report. Each takes plain data and gives inline SVG, or several for small multiples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from abridged.report.curves import Curve
+from abridged.report.data import MatrixPicture, TokenCloud, TokenPicture
+from abridged.report.figure import COLOURS, DASHES, MARKERS, SERIES, Drawing
+from abridged.report.text import significant, visible
+
+_LABELS = 14  #: tokens named in a cloud, at most
+
+
+def curves(
+    lines: Sequence[Curve],
+    label: str,
+    y_label: str,
+    stages: Sequence[float] = (),
+    logarithmic: bool = True,
+) -> Markup:
+    """Curves over the training step.
+
+    Args:
+        stages: steps at which a new stage begins, marked by a vertical rule.
+        logarithmic: take the logarithm of values that span more than a factor of eight.
+    """
+    values = np.concatenate([line.values for line in lines])
+    values = values[np.isfinite(values)]
+    logarithmic = logarithmic and values.size > 0 and values.min() > 0 and values.max() > 8 * values.min()
+    with Drawing(3.6, 2.4, label) as drawing:
+        axes = drawing.axes
+        for index, line in enumerate(lines):
+            axes.plot(
+                line.steps,
+                line.values,
+                color=COLOURS["student"] if len(lines) == 1 else SERIES[index % len(SERIES)],
+                linestyle=DASHES[index % len(DASHES)],
+                marker="o" if len(line.steps) <= 30 else "",
+                markersize=2.5,
+                label=visible(line.name, 30),
+            )
+        for step in stages:
+            axes.axvline(step, color=COLOURS["muted"], linewidth=0.6, linestyle=":")
+        if logarithmic:
+            _logarithmic(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.grid(axis="y")
+        axes.set_xlabel("step")
+        axes.set_ylabel(y_label)
+        if len(lines) > 1:
+            axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
+    return drawing.svg
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1.0,) if high / low > 300 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value >= 1e-3 else f"{value:.0e}"))
+
+
+def histogram(matrix: MatrixPicture, reach: float) -> Markup:
+    """Weights of one matrix in units of α, with ±α and the levels of the grid; `reach` is the axis' end."""
+    with Drawing(1.6, 0.95, f"Histogram of the weights of {visible(matrix.name, 80)}") as drawing:
+        axes = drawing.axes
+        centres = (matrix.edges[:-1] + matrix.edges[1:]) / 2
+        inside = np.abs(centres) < 1
+        for kept, colour in ((inside, "student"), (~inside, "c4")):
+            heights = np.where(kept, matrix.counts, 0)
+            axes.stairs(heights, matrix.edges, fill=True, color=COLOURS[colour], alpha=0.55, linewidth=0)
+        top = max(float(matrix.counts.max()), 1e-9) * 1.08
+        if len(matrix.levels) <= 16:
+            axes.vlines(matrix.levels, 0, top, color=COLOURS["ink"], linewidth=0.8)
+            axes.plot(
+                matrix.levels,
+                np.full(len(matrix.levels), top),
+                color=COLOURS["ink"],
+                marker="v",
+                markersize=3.5,
+                linestyle="",
+                clip_on=False,
+            )
+        axes.vlines((-1, 1), 0, top, color=COLOURS["c4"], linewidth=1, linestyle=(0, (3, 2)))
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(0, top)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        ticks = [tick for tick in (-2, -1, 0, 1, 2) if abs(tick) <= reach]
+        axes.set_xticks(ticks, [{0: "0", 1: "α", -1: "−α"}.get(t, f"{t}α".replace("-", "−")) for t in ticks])
+    return drawing.svg
+
+
+def reach_of(matrices: Sequence[MatrixPicture]) -> float:
+    """The axis' end, in α, that shows all but the last hundredth of the widest matrix's weights."""
+    widest = 1.0
+    for matrix in matrices:
+        centres = np.abs((matrix.edges[:-1] + matrix.edges[1:]) / 2)
+        order = np.argsort(centres)
+        within = np.cumsum(matrix.counts[order])
+        widest = max(widest, float(centres[order][np.searchsorted(within, 0.99 * within[-1]).clip(max=len(order) - 1)]))
+    return next((reach for reach in (1.25, 1.75, 2.25) if widest <= reach), 3.25)
+
+
+def gammas(matrices: Sequence[MatrixPicture]) -> Markup:
+    """γ over the layers, one line for each kind of module."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for matrix in matrices:
+        if matrix.layer is not None and matrix.gamma is not None:
+            series.setdefault(kind_of(matrix), []).append((matrix.layer, matrix.gamma))
+    with Drawing(4.6, 3.1, "γ of every compressed matrix over the layers") as drawing:
+        axes = drawing.axes
+        for index, (name, points) in enumerate(series.items()):
+            layers, values = zip(*sorted(points), strict=True)
+            axes.plot(
+                layers,
+                values,
+                color=SERIES[index % len(SERIES)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4,
+                linewidth=1,
+                label=visible(name, 30),
+            )
+        for matrix in matrices:
+            if matrix.layer is None and matrix.gamma is not None:
+                label = visible(matrix.name, 30)
+                axes.axhline(matrix.gamma, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 2)), label=label)
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        axes.grid(axis="y")
+        axes.set_xlabel("layer")
+        axes.set_ylabel("γ")
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
+    return drawing.svg
+
+
+def kind_of(matrix: MatrixPicture) -> str:
+    """What a matrix is within its layer: 'attn.c_attn Q' of 'transformer.h.3.attn.c_attn'."""
+    pieces = matrix.name.split(".")
+    digits = [index for index, piece in enumerate(pieces) if piece.isdigit()]
+    kind = ".".join(pieces[digits[-1] + 1 :]) if digits else matrix.name
+    return f"{kind} {matrix.block}".strip()
+
+
+def token_cloud(picture: TokenPicture, cloud: TokenCloud) -> Markup:
+    """One model's tokens in the plane of the teacher's two principal components, all models at one scale.
+
+    A hairline leads from each token to where the teacher has it.
+    """
+    teacher = picture.clouds[0].points
+    everything = np.concatenate([other.points for other in picture.clouds])
+    low, high = everything.min(0), everything.max(0)
+    centre, half = (low + high) / 2, 0.56 * float((high - low).max() or 1.0)
+    with Drawing(3.5, 3.5, f"Tokens as {cloud.name} sees them") as drawing:
+        axes = drawing.axes
+        axes.set_xlim(centre[0] - half, centre[0] + half)
+        axes.set_ylim(centre[1] - half, centre[1] + half)
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in ("left", "bottom", "right", "top"):
+            axes.spines[side].set_visible(True)
+            axes.spines[side].set_color(COLOURS["rule"])
+        if cloud is not picture.clouds[0]:
+            stacked = np.stack([teacher, cloud.points, np.full_like(teacher, np.nan)], axis=1).reshape(-1, 2)
+            axes.plot(stacked[:, 0], stacked[:, 1], color=COLOURS["muted"], linewidth=0.4, alpha=0.45)
+        axes.plot(
+            cloud.points[:, 0],
+            cloud.points[:, 1],
+            color=COLOURS[cloud.role],
+            marker="o",
+            markersize=3.2,
+            markeredgewidth=0,
+            linestyle="",
+            alpha=0.75,
+        )
+        right = float(centre[0]) + half
+        for index, (x, y, side) in _label_places(picture.labels, teacher, cloud.points, half, right).items():
+            axes.text(
+                x,
+                y,
+                visible(picture.labels[index], 12),
+                fontsize=7.5,
+                ha=side,
+                va="center",
+                gid=f"label{index}",  # the style sheet gives these letters a rim of the paper's colour
+            )
+    return drawing.svg
+
+
+def _label_places(
+    labels: Sequence[str], teacher: np.ndarray, points: np.ndarray, half: float, right: float
+) -> dict[int, tuple[float, float, str]]:
+    """Where to write which tokens' labels: spread over the teacher's cloud, the same tokens for every model.
+
+    Tokens are chosen farthest first in the teacher's plane, one for each text; a label that would cover another is
+    left out of that panel.
+    """
+    chosen: list[int] = []
+    distance = np.linalg.norm(teacher - teacher.mean(0), axis=1)
+    seen: set[str] = set()
+    while len(chosen) < min(2 * _LABELS, len(labels)) and distance.max() > 0:
+        index = int(distance.argmax())
+        distance = np.minimum(distance, np.linalg.norm(teacher - teacher[index], axis=1))
+        distance[index] = 0
+        text = visible(labels[index], 12)
+        if text not in seen and any(character.isalnum() for character in text):
+            seen.add(text)
+            chosen.append(index)
+    places: dict[int, tuple[float, float, str]] = {}
+    boxes: list[tuple[float, float, float, float]] = []
+    height = 2 * half * 0.045
+    for index in chosen:
+        x, y = points[index]
+        width = 2 * half * 0.023 * (len(visible(labels[index], 12)) + 1)
+        gap = 0.025 * half
+        flipped = float(x) + gap + width > right
+        left = float(x) - gap - width if flipped else float(x) + gap
+        box = (left, float(y) - height / 2, left + width, float(y) + height / 2)
+        if all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in boxes):
+            boxes.append(box)
+            places[index] = (float(x) - gap, float(y), "right") if flipped else (left, float(y), "left")
+        if len(places) == _LABELS:
+            break
+    return places
+
+
+def describe_gamma(matrix: MatrixPicture) -> dict[str, Any]:
+    """The numbers under a histogram, as text."""
+    low, middle, high = matrix.alpha
+    spread = f" ({significant(low, 2)} to {significant(high, 2)})" if matrix.scales > 1 else ""
+    return {"alpha": significant(middle) + spread, "gamma": significant(matrix.gamma)}

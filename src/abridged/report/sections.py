@@ -1,0 +1,307 @@
+"""The parts of a report, in order. Each looks at the data and gives what its template needs, or None to be left out.
+
+A new section is a function in `SECTIONS` and a template of the function's name; `title` is its heading.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from abridged.report import plots
+from abridged.report.curves import Training, read_curves
+from abridged.report.data import MatrixPicture, ModelRow, ReportData
+from abridged.report.text import (
+    MISSING,
+    THIN,
+    megabytes,
+    number,
+    percent,
+    readable,
+    signed_percent,
+    significant,
+)
+
+Section = dict[str, Any]
+_ALL_MATRICES = 32  #: with more than these, histograms are drawn of some layers only
+_PART_NAMES = {"ffn": "feed-forward", "norms": "norms and biases", "head": "output head"}
+
+
+def loss_of(row: ModelRow, teacher: ModelRow, per: str = "perplexity") -> float | None:
+    """Relative rise of a perplexity over the teacher's: 0.195 is a loss of 19.5 %."""
+    own, reference = getattr(row, per), getattr(teacher, per)
+    return None if own is None or not reference else own / reference - 1
+
+
+def _loss_cell(row: ModelRow, teacher: ModelRow, per: str) -> str:
+    return MISSING if row is teacher else signed_percent(loss_of(row, teacher, per))
+
+
+def summary(data: ReportData) -> Section | None:
+    """The table of teacher, rounding without training, and student, and the sentence that says what was lost."""
+    if not data.summary:
+        return None
+    teacher = data.summary[0]
+    rows = [
+        {
+            "name": row.name,
+            "role": row.role,
+            "cells": [
+                ("perplexity per token", number(row.perplexity)),
+                ("loss", _loss_cell(row, teacher, "perplexity")),
+                ("perplexity per word", number(row.word_perplexity)),
+                ("loss per word", _loss_cell(row, teacher, "word_perplexity")),
+                ("MB on disk", megabytes(row.file_bytes)),
+                ("ratio", MISSING if row.ratio is None else f"{number(row.ratio, 1)}{THIN}×"),
+                ("bits per weight", number(row.bits_per_weight)),
+            ],
+        }
+        for row in data.summary
+    ]
+    return {
+        "title": "Before and after",
+        "rows": rows,
+        "columns": [name for name, _ in rows[0]["cells"]],
+        "evaluation": data.evaluation,
+    }
+
+
+def what_was_lost(data: ReportData) -> list[str]:
+    """Plain sentences about the student, for someone who reads nothing else."""
+    if len(data.summary) < 2:
+        return []
+    teacher, student = data.summary[0], data.summary[-1]
+    rounded = next((row for row in data.summary if row.role == "rounded"), None)
+    sentences = []
+    if student.file_bytes and teacher.file_bytes:
+        bits = f", {number(student.bits_per_weight)} bits for each weight" if student.bits_per_weight else ""
+        ratio = student.ratio or teacher.file_bytes / student.file_bytes
+        sentences.append(
+            f"The student takes {megabytes(student.file_bytes)} MB on disk where its teacher takes "
+            f"{megabytes(teacher.file_bytes)} MB: {number(ratio, 1)} times less{bits}."
+        )
+    loss = loss_of(student, teacher)
+    if loss is None or student.perplexity is None or teacher.perplexity is None:
+        return sentences
+    if not math.isfinite(loss):
+        return [*sentences, "Its perplexity is not finite: the student does not predict this text at all."]
+    text = f" on {data.data}" if data.data else ""
+    gave = f"the teacher’s {number(teacher.perplexity)}"
+    if loss > 0.0005:
+        sentences.append(
+            f"Its perplexity{text} is {number(student.perplexity)} against {gave}, a loss of {percent(loss)}: "
+            f"on (geometric) average it gives the token that really comes next "
+            f"{number(1 / (1 + loss))} times the probability that the teacher gives it."
+        )
+    else:
+        better = f"{percent(-loss)} better than" if loss < -0.0005 else "the same as"
+        sentences.append(f"Its perplexity{text} is {number(student.perplexity)}, {better} {gave}: nothing was lost.")
+    cost = None if rounded is None else loss_of(rounded, teacher)
+    if rounded is not None and cost is not None and math.isfinite(cost) and cost > max(loss, 0.0005):
+        bridged = 1 - math.log1p(max(loss, 0.0)) / math.log1p(cost)
+        sentences.append(
+            f"The same bits without training give a perplexity of {number(rounded.perplexity)}; training won back "
+            f"{percent(bridged)} of what rounding lost, counted in bits of surprise for each token."
+        )
+    return sentences
+
+
+def training(data: ReportData) -> Section | None:
+    """Loss terms, validation perplexity and learning rates over the steps."""
+    found = read_curves(data.metrics)
+    if found is None:
+        return None
+    names = data.stages if len(data.stages) > 1 else []
+    bounds = [0.0, *found.starts, found.steps]
+    return {
+        "title": "Training",
+        "figures": _training_figures(found),
+        "stages": [(name, int(bounds[i]), int(bounds[i + 1])) for i, name in enumerate(names) if i + 1 < len(bounds)],
+        "steps": found.steps,
+    }
+
+
+def _training_figures(found: Training) -> list[tuple[Any, str, str]]:
+    figures = []
+    if found.perplexity is not None:
+        svg = plots.curves([found.perplexity], "Validation perplexity by step", "perplexity", found.starts)
+        best = np.nanmin(found.perplexity.values)
+        figures.append(
+            (svg, "Validation perplexity.", f"Per token, measured while training. Lowest: {number(float(best))}.")
+        )
+    if found.losses:
+        svg = plots.curves(found.losses, "Loss and its terms by step", "loss", found.starts)
+        caption = "Means since the point before."
+        if len(found.losses) > 1:
+            caption = "The loss is the weighted sum of its terms; the terms are drawn before weighting. " + caption
+        figures.append((svg, "Training loss.", caption))
+    if found.rates:
+        svg = plots.curves(found.rates, "Learning rate by step", "rate", found.starts, logarithmic=False)
+        figures.append((svg, "Learning rate.", "It rises during the warm-up, then decays to the stage’s end."))
+    return figures
+
+
+def bytes_by_part(data: ReportData) -> Section | None:
+    """Where the bytes were, and where they are."""
+    if not data.parts:
+        return None
+    dense, small = sum(p.dense_bytes for p in data.parts), sum(p.file_bytes for p in data.parts)
+    largest = max(max(p.dense_bytes, p.file_bytes) for p in data.parts) or 1
+    rows = [
+        {
+            "name": _PART_NAMES.get(part.name, part.name.replace("_", " ")),
+            "dense": megabytes(part.dense_bytes),
+            "file": megabytes(part.file_bytes),
+            "ratio": f"{number(part.dense_bytes / part.file_bytes, 1)}{THIN}×" if part.file_bytes else MISSING,
+            "share": percent(part.file_bytes / small, 0) if small else MISSING,
+            "dense_width": round(100 * part.dense_bytes / largest, 2),
+            "file_width": round(100 * part.file_bytes / largest, 2),
+        }
+        for part in data.parts
+    ]
+    total = {
+        "dense": megabytes(dense),
+        "file": megabytes(small),
+        "ratio": f"{number(dense / small, 1)}{THIN}×" if small else MISSING,
+    }
+    return {"title": "Where the bytes are", "rows": rows, "total": total}
+
+
+def tokens(data: ReportData) -> Section | None:
+    """The picture behind the method: one text's tokens in the plane of the teacher's principal components."""
+    picture = data.tokens
+    if picture is None or len(picture.labels) < 3:
+        return None
+    panels = [
+        {
+            "svg": plots.token_cloud(picture, cloud),
+            "name": cloud.name,
+            "role": cloud.role,
+            "to_teacher": number(cloud.to_teacher),
+            "among": number(cloud.among),
+            "found": percent(cloud.found, 0),
+        }
+        for cloud in picture.clouds
+    ]
+    return {
+        "title": "One text as each model sees it",
+        "panels": panels,
+        "count": len(picture.labels),
+        "explained": percent(picture.explained, 0),
+    }
+
+
+def weights(data: ReportData) -> Section | None:
+    """A histogram of every matrix with its clipping factor and its levels."""
+    if not data.matrices:
+        return None
+    shown = shown_matrices(data.matrices)
+    reach = plots.reach_of(shown)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for matrix in shown:
+        panel = {
+            "svg": plots.histogram(matrix, reach),
+            "name": plots.kind_of(matrix),
+            **plots.describe_gamma(matrix),
+            "clipped": percent(matrix.clipped),
+            "zeros": percent(matrix.zeros, 0) if matrix.zeros is not None else "",
+        }
+        groups.setdefault("" if matrix.layer is None else f"layer {matrix.layer}", []).append(panel)
+    rest = [m for m in data.matrices if not any(m is other for other in shown)]
+    return {
+        "title": "Weights on their grids",
+        "groups": groups,
+        "rest": [
+            {
+                "name": f"{matrix.name} {matrix.block}".strip(),
+                "mean_abs": significant(matrix.mean_abs),
+                "clipped": percent(matrix.clipped),
+                "zeros": percent(matrix.zeros, 0),
+                **plots.describe_gamma(matrix),
+            }
+            for matrix in rest
+        ],
+        "levels": max(len(matrix.levels) for matrix in shown),
+    }
+
+
+def shown_matrices(matrices: list[MatrixPicture]) -> list[MatrixPicture]:
+    """All matrices, or those outside the layers and those of evenly spaced layers, where there are too many."""
+    if len({matrix.name for matrix in matrices}) <= _ALL_MATRICES:
+        return matrices
+    outside = {matrix.name for matrix in matrices if matrix.layer is None}
+    layers = sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
+    if not layers:
+        return matrices[:_ALL_MATRICES]
+    each = max(1, round(len({m.name for m in matrices if m.layer is not None}) / len(layers)))
+    count = int(np.clip((_ALL_MATRICES - len(outside)) // each, 1, len(layers)))
+    picked = {layers[round(i)] for i in np.linspace(0, len(layers) - 1, count)}
+    return [m for m in matrices if m.layer in picked or (m.layer is None and m.name in list(outside)[:_ALL_MATRICES])]
+
+
+def gamma(data: ReportData) -> Section | None:
+    """γ over modules and layers."""
+    values = [matrix.gamma for matrix in data.matrices if matrix.gamma is not None]
+    if len(values) < 2 or all(matrix.layer is None for matrix in data.matrices):
+        return None
+    return {
+        "title": "Clipping factors over the layers",
+        "svg": plots.gammas(data.matrices),
+        "low": significant(min(values)),
+        "high": significant(max(values)),
+    }
+
+
+def samples(data: ReportData) -> Section | None:
+    """The same prompt continued by each model."""
+    if not data.samples:
+        return None
+    texts = [{"name": s.name, "role": s.role, "text": readable(s.text.strip())} for s in data.samples]
+    return {"title": "The same prompt, continued", "prompt": readable(data.prompt), "samples": texts}
+
+
+def modules(data: ReportData) -> Section | None:
+    """Every stored module: shape, bits, scales, bytes."""
+    if not data.modules:
+        return None
+    rows = []
+    for module in data.modules:
+        shape = module.get("shape") or (module.get("rows"), module.get("columns"))
+        rows.append(
+            {
+                "name": str(module.get("name", "")),
+                "cells": [
+                    ("shape", " × ".join(f"{n:,}" for n in shape if n is not None)),
+                    ("bits", number(module.get("bits"), 1).removesuffix(".0")),
+                    ("stored as", " ".join(str(module[k]) for k in ("code_book", "packing") if module.get(k))),
+                    ("scales", _scales(module)),
+                    ("bytes", f"{module.get('file_bytes', module.get('bytes', 0)):,}"),
+                ],
+            }
+        )
+    return {"title": "Modules", "rows": rows, "columns": [name for name, _ in rows[0]["cells"]]}
+
+
+def _scales(module: dict[str, Any]) -> str:
+    if module.get("granularity"):
+        return str(module["granularity"])
+    count = module.get("num_scales", module.get("scales"))
+    return f"{count:,}" if isinstance(count, int) else MISSING
+
+
+def loading(data: ReportData) -> Section | None:
+    """How to use the checkpoint."""
+    return {"title": "How to load it", "directory": data.directory} if data.directory else None
+
+
+def setting(data: ReportData) -> Section | None:
+    """Machine, versions, time and memory."""
+    if not data.machine and not data.costs:
+        return None
+    return {"title": "How it was made", "machine": data.machine, "costs": data.costs}
+
+
+SECTIONS: list[Callable[[ReportData], Section | None]] = [
+    summary, bytes_by_part, training, tokens, weights, gamma, samples, loading, modules, setting,
+]  # fmt: skip
