@@ -35,9 +35,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        mask = self.attention_mask
-        moved = [x.to(device, non_blocking=True) for x in (self.input_ids, self.labels, self.index)]
-        return Batch(*moved, mask if mask is None else mask.to(device, non_blocking=True))
+        return Batch(
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            index=self.index.to(device, non_blocking=True),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True),
+        )
 
 
 class Head:
