@@ -1,10 +1,11 @@
-"""transformers' side of the format: with it registered, ``from_pretrained`` builds packed models by itself."""
+"""transformers' side of the format: once this module is imported, ``from_pretrained`` builds packed models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -124,9 +125,5 @@ def digest_of(tensors: dict[str, Tensor], spec: QuantizationSpec) -> str:
     return digest.hexdigest()
 
 
-def register() -> None:
-    """Enter both classes under "abridged" into transformers' tables; again is the same as once."""
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
-
-    AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = AbridgedConfig
-    AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = AbridgedQuantizer
+AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = AbridgedConfig
+AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = AbridgedQuantizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import sys
 from importlib.machinery import ModuleSpec
@@ -13,9 +14,9 @@ TARGET = "transformers.quantizers.auto"
 
 
 def _register() -> None:
-    from abridged.checkpoint.hf import register
-
-    register()
+    # Importing the module registers. It may be this very import that brought transformers in: then the module is
+    # half executed now, and registers when it gets to its end.
+    importlib.import_module("abridged.checkpoint.hf")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

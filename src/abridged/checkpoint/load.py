@@ -36,9 +36,8 @@ def load(directory: str | Path, **kwargs: Any) -> Any:
     verify(path)
     import transformers
 
-    import abridged.checkpoint.hf as hf
+    import abridged.checkpoint.hf  # noqa: F401  (registers the format)
 
-    hf.register()
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         model_class: Any = getattr(transformers, (config.architectures or [""])[0], None)
