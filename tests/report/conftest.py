@@ -85,10 +85,10 @@ def make_report(layers: int = 4) -> ReportData:
             if step % 100 == 0:
                 metrics.append({"event": "evaluate", "stage": stage, "step": step, "perplexity": np.exp(loss + 1.5)})
     modules = [
-        {"name": m.name, "shape": m.shape, "bits": 2, "code_book": "ternary", "packing": "bits",
-         "granularity": m.granularity, "bytes": m.shape[0] * m.shape[1] // 4}
+        {"name": m.name, "shape": list(m.shape), "stored": "ternary, 2 bits", "scales": m.granularity, "bytes": 4096}
         for m in matrices
     ]  # fmt: skip
+    modules.append({"name": "transformer.ln_f", "shape": [64], "stored": "F32", "bytes": 256})
     return ReportData(
         title="quantgpt-2-2-8 of the bundled teacher",
         recipe="quantgpt-2-2-8",

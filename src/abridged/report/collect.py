@@ -62,7 +62,7 @@ def collect(
         peak_memory: bytes by name, such as {"peak memory": 3 * 2**30}.
     """
     stages = [stage.name or f"stage {number}" for number, stage in enumerate(recipe.stages, 1)]
-    name = recipe.name or "a recipe of your own"
+    name = recipe.name
     ratio, bits, size = account["ratio"], account["bits_per_weight"], account["file_bytes"]
     summary = [_row("teacher", "teacher", teacher_metrics, account["dense_bytes"], 1.0, 32.0)]
     if rounded_metrics is not None:
@@ -73,8 +73,8 @@ def collect(
     return ReportData(
         title=f"{name} of {_last(base_model)}",
         recipe=name,
-        recipe_description=recipe.description or "",
-        paper=recipe.paper or "",
+        recipe_description=recipe.description,
+        paper=recipe.paper,
         base_model=_last(base_model),
         data=_last(data),
         date=date.today().isoformat(),
@@ -183,7 +183,7 @@ def _row(name: str, role: str, metrics: Mapping[str, Any], size: int, ratio: flo
 
 
 def _parts(parts: Mapping[str, Mapping[str, Any]]) -> list[PartBytes]:
-    return [PartBytes(name, part["dense_bytes"], part["file_bytes"]) for name, part in parts.items()]
+    return [PartBytes(name, part["dense_bytes"], part["bytes"]) for name, part in parts.items()]
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, str]:

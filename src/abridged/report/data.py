@@ -23,7 +23,7 @@ class ModelRow:
 
 @dataclass
 class PartBytes:
-    """Bytes of one part of the model (embedding, attention, ffn, positions, norms and biases)."""
+    """Bytes of one part of the model as `inspect` names them (embedding, attention, ffn, …)."""
 
     name: str
     dense_bytes: int  #: before, FP32

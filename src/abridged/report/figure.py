@@ -60,17 +60,28 @@ class Drawing:
     Args:
         width, height: inches; a figure shown at 96 CSS pixels an inch has letters of the size of the page's captions.
         label: what the figure shows, for readers who do not see it.
+        margins: around the axes (left, bottom, right, top), inches; where None, found by measuring what is written
+            there, which takes longer than all the rest of a small figure.
     """
 
-    def __init__(self, width: float, height: float, label: str) -> None:
+    def __init__(
+        self, width: float, height: float, label: str, margins: tuple[float, float, float, float] | None = None
+    ) -> None:
         self._style = rc_context(_STYLE)
-        self._size, self._label = (width, height), label
+        self._size, self._label, self._margins = (width, height), label, margins
         self.svg = Markup("")
 
     def __enter__(self) -> "Drawing":
         self._style.__enter__()
-        self.figure = Figure(figsize=self._size, layout="constrained")
-        self.axes: Axes = self.figure.add_subplot()
+        self.axes: Axes
+        if self._margins is None:
+            self.figure = Figure(figsize=self._size, layout="constrained")
+            self.axes = self.figure.add_subplot()
+        else:
+            (width, height), (left, bottom, right, top) = self._size, self._margins
+            box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+            self.figure = Figure(figsize=self._size)
+            self.axes = self.figure.add_axes(box)
         return self
 
     def __exit__(self, *fault: object) -> None:

@@ -32,7 +32,8 @@ def curves(
     values = np.concatenate([line.values for line in lines])
     values = values[np.isfinite(values)]
     logarithmic = logarithmic and values.size > 0 and values.min() > 0 and values.max() > 8 * values.min()
-    with Drawing(3.6, 2.4, label) as drawing:
+    legend_rows = (len(lines) + 1) // 2
+    with Drawing(3.6, 2.1 + 0.15 * legend_rows, label) as drawing:
         axes = drawing.axes
         for index, line in enumerate(lines):
             axes.plot(
@@ -42,7 +43,7 @@ def curves(
                 linestyle=DASHES[index % len(DASHES)],
                 marker="o" if len(line.steps) <= 30 else "",
                 markersize=2.5,
-                label=visible(line.name, 30),
+                label=visible(line.name, 22),
             )
         for step in stages:
             axes.axvline(step, color=COLOURS["muted"], linewidth=0.6, linestyle=":")
@@ -69,7 +70,8 @@ def _logarithmic(axes: Axes) -> None:
 
 def histogram(matrix: MatrixPicture, reach: float) -> Markup:
     """Weights of one matrix in units of α, with ±α and the levels of the grid; `reach` is the axis' end."""
-    with Drawing(1.6, 0.95, f"Histogram of the weights of {visible(matrix.name, 80)}") as drawing:
+    label = f"Histogram of the weights of {visible(matrix.name, 80)}"
+    with Drawing(1.6, 0.95, label, margins=(0.02, 0.22, 0.02, 0.06)) as drawing:
         axes = drawing.axes
         centres = (matrix.edges[:-1] + matrix.edges[1:]) / 2
         inside = np.abs(centres) < 1
@@ -157,7 +159,7 @@ def token_cloud(picture: TokenPicture, cloud: TokenCloud) -> Markup:
     everything = np.concatenate([other.points for other in picture.clouds])
     low, high = everything.min(0), everything.max(0)
     centre, half = (low + high) / 2, 0.56 * float((high - low).max() or 1.0)
-    with Drawing(3.5, 3.5, f"Tokens as {cloud.name} sees them") as drawing:
+    with Drawing(3.5, 3.5, f"Tokens as {cloud.name} sees them", margins=(0.02, 0.02, 0.02, 0.02)) as drawing:
         axes = drawing.axes
         axes.set_xlim(centre[0] - half, centre[0] + half)
         axes.set_ylim(centre[1] - half, centre[1] + half)

@@ -25,7 +25,17 @@ from abridged.report.text import (
 
 Section = dict[str, Any]
 _ALL_MATRICES = 32  #: with more than these, histograms are drawn of some layers only
-_PART_NAMES = {"ffn": "feed-forward", "norms": "norms and biases", "head": "output head"}
+_PARTS = {
+    "embedding": "embedding",
+    "attention": "attention",
+    "ffn": "feed-forward",
+    "head": "output head",
+    "positions": "positions",
+    "norms": "norms",
+    "biases": "biases",
+    "activation quantizers": "activation scales",
+    "headers": "file headers",
+}  #: how parts are called, in the order shown; others follow
 
 
 def loss_of(row: ModelRow, teacher: ModelRow, per: str = "perplexity") -> float | None:
@@ -148,24 +158,31 @@ def bytes_by_part(data: ReportData) -> Section | None:
         return None
     dense, small = sum(p.dense_bytes for p in data.parts), sum(p.file_bytes for p in data.parts)
     largest = max(max(p.dense_bytes, p.file_bytes) for p in data.parts) or 1
+    order = list(_PARTS)
     rows = [
         {
-            "name": _PART_NAMES.get(part.name, part.name.replace("_", " ")),
+            "name": _PARTS.get(part.name, part.name),
             "dense": megabytes(part.dense_bytes),
             "file": megabytes(part.file_bytes),
-            "ratio": f"{number(part.dense_bytes / part.file_bytes, 1)}{THIN}×" if part.file_bytes else MISSING,
+            "ratio": f"{number(part.dense_bytes / part.file_bytes, 1)}{THIN}×"
+            if part.file_bytes and part.dense_bytes
+            else MISSING,
             "share": percent(part.file_bytes / small, 0) if small else MISSING,
             "dense_width": round(100 * part.dense_bytes / largest, 2),
             "file_width": round(100 * part.file_bytes / largest, 2),
         }
-        for part in data.parts
+        for part in sorted(data.parts, key=lambda part: order.index(part.name) if part.name in order else len(order))
     ]
     total = {
         "dense": megabytes(dense),
         "file": megabytes(small),
-        "ratio": f"{number(dense / small, 1)}{THIN}×" if small else MISSING,
+        "ratio": _times(dense, small),
     }
     return {"title": "Where the bytes are", "rows": rows, "total": total}
+
+
+def _times(before: int, after: int) -> str:
+    return f"{number(before / after, 1)}{THIN}×" if before and after else MISSING
 
 
 def tokens(data: ReportData) -> Section | None:
@@ -265,29 +282,19 @@ def modules(data: ReportData) -> Section | None:
     """Every stored module: shape, bits, scales, bytes."""
     if not data.modules:
         return None
-    rows = []
-    for module in data.modules:
-        shape = module.get("shape") or (module.get("rows"), module.get("columns"))
-        rows.append(
-            {
-                "name": str(module.get("name", "")),
-                "cells": [
-                    ("shape", " × ".join(f"{n:,}" for n in shape if n is not None)),
-                    ("bits", number(module.get("bits"), 1).removesuffix(".0")),
-                    ("stored as", " ".join(str(module[k]) for k in ("code_book", "packing") if module.get(k))),
-                    ("scales", _scales(module)),
-                    ("bytes", f"{module.get('file_bytes', module.get('bytes', 0)):,}"),
-                ],
-            }
-        )
+    rows = [
+        {
+            "name": module["name"],
+            "cells": [
+                ("shape", " × ".join(f"{size:,}" for size in module["shape"])),
+                ("stored as", module["stored"]),
+                ("scales", module.get("scales", MISSING)),
+                ("bytes", f"{module['bytes']:,}"),
+            ],
+        }
+        for module in data.modules
+    ]
     return {"title": "Modules", "rows": rows, "columns": [name for name, _ in rows[0]["cells"]]}
-
-
-def _scales(module: dict[str, Any]) -> str:
-    if module.get("granularity"):
-        return str(module["granularity"])
-    count = module.get("num_scales", module.get("scales"))
-    return f"{count:,}" if isinstance(count, int) else MISSING
 
 
 def loading(data: ReportData) -> Section | None:
