@@ -1,0 +1,1 @@
+"""Text by name or by path, tokenised into blocks that training and evaluation read."""

@@ -1,0 +1,1 @@
+"""What a model can still do: one file per family of metrics."""

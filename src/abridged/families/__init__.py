@@ -1,0 +1,29 @@
+"""What each model family is made of: one file per family, one anatomy per model."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from abridged.errors import AbridgedError
+from abridged.families.anatomy import Anatomy, Matrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["SUPPORTED", "Anatomy", "Matrix", "anatomy_of"]
+
+#: transformers' `model_type` -> the module whose `anatomy(model)` describes it.
+_FAMILIES = {"gpt2": "abridged.families.gpt2"}
+
+SUPPORTED = tuple(_FAMILIES)
+
+
+def anatomy_of(model: "PreTrainedModel") -> Anatomy:
+    """Describe `model`: its matrices, embeddings and attention modules, in canonical orientation.
+
+    Raises:
+        AbridgedError: no family is known for the model's `model_type`.
+    """
+    model_type = model.config.model_type
+    if model_type not in _FAMILIES:
+        raise AbridgedError(f"models of type '{model_type}' are not supported; supported: {', '.join(SUPPORTED)}")
+    return import_module(_FAMILIES[model_type]).anatomy(model)

@@ -1,0 +1,38 @@
+"""The words in which a family describes a model; no method needs to know more about it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight matrix that a method may compress.
+
+    Rows are output features (or vocabulary entries) and columns input features, whatever the model stores.
+    """
+
+    name: str  #: dotted path of the module that holds it
+    kind: Literal["linear", "embedding"]
+    part: Literal["embedding", "attention", "ffn", "head"]
+    layer: int | None
+    rows: int
+    columns: int
+    transposed: bool = False  #: stored (columns, rows), as GPT-2's Conv1D does
+    fused: int = 1  #: equal blocks of rows that are matrices in their own right (3 for fused Q, K, V)
+    tied: tuple[str, ...] = ()  #: paths of further modules that read the same weight
+    input: Literal["symmetric", "asymmetric"] = "symmetric"  #: range of the input; asymmetric after GELU or ReLU
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a model is made of: embeddings first, then the layers in order."""
+
+    model_type: str
+    hidden_size: int
+    layers: int
+    heads: int
+    context: int  #: the longest sequence that the position embeddings reach
+    matrices: list[Matrix] = field(default_factory=list)
+    attentions: list[str] = field(default_factory=list)  #: paths of the self-attention modules, one a layer
+    positions: list[str] = field(default_factory=list)  #: paths of the learned position embeddings
+    blocks: list[str] = field(default_factory=list)  #: paths of the repeated blocks, for regional compilation

@@ -1,0 +1,45 @@
+"""GPT-2: fused Q, K and V in one Conv1D, weights stored (in, out), head tied to the token embedding."""
+
+from typing import TYPE_CHECKING
+
+from abridged.errors import AbridgedError
+from abridged.families.anatomy import Anatomy, Matrix
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+
+def anatomy(model: "GPT2LMHeadModel") -> Anatomy:
+    """Describe a GPT2LMHeadModel.
+
+    Raises:
+        AbridgedError: the model has cross-attention or an untied head, which no published GPT-2 has.
+    """
+    config = model.config
+    if config.add_cross_attention:
+        raise AbridgedError("GPT-2 with cross-attention is not supported: only decoder-only models are")
+    if not config.tie_word_embeddings:
+        raise AbridgedError("GPT-2 with an untied head is not supported: set tie_word_embeddings in its config")
+    width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+    matrices = [
+        Matrix("transformer.wte", "embedding", "embedding", None, config.vocab_size, width, tied=("lm_head",))
+    ]
+    for i in range(config.n_layer):
+        h = f"transformer.h.{i}"
+        matrices += [
+            Matrix(f"{h}.attn.c_attn", "linear", "attention", i, 3 * width, width, transposed=True, fused=3),
+            Matrix(f"{h}.attn.c_proj", "linear", "attention", i, width, width, transposed=True),
+            Matrix(f"{h}.mlp.c_fc", "linear", "ffn", i, inner, width, transposed=True),
+            Matrix(f"{h}.mlp.c_proj", "linear", "ffn", i, width, inner, transposed=True, input="asymmetric"),
+        ]
+    return Anatomy(
+        model_type="gpt2",
+        hidden_size=width,
+        layers=config.n_layer,
+        heads=config.n_head,
+        context=config.n_positions,
+        matrices=matrices,
+        attentions=[f"transformer.h.{i}.attn" for i in range(config.n_layer)],
+        positions=["transformer.wpe"],
+        blocks=[f"transformer.h.{i}" for i in range(config.n_layer)],
+    )

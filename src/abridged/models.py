@@ -1,0 +1,116 @@
+"""Loads the models that people name: a hub name, a directory, the bundled teacher, or a config to train from scratch."""
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from abridged.errors import AbridgedError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: The name of the small teacher in the package's assets.
+BUNDLED = "bundled"
+
+
+def resolve(name: str | Path) -> str:
+    """The directory of the bundled teacher for `bundled`; anything else as it is."""
+    return str(files("abridged") / "assets" / "teacher") if str(name) == BUNDLED else str(Path(name).expanduser() if _is_path(name) else name)
+
+
+def _is_path(name: str | Path) -> bool:
+    return isinstance(name, Path) or name.startswith(("~", ".", "/")) or Path(name).exists()
+
+
+def load_dense(name: str | Path) -> "PreTrainedModel":
+    """Load a full-precision causal language model in FP32, in evaluation mode.
+
+    Raises:
+        AbridgedError: no such model, it cannot be read, or it is compressed already.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    where = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(where)
+        if getattr(config, "quantization_config", None) is not None:
+            raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
+    except AbridgedError:
+        raise
+    except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
+        raise AbridgedError(f"cannot load the model '{name}': {_first_line(error)}") from error
+    bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+    if bad:
+        raise AbridgedError(f"the model '{name}' holds numbers that are not finite, in {bad}")
+    return model.eval()
+
+
+def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model, and check that it fits.
+
+    Raises:
+        AbridgedError: there is none, or it has more entries than the model's vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    except Exception as error:
+        raise AbridgedError(f"cannot load the tokenizer of '{name}': {_first_line(error)}") from error
+    if model is not None and len(tokenizer) > model.config.vocab_size:
+        raise AbridgedError(
+            f"the tokenizer of '{name}' does not fit the model: {len(tokenizer)} entries for a vocabulary of "
+            f"{model.config.vocab_size}"
+        )
+    return tokenizer
+
+
+def create_from_config(path: Path, text: str, seed: int) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any]]:
+    """Make an untrained model and a tokenizer learned on `text`, from a YAML file.
+
+    The file has `architecture` (a transformers model type), `model` (its config's keys), `tokenizer` (`vocab_size`, and
+    `data`: the text to learn it on, where it is not the training text) and optionally `training` (defaults for it).
+
+    Raises:
+        AbridgedError: the file cannot be read, or a key in it is unknown or wrong.
+    """
+    import yaml
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from abridged.data.text import load_text
+    from abridged.data.tokenizer import learn_tokenizer
+
+    try:
+        described = yaml.safe_load(path.read_text())
+        unknown = set(described) - {"architecture", "model", "tokenizer", "training"}
+        if unknown:
+            raise AbridgedError(f"{path}: unknown key {', '.join(sorted(unknown))} (known: architecture, model, tokenizer, training)")
+        vocab_size = int(described["tokenizer"]["vocab_size"])
+        learned_on = described["tokenizer"].get("data")
+        config = AutoConfig.for_model(described["architecture"], vocab_size=vocab_size, **described.get("model", {}))
+    except AbridgedError:
+        raise
+    except Exception as error:
+        raise AbridgedError(f"cannot make a model from {path}: {_first_line(error)}") from error
+    context = int(config.max_position_embeddings)
+    tokenizer = learn_tokenizer(load_text(learned_on).train if learned_on else text, vocab_size, context)
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config), tokenizer, described.get("training", {})
+
+
+def weights_hash(model: "PreTrainedModel") -> str:
+    """A hash of a model's parameters, by name and value."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

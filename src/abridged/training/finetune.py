@@ -1,0 +1,124 @@
+"""Trains a full-precision model on a person's text: the teacher that a student is made from."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abridged.data.blocks import Blocks, tokenize
+from abridged.data.text import TextData, load_text
+from abridged.errors import AbridgedError
+from abridged.evaluation.perplexity import perplexity
+from abridged.families import anatomy_of
+from abridged.models import create_from_config, load_dense, load_tokenizer
+from abridged.objectives.base import ObjectiveContext, StudentForward
+from abridged.objectives.settings import Labels
+from abridged.settings_text import apply_overrides
+from abridged.training.loop import Run, make_accelerator, total_steps, train
+from abridged.training.record import environment, quick_validation
+from abridged.training.settings import TrainingSettings
+from abridged.training.workspace import Workspace
+
+#: What finetune uses where neither the config file nor the person says otherwise.
+DEFAULTS = {"epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "weight_decay": 0.1, "keep": "best"}
+
+
+def finetune(
+    model: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    seed: int | None = None,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """Train `model` on the text `data` with hard labels, and write a Hugging Face directory to `output`.
+
+    Args:
+        model: a hub name, a directory, `bundled`, or a .yaml file that describes a model to train from scratch.
+        overrides: `key=value` settings of `TrainingSettings`, such as `epochs=2` or `learning_rate=1e-3`.
+        dtype: what the weights are stored in, `float32` or `float16`.
+
+    Returns:
+        The record that is also in OUTPUT/abridged.json: settings, data, and perplexity before and after.
+
+    Raises:
+        AbridgedError: bad input, or a fault that the sentence names; an interrupted run can go on with `resume`.
+    """
+    text = load_text(data)
+    if dtype not in ("float32", "float16"):
+        raise AbridgedError(f"dtype must be float32 or float16, not {dtype}")
+    if str(model).endswith((".yaml", ".yml")):
+        dense, tokenizer, described = create_from_config(Path(model), text.train, seed or 0)
+    else:
+        dense, described = load_dense(model), {}
+        tokenizer = load_tokenizer(model, dense)
+    settings = apply_overrides(TrainingSettings, {**DEFAULTS, **described}, overrides)
+    settings = settings.model_copy(update={"seed": settings.seed if seed is None else seed})
+    if settings.dropout is not None:
+        set_dropout(dense, settings.dropout)
+    anatomy = anatomy_of(dense)
+    main = make_accelerator(settings).is_main_process
+    context = settings.context or anatomy.context
+    blocks = Blocks(tokenize(tokenizer, text.train), context)
+    with Workspace(output, resume=resume, overwrite=overwrite, main=main) as work:
+        work.check_same_run({"model": str(model), "settings": settings.model_dump(), "text": blocks.fingerprint()})
+        before = perplexity(dense, tokenizer, text.validation) if not described else None
+        sizes = ObjectiveContext(
+            hidden_size=anatomy.hidden_size,
+            teacher_hidden_size=anatomy.hidden_size,
+            vocab_size=dense.config.vocab_size,
+            num_blocks=len(blocks),
+            context=context,
+            layers=anatomy.layers,
+        )
+        train(
+            Run(
+                system=StudentForward(dense, {"labels": Labels()}, sizes),
+                blocks=blocks,
+                settings=settings,
+                work=work,
+                validate=quick_validation(dense, tokenizer, text, settings),
+                compile=[dense.get_submodule(path) for path in anatomy.blocks],
+            )
+        )
+        record = _record(model, text, settings, work, blocks)
+        record["validation"] = {"before": before, "after": perplexity(dense, tokenizer, text.validation)}
+        record["test"] = perplexity(dense, tokenizer, text.test) if text.test != text.validation else None
+        if main:
+            work.publish(_write(dense.to(getattr(torch, dtype)), tokenizer, work, record))
+    return record
+
+
+def set_dropout(model: torch.nn.Module, probability: float) -> None:
+    """Set every dropout of a model, attention's included, without changing the config that is saved."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+
+
+def _record(model: str | Path, text: TextData, settings: TrainingSettings, work: Workspace, blocks: Blocks) -> dict[str, Any]:
+    return {
+        "kind": "finetune",
+        "model": str(model) if not Path(str(model)).is_absolute() else Path(str(model)).name,
+        "data": text.name if not Path(text.name).is_absolute() else Path(text.name).name,
+        "settings": settings.model_dump(),
+        "steps": total_steps(settings, blocks),
+        "train_tokens": len(blocks.tokens),
+        "curve": [m for m in work.metrics() if m["event"] == "evaluate"],
+        "environment": environment(),
+    }
+
+
+def _write(model: Any, tokenizer: Any, work: Workspace, record: dict[str, Any]) -> Path:
+    finished = work.folder / "finished"
+    model.config.use_cache = True
+    model.save_pretrained(finished)
+    tokenizer.save_pretrained(finished)
+    (finished / "abridged.json").write_text(json.dumps(record, indent=1))
+    (work.folder / "metrics.jsonl").rename(finished / "metrics.jsonl")
+    return finished

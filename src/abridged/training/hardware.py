@@ -1,0 +1,31 @@
+"""What this machine is fast at."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def fast_bf16() -> bool:
+    """Whether matmuls in bf16 are faster than in FP32: CUDA from Ampere on, and CPUs with AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch.cpu, "_is_amx_tile_supported") else False
+
+
+def describe() -> dict[str, object]:
+    """The hardware that numbers were measured on, for records."""
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "amx": fast_bf16() and not torch.cuda.is_available(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
