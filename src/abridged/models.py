@@ -49,6 +49,19 @@ def load_dense(name: str | Path) -> "PreTrainedModel":
     return model.eval()
 
 
+def load_any(name: str | Path) -> "PreTrainedModel":
+    """Load a compressed directory packed, anything else dense; in evaluation mode.
+
+    Raises:
+        AbridgedError: it cannot be loaded.
+    """
+    from abridged.checkpoint.files import is_compressed
+    from abridged.checkpoint.load import load
+
+    where = resolve(name)
+    return load(where) if Path(where).is_dir() and is_compressed(where) else load_dense(name)
+
+
 def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model, and check that it fits.
 
@@ -110,6 +123,18 @@ def weights_hash(model: "PreTrainedModel") -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def set_dropout(model: torch.nn.Module, probability: float) -> None:
+    """Set every dropout of a model, attention's included, without changing the config that is saved."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+
+
+def public_name(name: str | Path) -> str:
+    """A name as others may read it: of a path only its last part, so that no private folder is published."""
+    return Path(name).expanduser().absolute().name if _is_path(name) else str(name)
 
 
 def _first_line(error: Exception) -> str:

@@ -39,11 +39,11 @@ def finetune(
     if json:
         print_json(record)
         return
-    validation = record["validation"]
+    before, after = record["validation"]["before"], record["validation"]["after"]
     print_pairs(
         {
-            "perplexity before": f"{validation['before']['perplexity']:.2f} per token (validation)",
-            "perplexity after": f"{validation['after']['perplexity']:.2f} per token (validation)",
+            "perplexity before": f"{before['perplexity']:.2f} per token (validation)" if before else "untrained",
+            "perplexity after": f"{after['perplexity']:.2f} per token (validation)",
             "written to": str(output),
         }
     )

@@ -33,6 +33,10 @@ class Method(BaseModel):
     def finish(self, model: nn.Module) -> None:
         """Leave behind what will be stored; called once after the stage."""
 
+    def untrained(self) -> Method:
+        """The same storage by the simplest rule that needs no training: what a report compares with."""
+        return self
+
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Name the parameters that have learning rates of their own; all others are weights."""
         return {}

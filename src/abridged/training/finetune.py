@@ -12,7 +12,7 @@ from abridged.data.text import TextData, load_text
 from abridged.errors import AbridgedError
 from abridged.evaluation.perplexity import perplexity
 from abridged.families import anatomy_of
-from abridged.models import create_from_config, load_dense, load_tokenizer
+from abridged.models import create_from_config, load_dense, load_tokenizer, public_name, set_dropout
 from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.settings_text import apply_overrides
@@ -67,7 +67,7 @@ def finetune(
     blocks = Blocks(tokenize(tokenizer, text.train), context)
     with Workspace(output, resume=resume, overwrite=overwrite, main=main) as work:
         work.check_same_run({"model": str(model), "settings": settings.model_dump(), "text": blocks.fingerprint()})
-        before = perplexity(dense, tokenizer, text.validation) if not described else None
+        before = None if described else perplexity(dense, tokenizer, text.validation)
         sizes = ObjectiveContext(
             hidden_size=anatomy.hidden_size,
             teacher_hidden_size=anatomy.hidden_size,
@@ -94,18 +94,11 @@ def finetune(
     return record
 
 
-def set_dropout(model: torch.nn.Module, probability: float) -> None:
-    """Set every dropout of a model, attention's included, without changing the config that is saved."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = probability
-
-
 def _record(model: str | Path, text: TextData, settings: TrainingSettings, work: Workspace, blocks: Blocks) -> dict[str, Any]:
     return {
         "kind": "finetune",
-        "model": str(model) if not Path(str(model)).is_absolute() else Path(str(model)).name,
-        "data": text.name if not Path(text.name).is_absolute() else Path(text.name).name,
+        "model": public_name(model),
+        "data": public_name(text.name),
         "settings": settings.model_dump(),
         "steps": total_steps(settings, blocks),
         "train_tokens": len(blocks.tokens),
@@ -115,7 +108,7 @@ def _record(model: str | Path, text: TextData, settings: TrainingSettings, work:
 
 
 def _write(model: Any, tokenizer: Any, work: Workspace, record: dict[str, Any]) -> Path:
-    finished = work.folder / "finished"
+    finished = work.folder / work.output.name
     model.config.use_cache = True
     model.save_pretrained(finished)
     tokenizer.save_pretrained(finished)

@@ -1,0 +1,252 @@
+"""One run of the main job: what `abridged.compress` does, step by step."""
+
+import copy
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from abridged.checkpoint.inspect import inspect
+from abridged.checkpoint.pack import pack_model
+from abridged.checkpoint.save import save_checkpoint
+from abridged.data.blocks import BlockOrder, Blocks, tokenize
+from abridged.data.text import load_text
+from abridged.evaluation.generation import generate
+from abridged.evaluation.perplexity import perplexity
+from abridged.families import anatomy_of
+from abridged.methods.base import Method
+from abridged.models import load_dense, load_tokenizer, public_name, set_dropout, weights_hash
+from abridged.objectives.base import Batch, ObjectiveContext, StudentForward
+from abridged.recipe import Recipe, Stage
+from abridged.report.collect import TOKENS, collect, hidden_states, picture_tokens, picture_weights
+from abridged.report.page import write_report
+from abridged.training.loop import Run, make_accelerator, total_steps, train
+from abridged.training.record import environment, quick_validation
+from abridged.training.workspace import Workspace
+
+#: Sequences that activation quantisers see before training.
+CALIBRATION_SEQUENCES = 16
+PROMPT = " The river"
+#: The teacher's perplexity, by weights, text and context: several runs in one process measure it once.
+_MEASURED: dict[tuple[str, ...], dict[str, Any]] = {}
+
+
+class Session:
+    """The teacher, the student that is being made of it, and the workspace that makes the run resumable.
+
+    Raises:
+        AbridgedError: bad input, in one sentence (see `Workspace`, `load_dense`, `load_text`, `Blocks`).
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        recipe: Recipe,
+        data: str | Path,
+        output: str | Path,
+        resume: bool = False,
+        overwrite: bool = False,
+        seed: int | None = None,
+        teacher_cache: str | Path | None = None,
+    ) -> None:
+        if seed is not None:
+            recipe = recipe.model_copy(deep=True)
+            for stage in recipe.stages:
+                stage.training.seed = seed
+        self.recipe, self.model_name, self.teacher_cache = recipe, public_name(model), teacher_cache
+        accelerator = make_accelerator(recipe.stages[0].training)
+        self.main, self.device = accelerator.is_main_process, accelerator.device
+        for sentence in recipe.warnings() if self.main else []:
+            print(f"warning: {sentence}", file=sys.stderr)
+        self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
+        self.text = load_text(data)
+        self.teacher = load_dense(model).to(self.device).requires_grad_(False)
+        self.tokenizer = load_tokenizer(model, self.teacher)
+        self.anatomy = anatomy_of(self.teacher)
+        self.train_tokens = tokenize(self.tokenizer, self.text.train)
+        self.hash = weights_hash(self.teacher)
+        self.student = copy.deepcopy(self.teacher).requires_grad_(True)
+        self.student.config.use_cache = False
+        self.seconds: dict[str, float] = {"training": 0.0}
+        self._done = -1
+
+    def __enter__(self) -> "Session":
+        self.work.__enter__()
+        self.work.check_same_run(
+            {"recipe": self.recipe.model_dump(mode="json"), "teacher": self.hash, "text": self._blocks(0).fingerprint()}
+        )
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.work.__exit__(kind, error, trace)
+
+    def remaining_stages(self) -> Iterator[tuple[int, Stage]]:
+        """The recipe's stages in order. Those that an interrupted run finished are prepared again but not trained:
+        the state that the next one loads replaces their weights."""
+        found = self.work.load_state() if self.work.resume else None
+        self._done = found[1]["stage"] - 1 if found else -1
+        yield from enumerate(self.recipe.stages)
+
+    def prepare(self, number: int, stage: Stage) -> list[Method]:
+        """Let the stage's methods change the student; the order in the recipe is the order in which they do."""
+        methods: list[Method] = list(stage.methods.values())
+        torch.manual_seed(stage.training.seed)
+        for method in methods:
+            method.prepare(self.student, self.anatomy, lambda model: self._calibrate(model, number))
+        self.student.requires_grad_(True)
+        set_dropout(self.student, stage.training.dropout or 0.0)
+        if stage.training.gradient_checkpointing:
+            self.student.gradient_checkpointing_enable()
+        return methods
+
+    def train(self, number: int, stage: Stage, methods: list[Method]) -> None:
+        """Train the student on what the stage's objectives ask of it."""
+        if number <= self._done:
+            return
+        settings, blocks = stage.training, self._blocks(number)
+        system = StudentForward(self.student, stage.objectives, self._sizes(blocks))
+        groups: dict[str, list[nn.Parameter]] = {}
+        for method in methods:
+            for name, parameters in method.parameter_groups(self.student).items():
+                groups.setdefault(name, []).extend(parameters)
+        began = time.perf_counter()
+        train(
+            Run(
+                system=system,
+                blocks=blocks,
+                settings=settings,
+                work=self.work,
+                stage=number,
+                targets=self._targets(system, stage, blocks) if system.needs_teacher else None,
+                before_step=lambda progress: [method.step(self.student, progress) for method in methods] and None,
+                after_step=system.after_step,
+                validate=quick_validation(self.student, self.tokenizer, self.text, settings),
+                groups=groups,
+                compile=[m.get_submodule(path) for m in (self.student, self.teacher) for path in self.anatomy.blocks],
+            )
+        )
+        self.seconds["training"] += time.perf_counter() - began
+
+    def finish(self, number: int, methods: list[Method]) -> None:
+        """Let the methods leave behind what will be stored."""
+        self.student.gradient_checkpointing_disable()
+        for method in methods:
+            method.finish(self.student)
+
+    def save(self) -> dict[str, Any]:
+        """Pack the student, measure it, and put checkpoint, report and account at the output."""
+        if not self.main:
+            return {}
+        pictures = picture_weights(self.student, self.anatomy)
+        packed = pack_model(self.student)
+        rounded = self._without_training()
+        teacher_metrics, student_metrics = self._measure_teacher(), self._measure(packed)
+        rounded_metrics = self._measure(rounded) if rounded is not None else None
+        record = {
+            "kind": "compress",
+            "recipe": self.recipe.model_dump(mode="json"),
+            "base_model": self.model_name,
+            "base_model_hash": self.hash,
+            "data": public_name(self.text.name),
+            "steps": [total_steps(stage.training, self._blocks(i)) for i, stage in enumerate(self.recipe.stages)],
+            "metrics": {"teacher": teacher_metrics, "untrained": rounded_metrics, "student": student_metrics},
+            "loss_percent": {
+                key: 100 * (student_metrics[key] / teacher_metrics[key] - 1) for key in ("perplexity", "word_perplexity")
+            },
+            "seconds": self.seconds,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "environment": environment(),
+        }
+        finished = self.work.folder / self.work.output.name
+        record = save_checkpoint(packed, finished, self.tokenizer, record)
+        ids = tokenize(self.tokenizer, self.text.test[:20_000])[: min(TOKENS, self.anatomy.context)].tolist()
+        states = {"teacher": hidden_states(self.teacher, ids), "student": hidden_states(packed, ids)}
+        if rounded is not None:
+            states = {"teacher": states["teacher"], "rounded": hidden_states(rounded, ids), "student": states["student"]}
+        report = collect(
+            recipe=self.recipe,
+            base_model=self.model_name,
+            data=self.text.name,
+            directory=self.work.output,
+            account=inspect(finished),
+            teacher_metrics=teacher_metrics,
+            student_metrics=student_metrics,
+            rounded_metrics=rounded_metrics,
+            metrics=self.work.metrics(),
+            matrices=pictures,
+            tokens=picture_tokens(self.tokenizer, ids, states),
+            prompt=PROMPT.strip(),
+            continuations={"teacher": self._continue(self.teacher), "student": self._continue(packed)},
+            environment=record["environment"],
+            seconds=self.seconds,
+            peak_memory={"peak memory": record["peak_memory_bytes"]},
+        )
+        write_report(finished / "report.html", report)
+        if (self.work.folder / "metrics.jsonl").exists():
+            (self.work.folder / "metrics.jsonl").rename(finished / "metrics.jsonl")
+        self.work.publish(finished)
+        return record
+
+    def _blocks(self, number: int) -> Blocks:
+        return Blocks(self.train_tokens, self.recipe.stages[number].training.context or self.anatomy.context)
+
+    def _sizes(self, blocks: Blocks) -> ObjectiveContext:
+        return ObjectiveContext(
+            hidden_size=self.anatomy.hidden_size,
+            teacher_hidden_size=self.anatomy.hidden_size,
+            vocab_size=self.teacher.config.vocab_size,
+            num_blocks=len(blocks),
+            context=blocks.context,
+            layers=self.anatomy.layers,
+            device=self.device,
+        )
+
+    def _targets(self, system: StudentForward, stage: Stage, blocks: Blocks) -> Any:
+        if self.teacher_cache is None:
+            return lambda batch: system.teach(self.teacher, batch)
+        from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
+
+        parts = frozenset().union(*(objective.cached_parts() for objective in stage.objectives.values()))
+        cache_teacher(self.teacher, blocks, self.teacher_cache, parts=parts, show=self.main)
+        offline = OfflineTeacher(self.teacher_cache, blocks, self.hash)
+        return lambda batch: offline(batch)
+
+    def _calibrate(self, model: nn.Module, number: int) -> None:
+        blocks = self._blocks(number)
+        order = BlockOrder(len(blocks), self.recipe.stages[number].training.seed)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for start in range(0, CALIBRATION_SEQUENCES, 4):
+                inputs, _ = blocks.batch(order[start : start + 4])
+                model(input_ids=inputs.to(self.device), use_cache=False)
+        model.train(was_training)
+
+    def _without_training(self) -> Any:
+        """The teacher under the last stage's methods in their simplest untrained form, for comparison."""
+        methods = [method.untrained() for method in self.recipe.stages[-1].methods.values()]
+        if not methods:
+            return None
+        rounded = copy.deepcopy(self.teacher)
+        for method in methods:
+            method.prepare(rounded, self.anatomy, lambda model: self._calibrate(model, len(self.recipe.stages) - 1))
+            method.finish(rounded)
+        return pack_model(rounded.eval())
+
+    def _measure_teacher(self) -> dict[str, Any]:
+        key = (self.hash, self._blocks(0).fingerprint(), self.text.name)
+        if key not in _MEASURED:
+            _MEASURED[key] = self._measure(self.teacher)
+        return _MEASURED[key]
+
+    def _measure(self, model: Any) -> dict[str, Any]:
+        return perplexity(model, self.tokenizer, self.text.test, self.recipe.stages[-1].training.context)
+
+    def _continue(self, model: Any) -> str:
+        return "".join(generate(model, self.tokenizer, PROMPT, max_new_tokens=60, temperature=0.8, top_k=40, seed=1))
