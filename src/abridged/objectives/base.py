@@ -92,13 +92,15 @@ class TopLogits:
         log_probabilities: (B, T, k) float.
         indices: (B, T, k) int64, the vocabulary entries they belong to.
         log_rest: (B, T) float, log probability of all other entries together.
-        label_log_probability: (B, T) float, log probability of the text's own next token.
+        label_log_probability: (B, T) float, log probability of the text's own next token, at temperature 1.
+        temperature: what the logits were divided by, for the first three.
     """
 
     log_probabilities: Tensor
     indices: Tensor
     log_rest: Tensor
     label_log_probability: Tensor
+    temperature: float = 1.0
 
 
 @dataclass

@@ -38,6 +38,11 @@ class LogitDistillation(Term):
             known = (teacher.head.inputs(teacher.last_hidden), *teacher.head.weights())
         elif teacher is not None and teacher.top_logits is not None:
             known = teacher.top_logits  # type: ignore[assignment]
+            if teacher.top_logits.temperature != self.settings.temperature:
+                raise AbridgedError(
+                    f"the teacher cache was made at temperature {teacher.top_logits.temperature}, but "
+                    f"objectives.logits.temperature is {self.settings.temperature}"
+                )
         else:
             raise AbridgedError("logit distillation needs a teacher: none was given, or its cache holds no logits")
         if self.settings.token_weights == "tsld":
