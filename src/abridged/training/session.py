@@ -22,7 +22,7 @@ from abridged.evaluation.perplexity import perplexity
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
 from abridged.models import load_dense, load_tokenizer, public_name, set_dropout, weights_hash
-from abridged.objectives.base import Batch, ObjectiveContext, StudentForward
+from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.recipe import Recipe, Stage
 from abridged.report.collect import TOKENS, collect, hidden_states, picture_tokens, picture_weights
 from abridged.report.page import write_report
@@ -146,8 +146,8 @@ class Session:
         pictures = picture_weights(self.student, self.anatomy)
         packed = pack_model(self.student)
         rounded = self._without_training()
-        teacher_metrics, student_metrics = self._measure_teacher(), self._measure(packed)
-        rounded_metrics = self._measure(rounded) if rounded is not None else None
+        teacher_metrics, student_metrics = self.measure_teacher(), self.measure(packed)
+        rounded_metrics = self.measure(rounded) if rounded is not None else None
         record = {
             "kind": "compress",
             "recipe": self.recipe.model_dump(mode="json"),
@@ -157,7 +157,8 @@ class Session:
             "steps": [total_steps(stage.training, self._blocks(i)) for i, stage in enumerate(self.recipe.stages)],
             "metrics": {"teacher": teacher_metrics, "untrained": rounded_metrics, "student": student_metrics},
             "loss_percent": {
-                key: 100 * (student_metrics[key] / teacher_metrics[key] - 1) for key in ("perplexity", "word_perplexity")
+                key: 100 * (student_metrics[key] / teacher_metrics[key] - 1)
+                for key in ("perplexity", "word_perplexity")
             },
             "seconds": self.seconds,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -168,7 +169,11 @@ class Session:
         ids = tokenize(self.tokenizer, self.text.test[:20_000])[: min(TOKENS, self.anatomy.context)].tolist()
         states = {"teacher": hidden_states(self.teacher, ids), "student": hidden_states(packed, ids)}
         if rounded is not None:
-            states = {"teacher": states["teacher"], "rounded": hidden_states(rounded, ids), "student": states["student"]}
+            states = {
+                "teacher": states["teacher"],
+                "rounded": hidden_states(rounded, ids),
+                "student": states["student"],
+            }
         report = collect(
             recipe=self.recipe,
             base_model=self.model_name,
@@ -239,13 +244,15 @@ class Session:
             method.finish(rounded)
         return pack_model(rounded.eval())
 
-    def _measure_teacher(self) -> dict[str, Any]:
+    def measure_teacher(self) -> dict[str, Any]:
+        """The teacher's own."""
         key = (self.hash, self._blocks(0).fingerprint(), self.text.name)
         if key not in _MEASURED:
-            _MEASURED[key] = self._measure(self.teacher)
+            _MEASURED[key] = self.measure(self.teacher)
         return _MEASURED[key]
 
-    def _measure(self, model: Any) -> dict[str, Any]:
+    def measure(self, model: Any) -> dict[str, Any]:
+        """Perplexity of `model` on the test text (see `abridged.evaluation.perplexity`)."""
         return perplexity(model, self.tokenizer, self.text.test, self.recipe.stages[-1].training.context)
 
     def _continue(self, model: Any) -> str:

@@ -1,0 +1,151 @@
+"""Every quantiser from the same teacher with equal steps, and the ablations of QuantGPT; one JSON a run, resumable.
+
+    python benchmarks/quantizers.py [--model bundled] [--data wikitext-2] [--steps 400] [--minutes 60] [--only PATTERN]
+
+The runs come in the order of `plan`: learning rates at 2-2-8 for every method, then seeds of the best, then 1-1-8, 4-4-8
+and 8-8-8 at the rates found, then ablations. A run whose JSON exists is skipped, so that the command can be stopped
+and started again; `--minutes` stops before a run that would begin later. `benchmarks/tables.py` makes docs/results.md of it.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from abridged.checkpoint.pack import pack_model
+from abridged.recipe import Recipe
+from abridged.training.record import environment
+from abridged.training.session import Session
+from abridged.training.workspace import write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "quantizers"
+RATES = (5e-4, 1e-3, 2e-3)
+#: method -> its recipe at 2-2-8
+METHODS = {
+    "dynamic": "quantgpt-2-2-8",
+    "lsq": "lsq-2-2-8",
+    "pact": "pact-2-2-8",
+    "laq": "laq-2-2-8",
+    "twn": "twn-2-2-8",
+    "minmax": "minmax-2-2-8",
+}
+ABLATIONS = {
+    "no-contrastive": ["stages.0.objectives.contrastive=null"],
+    "bank-none": ["stages.0.objectives.contrastive.bank=none"],
+    "bank-vocabulary": ["stages.0.objectives.contrastive.bank=vocabulary"],
+    "negatives-student": ["stages.0.objectives.contrastive.negatives=student"],
+    "negatives-vocabulary": ["stages.0.objectives.contrastive.negatives=vocabulary"],
+    "lambda-0.01": ["stages.0.objectives.contrastive.weight=0.01"],
+    "lambda-1": ["stages.0.objectives.contrastive.weight=1.0"],
+    "gamma-clipped-only": [
+        "stages.0.methods.quantize.weights.scale_gradient=clipped_only",
+        "stages.0.methods.quantize.embeddings.scale_gradient=clipped_only",
+    ],
+    "gamma-least-squares": [
+        "stages.0.methods.quantize.weights.initialization=least_squares",
+        "stages.0.methods.quantize.embeddings.initialization=least_squares",
+    ],
+    "weight-straight-through": [
+        "stages.0.methods.quantize.weights.weight_gradient=straight_through",
+        "stages.0.methods.quantize.embeddings.weight_gradient=straight_through",
+    ],
+    "activations-constant": ["stages.0.methods.quantize.activations.initial=constant"],
+    "labels-too": ["stages.0.objectives.labels.weight=0.5"],
+    "tsld": ["stages.0.objectives.logits.token_weights=tsld"],
+}
+
+
+def bits(weights: int) -> list[str]:
+    """Overrides that set the bits of weights and embeddings."""
+    return [f"stages.0.methods.quantize.{part}.bits={weights}" for part in ("weights", "embeddings")]
+
+
+def rate(value: float) -> list[str]:
+    """Overrides that set the weights' learning rate."""
+    return [f"stages.0.learning_rate={value}"]
+
+
+def best_rate(method: str) -> float:
+    """The rate of the grid with the lowest validation perplexity at 2-2-8, among those that have run."""
+    done = {r: RESULTS / f"{method}-2-2-8-lr{r:g}-seed0.json" for r in RATES}
+    found = {r: json.loads(p.read_text())["validation"]["perplexity"] for r, p in done.items() if p.exists()}
+    return min(found, key=lambda r: found[r]) if found else RATES[1]
+
+
+def plan() -> Iterator[tuple[str, str, list[str], int]]:
+    """(name, recipe, overrides, seed) of every run, in order; rates are looked up when a run's turn comes."""
+    for method, recipe in METHODS.items():
+        for value in RATES:
+            yield f"{method}-2-2-8-lr{value:g}-seed0", recipe, rate(value), 0
+    for seed in (1, 2):
+        for method in ("dynamic", "lsq", "laq"):
+            value = best_rate(method)
+            yield f"{method}-2-2-8-lr{value:g}-seed{seed}", METHODS[method], rate(value), seed
+    for width in (1, 4, 8):
+        for method, recipe in METHODS.items():
+            if width == 1 and method in ("twn", "minmax"):
+                continue  # they have no binary form
+            if width > 2 and method == "twn":
+                continue  # ternary by definition
+            yield f"{method}-{width}-{width}-8-seed0", recipe, [*rate(best_rate(method)), *bits(width)], 0
+    for name, overrides in ABLATIONS.items():
+        yield f"ablation-{name}", "quantgpt-2-2-8", [*rate(best_rate("dynamic")), *overrides], 0
+
+
+def run(name: str, recipe: str, overrides: list[str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one student and measure it, packed."""
+    chosen = Recipe.load(recipe, [f"stages.*.steps={options.steps}", *overrides])
+    with tempfile.TemporaryDirectory() as folder:
+        with Session(options.model, chosen, options.data, Path(folder) / "student", seed=seed) as session:
+            for number, stage in session.remaining_stages():
+                methods = session.prepare(number, stage)
+                session.train(number, stage, methods)
+                session.finish(number, methods)
+            teacher, student = session.measure_teacher(), session.measure(pack_model(session.student))
+            metrics = session.work.metrics()
+    validation = [m for m in metrics if m["event"] == "evaluate"]
+    return {
+        "name": name,
+        "recipe": recipe,
+        "overrides": overrides,
+        "steps": options.steps,
+        "seed": seed,
+        "model": session.model_name,
+        "teacher_hash": session.hash,
+        "teacher": teacher,
+        "student": student,
+        "loss_percent": {k: round(100 * (student[k] / teacher[k] - 1), 3) for k in ("perplexity", "word_perplexity")},
+        "validation": validation[-1],
+        "curve": [[m["step"], m["perplexity"]] for m in validation],
+        "seconds": round(session.seconds["training"], 1),
+        "environment": environment(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--data", default="wikitext-2")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    for name, recipe, overrides, seed in plan():
+        path = RESULTS / f"{name}.json"
+        if path.exists() or not fnmatch(name, options.only):
+            continue
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+        result = run(name, recipe, overrides, seed, options)
+        write_atomically(path, json.dumps(result, indent=1))
+        print(f"{name}: {result['loss_percent']['perplexity']:.1f} % in {result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
