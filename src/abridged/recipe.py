@@ -186,7 +186,7 @@ def _keys_of(model: type[BaseModel], prefix: str, skip: Sequence[str] = ()) -> I
         if inner is not None:
             yield from _keys_of(inner, f"{prefix}{name}.")
             continue
-        default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+        default = field.get_default(call_default_factory=True)
         shown = "required" if default is PydanticUndefined else _flow(default)
         yield Key(prefix + name, _type_name(field.annotation), shown, field.description or "")
 
@@ -225,5 +225,5 @@ def _where(info: ValidationInfo) -> str:
 
 def _weight_bits(method: Any) -> list[int]:
     """Bits of the weights and embeddings that a method stores, for methods that have such settings."""
-    parts = (getattr(method, part, None) for part in ("weights", "embeddings"))
-    return [part.bits for part in parts if getattr(part, "bits", None)]
+    bits = (getattr(getattr(method, part, None), "bits", None) for part in ("weights", "embeddings"))
+    return [b for b in bits if b]

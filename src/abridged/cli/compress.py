@@ -1,11 +1,11 @@
 """`abridged compress`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from abridged.cli import options
-from abridged.cli.output import print_json, quiet
+from abridged.cli.output import megabytes, print_json, print_table, quiet
 
 
 def compress(
@@ -29,6 +29,8 @@ def compress(
 ) -> None:
     """Train a small model against MODEL by a recipe, and store it in the few bits it needs.
 
+    Prints perplexity on the text's test part and sizes on disk (MB of 2^20 bytes; the teacher's in FP32).
+
     Example: abridged compress gpt2 --recipe quantgpt-2-2-8 --data wikitext-2 --output small --set stages.0.steps=500
     """
     from abridged.recipe import Recipe
@@ -47,7 +49,29 @@ def compress(
         seed=seed,
         teacher_cache=teacher_cache,
     )
+    if not record:  # one of several processes, and not the one that writes
+        return
     if json:
         print_json(record)
-    else:
-        typer.echo(f"written to {output} (the account is in {output / 'report.html'})")
+        return
+    size, metrics = record["size"], record["metrics"]
+    rows = [["teacher", metrics["teacher"], size["dense_bytes"]]]
+    if metrics["untrained"] is not None:
+        rows.append(["same bits, without training", metrics["untrained"], size["file_bytes"]])
+    rows.append([record["recipe"]["name"], metrics["student"], size["file_bytes"]])
+    print_table(
+        ["model", "perplexity per token", "loss", "per word", "loss", "on disk", "ratio"],
+        [[name, *_against(metrics["teacher"], measured), *_size(size, count)] for name, measured, count in rows],
+    )
+    typer.echo(f"written to {output}; the account is in {output / 'report.html'}")
+
+
+def _against(teacher: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    """Perplexity and its loss in per cent of the teacher's, per token and per word."""
+    keys = ("perplexity", "word_perplexity")
+    pairs = [(f"{measured[key]:,.2f}", f"{100 * (measured[key] / teacher[key] - 1):+,.1f} %") for key in keys]
+    return [cell for pair in pairs for cell in pair]
+
+
+def _size(size: dict[str, Any], count: int) -> list[str]:
+    return [megabytes(count), f"{size['dense_bytes'] / count:.1f}x"]

@@ -23,9 +23,8 @@ def export(
     quiet()
     from abridged.exporters import export as run
 
-    run(directory, output, format=format, dtype=dtype)
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    account = run(directory, output, format=format, dtype=dtype)
     if json:
-        print_json({"format": format, "dtype": dtype, "output": str(output), "bytes": size})
+        print_json(account)
     else:
-        typer.echo(f"written to {output}: {megabytes(size)}, {format}, {dtype}")
+        typer.echo(f"written to {output}: {megabytes(account['file_bytes'])}, {format}, {dtype}")

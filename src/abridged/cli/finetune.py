@@ -36,6 +36,8 @@ def finetune(
     record = run(
         model, data, output, overrides=overrides or (), resume=resume, overwrite=overwrite, seed=seed, dtype=dtype
     )
+    if not record:  # one of several processes, and not the one that writes
+        return
     if json:
         print_json(record)
         return

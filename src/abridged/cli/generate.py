@@ -23,9 +23,10 @@ def generate(
     """
     quiet()
     from abridged.evaluation.generation import generate as run
-    from abridged.pipeline import load_model
+    from abridged.models import load_any, load_tokenizer
 
-    loaded, tokenizer = load_model(model)
+    loaded = load_any(model)
+    tokenizer = load_tokenizer(model, loaded)
     pieces = run(
         loaded,
         tokenizer,

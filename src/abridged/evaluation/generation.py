@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from queue import Queue
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ class Generation:
         """Tokens written per second, the reading of the prompt included."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def _stream(self) -> Iterator[str]:
+    def _stream(self) -> Generator[str, None, None]:
         worker = threading.Thread(target=self._run, daemon=True)
         worker.start()
         try:
@@ -130,8 +130,8 @@ def generate(
         if tokenizer.bos_token_id is None:
             raise AbridgedError("the prompt is empty, and the tokenizer has no token to begin with: give some words")
         ids = torch.tensor([[tokenizer.bos_token_id]])
-    limit = getattr(model.config, "max_position_embeddings", None)
-    room = max_new_tokens if limit is None else limit - ids.shape[1]
+    limit = getattr(model.config, "max_position_embeddings", None) or ids.shape[1] + max_new_tokens
+    room = limit - ids.shape[1]
     if room < 1:
         raise AbridgedError(f"the prompt has {ids.shape[1]} tokens, and the model can continue at most {limit - 1}")
     if int(ids.max()) >= model.config.vocab_size:
