@@ -4,10 +4,10 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,13 +22,17 @@ from abridged.evaluation.perplexity import perplexity
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
 from abridged.models import load_dense, load_tokenizer, public_name, set_dropout, weights_hash
-from abridged.objectives.base import ObjectiveContext, StudentForward
+from abridged.objectives.base import Batch, ObjectiveContext, StudentForward, TeacherOutputs
 from abridged.recipe import Recipe, Stage
 from abridged.report.collect import TOKENS, collect, hidden_states, picture_tokens, picture_weights
 from abridged.report.page import write_report
 from abridged.training.loop import Run, make_accelerator, total_steps, train
+from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
 from abridged.training.record import environment, quick_validation
 from abridged.training.workspace import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Sequences that activation quantisers see before training.
 CALIBRATION_SEQUENCES = 16
@@ -66,7 +70,7 @@ class Session:
             print(f"warning: {sentence}", file=sys.stderr)
         self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
         self.text = load_text(data)
-        self.teacher = load_dense(model).to(self.device).requires_grad_(False)
+        self._source, self._teacher = model, None
         self.tokenizer = load_tokenizer(model, self.teacher)
         self.anatomy = anatomy_of(self.teacher)
         self.train_tokens = tokenize(self.tokenizer, self.text.train)
@@ -85,6 +89,13 @@ class Session:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.work.__exit__(kind, error, trace)
+
+    @property
+    def teacher(self) -> "PreTrainedModel":
+        """The full-precision model, loaded when it is asked for."""
+        if self._teacher is None:
+            self._teacher = load_dense(self._source).to(self.device).requires_grad_(False)
+        return self._teacher
 
     def remaining_stages(self) -> Iterator[tuple[int, Stage]]:
         """The recipe's stages in order. Those that an interrupted run finished are prepared again but not trained:
@@ -128,7 +139,7 @@ class Session:
                 after_step=system.after_step,
                 validate=quick_validation(self.student, self.tokenizer, self.text, settings),
                 groups=groups,
-                compile=[m.get_submodule(path) for m in (self.student, self.teacher) for path in self.anatomy.blocks],
+                compile=[m.get_submodule(p) for m in (self.student, self._teacher) if m for p in self.anatomy.blocks],
             )
         )
         self.seconds["training"] += time.perf_counter() - began
@@ -212,15 +223,17 @@ class Session:
             device=self.device,
         )
 
-    def _targets(self, system: StudentForward, stage: Stage, blocks: Blocks) -> Any:
+    def _targets(self, system: StudentForward, stage: Stage, blocks: Blocks) -> Callable[[Batch], TeacherOutputs]:
+        """What says what the teacher has to say of a batch: the teacher, or its cached answers without it."""
         if self.teacher_cache is None:
             return lambda batch: system.teach(self.teacher, batch)
-        from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
-
-        parts = frozenset().union(*(objective.cached_parts() for objective in stage.objectives.values()))
-        cache_teacher(self.teacher, blocks, self.teacher_cache, parts=parts, show=self.main)
-        offline = OfflineTeacher(self.teacher_cache, blocks, self.hash)
-        return lambda batch: offline(batch)
+        parts = frozenset().union(*(o.cached_parts() for s in self.recipe.stages for o in s.objectives.values()))
+        folder = Path(self.teacher_cache) / f"context-{blocks.context}"
+        temperature = getattr(stage.objectives.get("logits"), "temperature", 1.0)
+        with make_accelerator(stage.training).autocast():
+            cache_teacher(self.teacher, blocks, folder, parts=parts, temperature=temperature, show=self.main)
+        self._teacher = None  # training does without it; what comes after loads it again
+        return OfflineTeacher(folder, blocks, self.hash)
 
     def _calibrate(self, model: nn.Module, number: int) -> None:
         blocks = self._blocks(number)
