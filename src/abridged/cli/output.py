@@ -23,7 +23,7 @@ def print_pairs(pairs: dict[str, str]) -> None:
 
 def megabytes(count: float) -> str:
     """Bytes as MB of 2^20, the unit of the papers' tables."""
-    return f"{count / 2**20:,.2f} MB"
+    return f"{count / 2**20:,.{2 if count >= 2**20 else 4}f} MB"
 
 
 def quiet() -> None:
