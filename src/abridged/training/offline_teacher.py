@@ -117,7 +117,8 @@ def _answers(
         if "top_logits" in kept["parts"]:
             tensors.update(top_logits(outputs, batch.labels, kept["top_k"], kept["temperature"]))
         batches.append({name: tensor.cpu() for name, tensor in tensors.items()})
-    return {name: torch.cat([tensors[name] for tensors in batches]) for name in batches[0]}
+    with torch.autocast("cpu", enabled=False):  # autocast promotes the tensors of a cat, and knows no FP16 on CPUs
+        return {name: torch.cat([tensors[name] for tensors in batches]) for name in batches[0]}
 
 
 @torch.no_grad()
