@@ -41,10 +41,18 @@ class StaticActivation(nn.Module):
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
 
+    def _apply(self, fn, recurse=True):
+        # A cast of the model (.half(), .to(bfloat16)) moves the scale but leaves it in FP32.
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            self.scale = scale.to(self.scale.device)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Quantise x of any shape; the result has its shape and type."""
         zero_point = None if self.symmetric else self.zero_point
-        return quantize_static(x, self.scale.float(), zero_point, *level_range(self.bits, self.symmetric))
+        return quantize_static(x, self.scale, zero_point, *level_range(self.bits, self.symmetric))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "static", "bits": self.bits, "symmetric": self.symmetric}

@@ -48,7 +48,7 @@ class ClipQuantize(torch.autograd.Function):
             return inside.to(x.dtype), None, None, None, None, None
         share = torch.zeros_like(scale)
         if full:
-            share = (inside * (levels.round() - levels)).sum() / (largest - smallest)
+            share = levels.round().sub_(levels).mul_(inside).sum() / (largest - smallest)
         # beyond the clip, levels clamped are `largest` above and `smallest` below: two sums tell the sides apart
         outside = grad - inside
         total = outside.sum()

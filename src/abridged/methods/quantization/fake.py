@@ -74,13 +74,11 @@ class FakeQuantize(torch.autograd.Function):
         inside = torch.ops.aten.hardtanh_backward(grad, x, -bound, bound)  # 0 where |x| >= bound
         grad_scale = None
         if learned and top == 1 and odd:
-            grad_scale = (grad * round_to_levels_(x, top, odd)).sum(1, keepdim=True)
+            grad_scale = round_to_levels_(x, top, odd).mul_(grad).sum(1, keepdim=True)
         elif learned:
-            taken = (inside * x).sum(1, keepdim=True) if full else None
-            levels = round_to_levels_(x, top, odd)
-            grad_scale = ((grad if full else grad - inside) * levels).sum(1, keepdim=True)
-            if taken is not None:
-                grad_scale = grad_scale - taken
+            taken = (inside * x).sum(1, keepdim=True) if full else 0.0
+            beyond = grad if full else grad - inside
+            grad_scale = round_to_levels_(x, top, odd).mul_(beyond).sum(1, keepdim=True) - taken
         return (inside if clipped else grad, grad_scale) + (None,) * 7
 
 

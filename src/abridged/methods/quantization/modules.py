@@ -46,8 +46,13 @@ class QuantizedWeight(nn.Module):
 
     @torch.no_grad()
     def install(self, settings: WeightSettings) -> None:
-        """Quantise by these settings from now on, starting from the master weight as it is."""
+        """Quantise by these settings from now on, starting from the master weight as it is.
+
+        What was learned about the scale is kept where the quantiser stays the same.
+        """
         self.check_finite()
+        if getattr(self, "settings", None) == settings:
+            return
         self.settings = settings
         self.num_scales = count_scales(self.weight.shape[0], self.weight.shape[1], self.fused, settings)
         self.quantizer = build_quantizer(settings, self._lines(), self.fused)

@@ -18,6 +18,9 @@ from abridged.methods.quantization.settings import WeightSettings
 
 LAQ_ALTERNATIONS = 10
 
+LAQ_START = {"ternary": 1.53, "quaternary": 0.62, "int4": 0.42, "int8": 0.039}
+"""Scale over mean|w| from which LAQ alternates: the optimum for normally distributed weights (Max, 1960)."""
+
 
 class Fit(NamedTuple):
     """How lines are quantised; each (num_scales, 1)."""
@@ -169,7 +172,7 @@ class Statistics(Quantizer):
     def _alternate(self, weight: Tensor, mean: Tensor) -> Tensor:
         """LAQ's (arXiv 1802.08635) alternation with the identity for curvature: α = Σb·w / Σb², b = round(w/α)."""
         odd = self.grid.kind == "odd"
-        scale = (2.0 * mean / math.sqrt(self.grid.top)) / (2.0 if odd else 1.0)
+        scale = mean * LAQ_START[self.grid.code_book]
         for _ in range(LAQ_ALTERNATIONS):
             scale = scale.clamp_min(1e-10)
             levels = round_to_levels_(weight / scale, self.grid.top, odd)

@@ -1,0 +1,296 @@
+"""Every quantiser: values on its grid, METHODS' scales, and the gradients of METHODS' formulas in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from abridged.checkpoint.code_books import CODE_BOOKS
+from abridged.errors import AbridgedError
+from abridged.methods.quantization.fake import FakeQuantize
+from abridged.methods.quantization.least_squares import squared_error
+from abridged.methods.quantization.modules import QuantizedWeight
+from abridged.methods.quantization.quantizers import build_quantizer
+from abridged.methods.quantization.settings import WeightSettings
+
+QUANTIZERS = ("dynamic", "lsq", "pact", "laq", "twn", "minmax", "paretoq", "binary", "tbt")
+
+
+def all_forms():
+    for quantizer in QUANTIZERS:
+        for bits in (1, 2, 4, 8):
+            for levels in (None, "ternary", "balanced"):
+                try:
+                    yield WeightSettings(bits=bits, quantizer=quantizer, levels=levels, granularity="row")
+                except ValidationError:
+                    continue
+
+
+FORMS = list(all_forms())
+
+
+def name_of(form):
+    return f"{form.quantizer}-{form.bits}-{form.levels}"
+
+
+def weights(rows=6, columns=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=generator) * torch.logspace(-3, 1, rows).unsqueeze(1)
+
+
+def with_granularity(form, granularity):
+    group = {"group_size": 8} if granularity == "group" else {"group_size": None}
+    return WeightSettings(**{**form.model_dump(), "granularity": granularity, **group})
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_training_sees_exactly_what_is_stored(form, granularity):
+    for scale_dtype in ("float32", "float16"):
+        chosen = with_granularity(form, granularity).model_copy(update={"scale_dtype": scale_dtype})
+        source = QuantizedWeight(weights(), 3, chosen, "w")
+        stored, seen = source.stored(), source()
+        assert stored.levels.dtype == torch.int8
+        assert stored.scale.dtype == torch.float32
+        assert set(stored.levels.unique().tolist()) <= set(CODE_BOOKS[stored.code_book])
+        assert stored.scale.shape == ({"tensor": 3, "row": 6, "group": 30}[granularity],)
+        lines = stored.levels.float().view(len(stored.scale), -1) * stored.scale.unsqueeze(1)
+        assert torch.equal(lines.view(6, 40), seen)
+        if scale_dtype == "float16":
+            assert torch.equal(stored.scale, stored.scale.half().float())
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_gathered_rows_are_those_of_the_whole(form, granularity):
+    source = QuantizedWeight(weights(), 1, with_granularity(form, granularity), "w")
+    index = torch.tensor([[5, 0, 3], [3, 3, 1]])
+    assert torch.equal(source.rows(index), source()[index])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_zero_rows_and_single_elements_stay_finite(form):
+    for matrix in (torch.zeros(2, 4), torch.tensor([[0.5]]), torch.full((2, 4), -3.0)):
+        source = QuantizedWeight(matrix, 1, form, "w")
+        output = source()
+        output.sum().backward()
+        assert torch.isfinite(output).all()
+        assert torch.isfinite(source.weight.grad).all()
+        assert output.abs().max() <= 4 * matrix.abs().max() + 1e-9
+        for parameter in source.quantizer.parameters():
+            assert torch.isfinite(parameter.grad).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(bad):
+    matrix = weights()
+    matrix[2, 3] = bad
+    with pytest.raises(AbridgedError, match="transformer.h.0"):
+        QuantizedWeight(matrix, 1, WeightSettings(), "transformer.h.0")
+
+
+def test_group_that_does_not_divide_a_row_is_an_error():
+    with pytest.raises(AbridgedError, match="group_size 7"):
+        QuantizedWeight(weights(), 1, WeightSettings(granularity="group", group_size=7), "w")
+
+
+@given(
+    form=st.sampled_from(FORMS),
+    values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=24),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_weights_land_on_the_grid(form, values):
+    source = QuantizedWeight(torch.tensor([values]), 1, form, "w")
+    stored = source.stored()
+    assert torch.equal(stored.levels.float() * stored.scale, source())
+    assert set(stored.levels.unique().tolist()) <= set(CODE_BOOKS[stored.code_book])
+
+
+def quantise(quantizer, matrix, bits=2, **rest):
+    form = WeightSettings(bits=bits, quantizer=quantizer, granularity="row", **rest)
+    return build_quantizer(form, matrix, 1)
+
+
+def test_values_follow_the_formulas():
+    w = weights()
+    mean = w.abs().mean(1, keepdim=True)
+    centred = w - w.mean(1, keepdim=True)
+
+    def clip_round(alpha, n):
+        return alpha * torch.round(n * torch.clamp(w / alpha, -1, 1)) / n
+
+    for bits, n in ((2, 1), (4, 7), (8, 127)):
+        assert torch.allclose(quantise("dynamic", w, bits)(w), clip_round(mean, n), rtol=1e-5)
+        assert torch.allclose(quantise("lsq", w, bits)(w), clip_round(2 * mean * n**0.5, n), rtol=1e-5)
+        assert torch.allclose(quantise("minmax", w, bits)(w), clip_round(w.abs().amax(1, keepdim=True), n), rtol=1e-5)
+    above = w.abs() > 0.7 * mean
+    level = (w.abs() * above).sum(1, keepdim=True) / above.sum(1, keepdim=True)
+    assert torch.allclose(quantise("twn", w)(w), w.sign() * above * level, rtol=1e-5)
+    alpha = 4 / 3 * centred.abs().mean(1, keepdim=True)
+    assert torch.allclose(quantise("tbt", w)(w), alpha * torch.round(torch.clamp(centred / alpha, -1, 1)), rtol=1e-5)
+    binary = centred.abs().mean(1, keepdim=True) * centred.sign()
+    for quantizer in ("dynamic", "lsq", "laq", "binary", "tbt"):
+        assert torch.allclose(quantise(quantizer, w, 1)(w), binary, rtol=1e-5)
+
+    largest = w.abs().amax(1, keepdim=True)
+    c = torch.clamp(w / largest, -0.99, 0.99)
+    assert torch.allclose(quantise("paretoq", w)(w), largest * (torch.round(2 * c - 0.5) + 0.5) / 2, rtol=1e-5)
+    ternary = quantise("paretoq", w, levels="ternary")(w)
+    assert torch.allclose(ternary, largest * torch.round(1.5 * c) / 1.5, rtol=1e-5)
+
+
+def test_laq_is_a_fixed_point_of_its_alternation():
+    w = weights(columns=2000)
+    for bits, n in ((2, 1), (4, 7)):
+        levels, scale = quantise("laq", w, bits).levels(w)
+        b = levels.double()
+        assert torch.allclose((b * w).sum(1) / b.square().sum(1), scale.double(), rtol=2e-2)
+        assert levels.abs().max() == n
+
+
+def test_fused_matrices_have_gammas_of_their_own():
+    w = weights()
+    source = QuantizedWeight(w, 3, WeightSettings(), "c_attn")
+    assert source.quantizer.gamma.shape == (3,)
+    with torch.no_grad():
+        source.quantizer.gamma.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    expected = w.view(3, -1).abs().mean(1) * torch.tensor([1.0, 2.0, 3.0])
+    assert torch.allclose(source.stored().scale, expected)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("full", [True, False])
+def test_gamma_gradient_is_the_papers(bits, full, granularity):
+    w = weights(4, 64, seed=3).double()
+    w = w if granularity == "row" else w.view(1, -1)
+    form = WeightSettings(bits=bits, granularity=granularity, scale_gradient="full" if full else "clipped_only")
+    quantizer = build_quantizer(form, w, 1).double()
+    quantizer.gamma.data.fill_(0.8)
+    grad = torch.randn_like(w)
+    leaf = w.clone().requires_grad_()
+    quantizer(leaf).backward(grad)
+
+    mean, n = w.abs().mean(1, keepdim=True), 2 ** (bits - 1) - 1
+    alpha = 0.8 * mean
+    outside = w.abs() >= alpha
+    inside_part = torch.round(n * w / alpha) / n - w / alpha if full else torch.zeros_like(w)
+    g = torch.where(outside, w.sign(), inside_part)
+    expected = (mean.squeeze(1) * (grad * g).sum(1)).sum()
+    assert quantizer.gamma.grad.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert torch.equal(leaf.grad, torch.where(outside, 0.0, grad))
+
+
+def test_lsq_gradient_is_that_of_its_surrogate():
+    w = weights(3, 64, seed=4).double()
+    quantizer = build_quantizer(WeightSettings(bits=4, quantizer="lsq", granularity="row"), w, 1).double()
+    quantizer.scale.data.mul_(0.5)
+    grad = torch.randn_like(w)
+    leaf = w.clone().requires_grad_()
+    quantizer(leaf).backward(grad)
+
+    step = quantizer.scale.detach().clone().unsqueeze(1).requires_grad_()
+    other = w.clone().requires_grad_()
+    units = torch.clamp(other / step, -7, 7)
+    (step * (units + (units.round() - units).detach())).backward(grad)
+    assert torch.allclose(leaf.grad, other.grad)
+    assert torch.allclose(quantizer.scale.grad, step.grad.squeeze(1) / math.sqrt(64 * 7))
+
+
+def test_pact_learns_its_clip_from_outside_only():
+    w = weights(3, 64, seed=5).double()
+    quantizer = build_quantizer(WeightSettings(bits=4, quantizer="pact", granularity="row"), w, 1).double()
+    quantizer.scale.data.mul_(0.3)
+    grad = torch.randn_like(w)
+    quantizer(w).backward(grad)
+    alpha = quantizer.scale.detach().unsqueeze(1)
+    assert torch.allclose(quantizer.scale.grad, (grad * w.sign() * (w.abs() > alpha)).sum(1))
+
+
+def test_paretoq_gradient_is_the_reference_codes():
+    w = weights(3, 64, seed=6).double()
+    quantizer = build_quantizer(WeightSettings(quantizer="paretoq", granularity="row"), w, 1).double()
+    quantizer.scale.data.mul_(0.4)
+    grad = torch.randn_like(w)
+    leaf = w.clone().requires_grad_()
+    quantizer(leaf).backward(grad)
+    units = w / quantizer.scale.detach().unsqueeze(1)
+    middle = units.abs() < 0.99
+    rounded = (torch.round(torch.clamp(units, -0.99, 0.99) * 2 - 0.5) + 0.5) / 2
+    expected = (grad * torch.where(middle, rounded - units, rounded)).sum(1) / math.sqrt(64 * 1.5)
+    assert torch.allclose(quantizer.scale.grad, expected)
+    assert torch.equal(leaf.grad, grad * middle)
+
+
+def test_binary_scale_gradient_is_exact_calculus():
+    w = weights(3, 16, seed=7).double()
+    scale = torch.rand(3, 1, dtype=torch.float64, requires_grad=True)
+
+    def quantised(scale):  # odd grid with top 1: scale * sign(w)
+        return FakeQuantize.apply(w, scale, None, None, 1, True, 1.0, False, True)
+
+    assert torch.autograd.gradcheck(quantised, (scale,))
+
+
+def test_straight_through_passes_every_gradient():
+    w = weights().requires_grad_()
+    form = WeightSettings(weight_gradient="straight_through", granularity="row")
+    grad = torch.randn_like(w)
+    build_quantizer(form, w.detach(), 1)(w).backward(grad)
+    assert torch.equal(w.grad, grad)
+
+
+def test_rounding_a_scale_to_half_passes_its_gradient():
+    w = weights(1, 64)
+    grads = []
+    for scale_dtype in ("float32", "float16"):
+        quantizer = build_quantizer(WeightSettings(bits=8, scale_dtype=scale_dtype), w, 1)
+        quantizer(w).sum().backward()
+        grads.append(quantizer.gamma.grad)
+    assert grads[1].abs() > 0
+    assert torch.allclose(grads[0], grads[1], rtol=0.5, atol=0.5)
+
+
+@pytest.mark.parametrize("quantizer", ["dynamic", "lsq", "pact", "paretoq"])
+@pytest.mark.parametrize(("bits", "levels"), [(1, None), (2, "ternary"), (2, "balanced"), (4, None), (8, None)])
+def test_least_squares_start_is_the_best_of_many(quantizer, bits, levels):
+    w = torch.distributions.StudentT(4.0).sample((2, 3000)) * 0.02
+    form = WeightSettings(
+        bits=bits, quantizer=quantizer, levels=levels, granularity="row", initialization="least_squares", center=False
+    )
+    made = build_quantizer(form, w, fused=2)
+    scale = made.fit(w).scale.detach()
+    found = squared_error(w, scale, made.grid)
+    for factor in torch.linspace(0.3, 3.0, 120):
+        assert (found <= squared_error(w, scale * factor, made.grid) * 1.002).all()
+
+
+def test_shared_gamma_minimises_the_sum_over_rows():
+    w = weights(8, 200, seed=9)
+    form = WeightSettings(granularity="row", initialization="least_squares")
+    made = build_quantizer(form, w, fused=1)
+    assert made.gamma.shape == (1,)
+    scale = made.fit(w).scale.detach()
+    found = squared_error(w, scale, made.grid).sum()
+    assert all(found <= squared_error(w, scale * f, made.grid).sum() * 1.002 for f in torch.linspace(0.3, 3, 120))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [WeightSettings(), WeightSettings(bits=1), WeightSettings(quantizer="paretoq", granularity="row")],
+    ids=name_of,
+)
+def test_compiled_without_graph_breaks_and_equal_to_eager(form):
+    source = QuantizedWeight(weights(), 3, form, "w")
+    grad = torch.randn(6, 40)
+    results = []
+    for run in (source, torch.compile(source, fullgraph=True, backend="aot_eager")):
+        source.zero_grad()
+        output = run()
+        output.backward(grad)
+        results.append([output.detach(), *(parameter.grad.clone() for parameter in source.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.allclose(eager, compiled, rtol=1e-5, atol=1e-7)

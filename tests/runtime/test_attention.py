@@ -1,0 +1,98 @@
+"""Attention "abridged": equal to eager without quantisers, causal, masked and cached as it should be."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from abridged.runtime.activations import DynamicActivation, StaticActivation
+from abridged.runtime.attention import QuantizedAttention, attention
+
+
+@pytest.fixture(scope="module")
+def eager():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    return GPT2LMHeadModel._from_config(config, attn_implementation="eager").eval()
+
+
+def quantized(model):
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("abridged")
+    for block in model.transformer.h:
+        probabilities = StaticActivation(8, False)
+        probabilities.scale.fill_(1 / 255)
+        dynamic = (DynamicActivation(8) for _ in range(3))
+        block.attn.attention_quantizers = QuantizedAttention(*dynamic, probabilities)
+    return model
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(1, 128, (2, 10), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_without_quantizers_it_is_eager_attention(eager, ids):
+    model = copy.deepcopy(eager)
+    model.set_attn_implementation("abridged")
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    for kwargs in ({}, {"attention_mask": mask}):
+        a, b = (m(ids, output_attentions=True, **kwargs) for m in (eager, model))
+        assert torch.allclose(a.logits, b.logits, atol=1e-6)
+        assert torch.allclose(a.attentions[1], b.attentions[1], atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_future_does_not_leak(eager, ids):
+    model = quantized(eager)
+    changed = ids.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 128
+    a, b = model(ids).logits, model(changed).logits
+    assert torch.equal(a[:, :-1], b[:, :-1])
+    assert not torch.equal(a[:, -1], b[:, -1])
+
+
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing(eager, ids):
+    model = quantized(eager)
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], dim=1)
+    mask = (torch.arange(13) >= 3).long().expand(2, -1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    found = model(padded, attention_mask=mask, position_ids=positions).logits[:, 3:]
+    assert torch.allclose(found, model(ids).logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_quantizers_are_used(eager, ids):
+    assert not torch.allclose(quantized(eager)(ids).logits, eager(ids).logits, atol=1e-6)
+
+
+@torch.no_grad()
+def test_generation_with_a_cache_equals_generation_without(eager, ids):
+    model = quantized(eager)
+    arguments = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    with_cache = model.generate(ids, use_cache=True, **arguments)
+    assert torch.equal(with_cache, model.generate(ids, use_cache=False, **arguments))
+
+
+def test_causal_attention_without_a_mask_is_refused():
+    module = torch.nn.Module()
+    module.is_causal = True
+    x = torch.randn(1, 2, 4, 8)
+    with pytest.raises(ValueError, match="without a mask"):
+        attention(module, x, x, x, None)
+    module.is_causal = False
+    assert attention(module, x, x, x, None)[0].shape == (1, 4, 2, 8)
+
+
+def test_grouped_keys_serve_several_query_heads():
+    module = torch.nn.Module()
+    q, k, v = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+    found, _ = attention(module, q, k, v, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
