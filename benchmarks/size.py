@@ -1,0 +1,92 @@
+"""File sizes of the true GPT-2 shape (124M parameters), compressed as recipes would, with random weights.
+
+    python benchmarks/size.py --output benchmarks/results/size.json
+
+Sizes do not depend on the weights' values, so random ones will do. MB = 2^20 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from abridged.checkpoint.inspect import inspect
+from abridged.checkpoint.load import load
+from abridged.checkpoint.save import save_checkpoint
+from abridged.families import anatomy_of
+from abridged.methods.quantization.method import Quantize
+
+MEGABYTE = 1 << 20
+CASES = {
+    "8-8-8": (8, "bits", 121.6),
+    "4-4-8": (4, "bits", 62.7),
+    "2-2-8": (2, "bits", 33.2),
+    "2-2-8 five codes a byte": (2, "base3", 28.0),
+    "1-1-8": (1, "bits", 18.5),
+}
+"""Name: bits of weights and embeddings, packing, and the size in MB that must not be passed."""
+
+
+def measure(name: str, config: GPT2Config) -> dict:
+    """Compress a model of random weights without training, save it, load it, and say what it weighs."""
+    bits, packing, limit = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = GPT2LMHeadModel(config).eval()
+    ids = torch.randint(config.vocab_size, (1, 16))
+    weights = {"bits": bits, "packing": packing, "quantizer": "dynamic"}
+    activations = {"bits": 8, "quantizer": "learned", "attention": True}
+    method = Quantize.model_validate({"weights": weights, "embeddings": weights, "activations": activations})
+    method.prepare(student, anatomy_of(student), lambda model: model(ids))
+    method.finish(student)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "student"
+        save_checkpoint(student, directory, None, {})
+        with torch.no_grad():
+            expected = student.eval()(ids).logits
+            del student
+            start = time.perf_counter()
+            loaded = load(directory)
+            seconds = time.perf_counter() - start
+            difference = float((loaded(ids).logits - expected).abs().max())
+        account = inspect(directory)
+    size = account["file_bytes"] / MEGABYTE
+    return {
+        "file_mb": round(size, 3),
+        "limit_mb": limit,
+        "within": size <= limit,
+        "ratio": round(account["ratio"], 2),
+        "bits_per_weight": round(account["bits_per_weight"], 3),
+        "parts": account["parts"],
+        "bytes_in_memory": sum(tensor.nbytes for tensor in loaded.parameters()),
+        "load_seconds": round(seconds, 2),
+        "logits_max_difference": difference,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/size.json"))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
+    options = parser.parse_args()
+    config = GPT2Config()
+    results = {}
+    for name in options.cases:
+        results[name] = measure(name, config)
+        print(f"{name:26} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][2]} MB, {results[name]['ratio']}x)")
+    shape = {key: getattr(config, key) for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    report = {"what": "bytes on disk, random weights", "shape": shape, "peak_memory_mb": round(peak), "cases": results}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
