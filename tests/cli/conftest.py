@@ -13,15 +13,7 @@ def abridged(tmp_path):
 
     def run(*arguments, **environment):
         command = [sys.executable, "-c", "from abridged.cli import main; main()", *map(str, arguments)]
-        source = str(Path(package.__file__).parents[1])
-        env = {
-            **os.environ,
-            "PYTHONPATH": source,
-            "COLUMNS": "200",
-            "NO_COLOR": "1",
-            "HF_HUB_OFFLINE": "1",
-            **environment,
-        }
+        env = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", **environment}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
 
     return run
