@@ -195,7 +195,8 @@ class OfflineTeacher:
         """The kept parts for a batch, on its device, in FP32."""
         device = batch.index.device
         rows = [self._row(i) for i in batch.index.tolist()]
-        tensors = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+        with torch.autocast("cpu", enabled=False):
+            tensors = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
         hidden = tensors.get("last_hidden")
         top = None
         if "log_probabilities" in tensors:
