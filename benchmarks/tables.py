@@ -1,0 +1,155 @@
+"""Makes the tables of docs/results.md and README.md from the JSON in benchmarks/results.
+
+    python benchmarks/tables.py
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; nothing else in the pages is touched.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGES = (HERE.parent / "docs" / "results.md", HERE.parent / "README.md")
+TITLES = {
+    "dynamic": "QuantGPT (dynamic + contrastive)",
+    "lsq": "LSQ",
+    "pact": "PACT",
+    "laq": "LAQ",
+    "twn": "TWN",
+    "minmax": "min-max",
+}
+#: Per cent lost by each method in Tao et al. (ACL 2022), GPT-2 on WikiText-2: 17.30, 848, 173 and 19.15 against 14.48.
+PAPER = {"dynamic": 19.5, "lsq": 5756.0, "pact": 1095.0, "laq": 32.3}
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def read(folder: str) -> list[dict[str, Any]]:
+    """All results in a folder, by name."""
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / folder).glob("*.json"))]
+
+
+def loss(result: dict[str, Any], key: str = "perplexity") -> float:
+    """Per cent of perplexity lost on the test text."""
+    return result["loss_percent"][key]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, and of how many."""
+    return f"{mean(values):.1f} ± {stdev(values):.1f} ({len(values)} seeds)" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def quantizers() -> str:
+    """2-2-8: every method at its best rate."""
+    by_method: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in read("quantizers"):
+        found = re.fullmatch(r"(\w+)-2-2-8-lr(.+)-seed\d+", result["name"])
+        if found:
+            by_method[found[1]][float(found[2])].append(result)
+    rows = []
+    for method, rates in by_method.items():
+        chosen = min(rates, key=lambda r: mean(x["validation"]["perplexity"] for x in rates[r]))
+        results = rates[chosen]
+        rows.append(
+            (
+                mean(map(loss, results)),
+                [
+                    TITLES[method],
+                    f"{chosen:g} of {', '.join(f'{r:g}' for r in sorted(rates))}",
+                    f"{mean(x['student']['perplexity'] for x in results):.2f}",
+                    spread([loss(x) for x in results]),
+                    spread([loss(x, "word_perplexity") for x in results]),
+                    f"{PAPER[method]:g}" if method in PAPER else "–",
+                ],
+            )
+        )
+    header = ["2-2-8", "learning rate", "perplexity", "loss %, token", "loss %, word", "paper's loss % (GPT-2 124M)"]
+    return markdown(header, [row for _, row in sorted(rows)])
+
+
+def widths() -> str:
+    """1-1-8, 4-4-8 and 8-8-8."""
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    for result in read("quantizers"):
+        found = re.fullmatch(r"(\w+)-(1-1-8|4-4-8|8-8-8)-seed0", result["name"])
+        if found:
+            cells[found[1]][found[2]] = f"{loss(result):.1f}"
+    columns = ["1-1-8", "4-4-8", "8-8-8"]
+    rows = [[TITLES[m], *(cells[m].get(c, "–") for c in columns)] for m in TITLES if m in cells]
+    return markdown(["loss %, token", *columns], rows)
+
+
+def ablations() -> str:
+    """QuantGPT 2-2-8 with one thing changed."""
+    results = [r for r in read("quantizers") if r["name"].startswith("ablation-")]
+    rows = [[r["name"].removeprefix("ablation-"), f"{loss(r):.1f}", f"{loss(r, 'word_perplexity'):.1f}"] for r in results]
+    return markdown(["changed", "loss %, token", "loss %, word"], rows)
+
+
+def targets() -> str:
+    """The recipes at their own lengths."""
+    by_recipe: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for result in read("recipes"):
+        by_recipe[result["recipe"], sum(result["steps"])].append(result)
+    rows = []
+    for (recipe, steps), results in sorted(by_recipe.items()):
+        rows.append(
+            [
+                recipe,
+                f"{steps:,}",
+                f"{mean(x['seconds'] for x in results) / 60:.0f} min",
+                f"{mean(x['student']['perplexity'] for x in results):.2f}",
+                spread([loss(x) for x in results]),
+                spread([loss(x, "word_perplexity") for x in results]),
+            ]
+        )
+    return markdown(["recipe", "steps", "training", "perplexity", "loss %, token", "loss %, word"], rows)
+
+
+def sizes() -> str:
+    """Files of the true GPT-2 shape."""
+    measured = json.loads((RESULTS / "size.json").read_text())
+    rows = [
+        [name, f"{case['file_mb']:.1f}", f"{case['limit_mb']:g}", f"{case['ratio']:.1f}×", f"{case['bits_per_weight']:.2f}"]
+        for name, case in measured["cases"].items()
+    ]
+    return markdown(["GPT-2 124M shape", "MB", "limit", "ratio", "bits per weight"], rows)
+
+
+def demo() -> str:
+    """What `make demo` prints, from the run whose record was kept."""
+    records = json.loads((RESULTS / "demo.json").read_text())
+    return markdown(["model", "perplexity", "loss %", "MB on disk", "ratio"], records["rows"])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quantizers": quantizers,
+    "widths": widths,
+    "ablations": ablations,
+    "targets": targets,
+    "sizes": sizes,
+    "demo": demo,
+}
+
+
+def main() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"<!-- table:(\w+) -->", text):
+            between = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.DOTALL)
+            text = between.sub(lambda m, name=name: f"{m[1]}\n{TABLES[name]()}\n\n{m[2]}", text)
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
