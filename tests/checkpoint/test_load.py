@@ -299,7 +299,7 @@ def mutate(directory, kind: str, seed: int) -> None:
 
 
 @given(mutations())
-@settings(max_examples=40, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutated_checkpoints_load_or_are_one_clear_error(saved, tmp_path, mutation):
     """Signed as a forger would or not: what loads is a model with valid codes, all else is an AbridgedError."""
     kind, signed, seed = mutation
