@@ -7,7 +7,7 @@ from torch import Tensor
 
 from abridged.methods.quantization.fake import Grid, round_to_levels_
 
-SEARCH_POINTS = (24, 9, 9)
+SEARCH_POINTS = (32, 11, 11)
 """Points of each search; each after the first covers one spacing of the last to either side of its best point."""
 
 
