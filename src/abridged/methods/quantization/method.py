@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abridged.methods.base import Calibrate
+
+Settings = TypeVar("Settings", bound=WeightSettings)
 
 
 class Quantize(Method):
@@ -47,8 +49,24 @@ class Quantize(Method):
         if self.unquantized == "float16":
             round_unquantized(model)
 
+    def untrained(self) -> Quantize:
+        """Round to nearest between the smallest and largest weight; at 1 bit, which has none, by mean and sign."""
+        return self.model_copy(
+            update={
+                "weights": round_to_nearest(self.weights),
+                "embeddings": round_to_nearest(self.embeddings),
+            }
+        )
+
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """The scales ("scale") and the activation clips ("clip")."""
         from abridged.methods.quantization.prepare import parameter_groups
 
         return parameter_groups(model)
+
+
+def round_to_nearest(settings: Settings) -> Settings:
+    """Settings that store as many bits in the same packing, with a scale that follows from the weights alone."""
+    learned = {"initialization": "own", "scale_gradient": None, "weight_gradient": None, "center": None}
+    quantizer = "binary" if settings.bits == 1 else "minmax"
+    return settings.model_copy(update={"quantizer": quantizer, "levels": settings.grid_levels, **learned})

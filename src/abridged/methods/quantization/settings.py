@@ -71,6 +71,11 @@ class WeightSettings(BaseModel):
         return "integer"
 
     @property
+    def grid_levels(self) -> Literal["ternary", "balanced"] | None:
+        """What `levels` must be for another quantiser to have this one's grid."""
+        return self.grid if self.grid in ("ternary", "balanced") else None  # type: ignore[return-value]
+
+    @property
     def centered(self) -> bool:
         own = self.quantizer == "tbt" or (self.bits == 1 and self.quantizer != "paretoq")
         return own if self.center is None else self.center
