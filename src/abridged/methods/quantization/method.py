@@ -67,6 +67,6 @@ class Quantize(Method):
 
 def round_to_nearest(settings: Settings) -> Settings:
     """Settings that store as many bits in the same packing, with a scale that follows from the weights alone."""
-    learned = {"initialization": "own", "scale_gradient": None, "weight_gradient": None, "center": None}
+    learned = {"initialization": "own", "gamma": "matrix", "scale_gradient": None, "weight_gradient": None, "center": None}
     quantizer = "binary" if settings.bits == 1 else "minmax"
     return settings.model_copy(update={"quantizer": quantizer, "levels": settings.grid_levels, **learned})

@@ -87,20 +87,21 @@ class Quantizer(nn.Module):
 class Dynamic(Quantizer):
     """Module-wise dynamic scaling (QuantGPT, arXiv 2203.10705, section 3.3): clip α = γ·mean|w|, γ learned.
 
-    `gamma` has one entry for each matrix fused in the weight, whatever the granularity; it starts at 1 or where the
-    squared error is least.
+    `gamma` has one entry for each matrix fused in the weight, whatever the granularity, or one for each scale if the
+    settings say so; it starts at 1 or where the squared error is least.
     """
 
     def __init__(self, settings: WeightSettings, weight: Tensor, fused: int) -> None:
         super().__init__(settings)
         # the clip in units of the scale: METHODS' α/n, and α/4 on the balanced grid
         self.clip = 4.0 if settings.grid == "balanced" else float(self.grid.top)
-        gamma = torch.ones(fused)
+        blocks = len(weight) if settings.gamma == "scale" else fused
+        gamma = torch.ones(blocks)
         if settings.initialization == "least_squares":
             center = weight.mean(1, keepdim=True) if settings.centered else 0.0
             lines = weight - center
             base = self._base(lines)
-            gamma = least_squares_scale(lines, base, self.grid, groups=fused).flatten().to(gamma)
+            gamma = least_squares_scale(lines, base, self.grid, groups=blocks).flatten().to(gamma)
         self.gamma = nn.Parameter(gamma.to(weight.device))
 
     def _base(self, weight: Tensor) -> Tensor:
@@ -110,6 +111,9 @@ class Dynamic(Quantizer):
         with torch.no_grad():
             base = self._base(weight)
         blocks = self.gamma.shape[0]
+        if self.settings.gamma == "scale":
+            gamma = self.gamma.unsqueeze(1)
+            return base * (gamma if index is None else nn.functional.embedding(index, gamma)), None
         if blocks == 1:
             return base * self.gamma, None
         return (base.view(blocks, -1) * self.gamma.unsqueeze(1)).view(-1, 1), None

@@ -41,6 +41,9 @@ class WeightSettings(BaseModel):
         default="own",
         description="where a learned scale starts: by the quantiser's own rule, or at the least squared error",
     )
+    gamma: Literal["matrix", "scale"] = Field(
+        "matrix", description="dynamic only: one learned γ for a matrix, as published, or one for each of its scales"
+    )
     scale_gradient: Literal["full", "clipped_only"] | None = Field(
         default=None,
         description="weights that move a learned scale: all, or only those beyond the clip; null: the quantiser's "
@@ -73,7 +76,7 @@ class WeightSettings(BaseModel):
     @property
     def grid_levels(self) -> Literal["ternary", "balanced"] | None:
         """What `levels` must be for another quantiser to have this one's grid."""
-        return self.grid if self.grid in ("ternary", "balanced") else None  # type: ignore[return-value]
+        return self.grid if self.grid in ("ternary", "balanced") else None
 
     @property
     def centered(self) -> bool:
@@ -103,6 +106,8 @@ class WeightSettings(BaseModel):
             raise ValueError(f"the quantizer {self.quantizer} is ternary at 2 bits: levels cannot be balanced")
         if self.packing == "base3" and self.bits is not None and self.grid != "ternary":
             raise ValueError("packing base3 stores ternary levels only: use bits: 2 with levels: ternary")
+        if self.gamma != "matrix" and self.quantizer != "dynamic":
+            raise ValueError(f"gamma is a choice of the quantizer dynamic, not of {self.quantizer}")
         if self.quantizer not in LEARNED and (self.initialization != "own" or self.scale_gradient is not None):
             raise ValueError(
                 f"the quantizer {self.quantizer} learns no scale: initialization and scale_gradient do not apply"
