@@ -1,4 +1,4 @@
-"""Loads the models that people name: a hub name, a directory, the bundled teacher, or a config to train from scratch."""
+"""Loads the models that people name: a hub name, a directory, the bundled teacher, or a config of a new one."""
 
 import hashlib
 from importlib.resources import files
@@ -18,7 +18,11 @@ BUNDLED = "bundled"
 
 def resolve(name: str | Path) -> str:
     """The directory of the bundled teacher for `bundled`; anything else as it is."""
-    return str(files("abridged") / "assets" / "teacher") if str(name) == BUNDLED else str(Path(name).expanduser() if _is_path(name) else name)
+    return (
+        str(files("abridged") / "assets" / "teacher")
+        if str(name) == BUNDLED
+        else str(Path(name).expanduser() if _is_path(name) else name)
+    )
 
 
 def _is_path(name: str | Path) -> bool:
@@ -38,11 +42,13 @@ def load_dense(name: str | Path) -> "PreTrainedModel":
         config = AutoConfig.from_pretrained(where)
         if getattr(config, "quantization_config", None) is not None:
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
+        model, notes = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, output_loading_info=True)
     except AbridgedError:
         raise
     except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
         raise AbridgedError(f"cannot load the model '{name}': {_first_line(error)}") from error
+    if notes["missing_keys"]:  # transformers would go on with random numbers
+        raise AbridgedError(f"the model '{name}' lacks the weights of {min(notes['missing_keys'])}")
     bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if bad:
         raise AbridgedError(f"the model '{name}' holds numbers that are not finite, in {bad}")
@@ -82,7 +88,9 @@ def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> 
     return tokenizer
 
 
-def create_from_config(path: Path, text: str, seed: int) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any]]:
+def create_from_config(
+    path: Path, text: str, seed: int | None = None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any]]:
     """Make an untrained model and a tokenizer learned on `text`, from a YAML file.
 
     The file has `architecture` (a transformers model type), `model` (its config's keys), `tokenizer` (`vocab_size`, and
@@ -91,17 +99,23 @@ def create_from_config(path: Path, text: str, seed: int) -> tuple["PreTrainedMod
     Raises:
         AbridgedError: the file cannot be read, or a key in it is unknown or wrong.
     """
-    import yaml
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from abridged.data.text import load_text
     from abridged.data.tokenizer import learn_tokenizer
+    from abridged.settings_text import nearest, parse_yaml
 
     try:
-        described = yaml.safe_load(path.read_text())
+        described = parse_yaml(path.read_text(), str(path))
         unknown = set(described) - {"architecture", "model", "tokenizer", "training"}
         if unknown:
-            raise AbridgedError(f"{path}: unknown key {', '.join(sorted(unknown))} (known: architecture, model, tokenizer, training)")
+            raise AbridgedError(
+                f"{path}: unknown key {', '.join(sorted(unknown))} (known: architecture, model, tokenizer, training)"
+            )
+        known = AutoConfig.for_model(described["architecture"])
+        for key in described.get("model", {}):
+            if not hasattr(known, key):
+                raise AbridgedError(f"{path}: unknown key model.{key}{nearest(key, known.to_dict())}")
         vocab_size = int(described["tokenizer"]["vocab_size"])
         learned_on = described["tokenizer"].get("data")
         config = AutoConfig.for_model(described["architecture"], vocab_size=vocab_size, **described.get("model", {}))
@@ -112,8 +126,9 @@ def create_from_config(path: Path, text: str, seed: int) -> tuple["PreTrainedMod
     context = int(config.max_position_embeddings)
     tokenizer = learn_tokenizer(load_text(learned_on).train if learned_on else text, vocab_size, context)
     config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config), tokenizer, described.get("training", {})
+    training = described.get("training", {})
+    torch.manual_seed(training.get("seed", 0) if seed is None else seed)
+    return AutoModelForCausalLM.from_config(config), tokenizer, training
 
 
 def weights_hash(model: "PreTrainedModel") -> str:

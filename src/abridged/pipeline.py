@@ -68,7 +68,7 @@ def evaluate(
 
     text = load_text(data)
     loaded, tokenizer = load_model(model)
-    return perplexity(loaded, tokenizer, text.test, context, stride)
+    return perplexity(loaded, tokenizer, text.to_evaluate, context, stride)
 
 
 def load_model(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -15,7 +15,7 @@ def evaluate(
         int | None, typer.Option(help="Tokens in a window.", show_default="all that the model's positions allow")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens between window starts.", show_default="half the context")
+        int | None, typer.Option(help="Tokens between window starts.", show_default="the context")
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,15 +14,23 @@ from abridged.errors import AbridgedError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Characters that are tokenised at once: bounds memory, and lets the tokenizer use every core.
+#: Characters in a piece of text that is tokenised on its own, and pieces at once: they bound memory (a list of ids
+#: takes ten times that of the array made of it), and let the tokenizer use every core.
 _CHUNK = 200_000
+_CHUNKS_AT_ONCE = 16
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> np.ndarray:
-    """Token ids of a whole text, without special tokens, as int32 of shape (tokens,). Cut at line ends only."""
-    chunks = list(_chunks(text))
-    encoded = tokenizer(chunks, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded] or [np.zeros(0, dtype=np.int32)])
+    """Token ids of a whole text, without special tokens, as int32 of shape (tokens,).
+
+    Long texts are tokenised in pieces, cut at line ends where there are any.
+    """
+    chunks = _chunks(text)
+    encoded = [np.zeros(0, dtype=np.int32)]
+    while some := list(islice(chunks, _CHUNKS_AT_ONCE)):
+        ids = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        encoded += [np.asarray(i, dtype=np.int32) for i in ids]
+    return np.concatenate(encoded)
 
 
 def _chunks(text: str) -> Iterator[str]:
@@ -35,7 +44,7 @@ def _chunks(text: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A text as (context + 1)-token windows that overlap by one, so that every token but the first is predicted once."""
+    """A text as (context + 1)-token windows that overlap by one: every token but the first is predicted once."""
 
     tokens: np.ndarray  #: (tokens,) int32
     context: int

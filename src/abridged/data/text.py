@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,7 +16,7 @@ _HUB = {
     "ptb": ("ptb-text-only/ptb_text_only", None, "sentence"),
 }
 BUILT_IN = ("wikitext-2", *_HUB)
-_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
+_SPLITS = {"train": {"train"}, "validation": {"validation", "valid", "dev"}, "test": {"test"}}
 _SUFFIXES = (".txt", ".tokens", ".txt.xz", ".jsonl", ".parquet")
 #: Held out of a text that has no validation split of its own.
 VALIDATION_SHARE = 0.05
@@ -23,12 +24,18 @@ VALIDATION_SHARE = 0.05
 
 @dataclass(frozen=True)
 class TextData:
-    """Three splits of one text; `test` is the whole text when it came without splits."""
+    """Three parts of one text. What came without a validation or test part has its last twentieth held out for both."""
 
     name: str
     train: str
     validation: str
     test: str
+    split: bool = True  #: whether it came in parts
+
+    @property
+    def to_evaluate(self) -> str:
+        """What to evaluate a finished model on: the test part, or all of a text that has no parts."""
+        return self.test if self.split else self.train + self.validation
 
 
 def load_text(data: str | Path) -> TextData:
@@ -36,8 +43,8 @@ def load_text(data: str | Path) -> TextData:
 
     Args:
         data: `wikitext-2` (bundled), `wikitext-103` or `ptb` (from a hub), a .txt, .txt.xz, .tokens, .jsonl or
-            .parquet file, a folder of such files (train/validation/test by file name where they are so called),
-            or the name of a `datasets` dataset, with its configuration after a colon.
+            .parquet file, a folder of such files (train, validation and test by that word in their path), or the name
+            of a `datasets` dataset, with its configuration after a colon.
 
     Raises:
         AbridgedError: nothing is found under that name, or what is found holds no text.
@@ -72,7 +79,16 @@ def _without_splits(name: str, text: str) -> TextData:
     """Hold out the last twentieth, cut at a line end."""
     cut = text.rfind("\n", 0, int(len(text) * (1 - VALIDATION_SHARE))) + 1
     cut = cut or int(len(text) * (1 - VALIDATION_SHARE))
-    return TextData(name, text[:cut], text[cut:], text)
+    return TextData(name, text[:cut], text[cut:], text[cut:], split=False)
+
+
+def _with_splits(name: str, texts: dict[str, str]) -> TextData:
+    alone = _without_splits(name, texts["train"])
+    if not texts["validation"] and not texts["test"]:
+        return alone
+    train = texts["train"] if texts["validation"] else alone.train
+    validation = texts["validation"] or alone.validation
+    return TextData(name, train, validation, texts["test"] or validation)
 
 
 def _folder(name: str, folder: Path) -> TextData:
@@ -81,18 +97,15 @@ def _folder(name: str, folder: Path) -> TextData:
         raise AbridgedError(f"the folder {name} holds no {', '.join(_SUFFIXES)} file")
 
     def of(split: str) -> list[Path]:
-        return [p for p in paths if any(word in p.name.lower() for word in _SPLITS[split])]
+        return [p for p in paths if _words(p.relative_to(folder)) & _SPLITS[split]]
 
     if not of("train"):
         return _without_splits(name, "\n".join(map(_read, paths)))
-    texts = {split: "\n".join(map(_read, of(split))) for split in _SPLITS}
-    alone = _without_splits(name, texts["train"])
-    return TextData(
-        name,
-        texts["train"] if texts["validation"] else alone.train,
-        texts["validation"] or alone.validation,
-        texts["test"] or texts["validation"] or alone.test,
-    )
+    return _with_splits(name, {split: "\n".join(map(_read, of(split))) for split in _SPLITS})
+
+
+def _words(path: Path) -> set[str]:
+    return set(re.split("[^a-z]+", str(path).lower()))
 
 
 def _read(path: Path) -> str:
@@ -129,20 +142,15 @@ def _from_datasets(name: str) -> TextData:
 
         splits = load_dataset(repository, config)
         texts = {
-            split: "\n".join(splits[split][column]) if split in splits else "" for split in ("train", "validation", "test")
+            split: "\n".join(splits[split][column]) if split in splits else ""
+            for split in ("train", "validation", "test")
         }
     except Exception as error:  # datasets raises a dozen kinds; to a person they all mean: not found or not reachable
         raise AbridgedError(
             f"no text called '{name}': it is no file or folder, no built-in name ({', '.join(BUILT_IN)}), and datasets "
             f"could not load it ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
-    alone = _without_splits(name, texts["train"])
-    return TextData(
-        name,
-        texts["train"] if texts["validation"] else alone.train,
-        texts["validation"] or alone.validation,
-        texts["test"] or texts["validation"] or alone.test,
-    )
+    return _with_splits(name, texts)
 
 
 def count_words(text: str) -> int:

@@ -66,16 +66,19 @@ def perplexity(
         AbridgedError: the text has fewer than two tokens, the windows do not fit the model, or the tokenizer does not.
     """
     limit = int(getattr(model.config, "max_position_embeddings", 0) or context or 1024)
-    context = context or limit
-    stride = stride or context
+    context = limit if context is None else context
+    stride = context if stride is None else stride
     if not 2 <= context <= limit or not 1 <= stride <= context:
-        raise AbridgedError(f"context {context} and stride {stride} do not fit: need 1 ≤ stride ≤ context ≤ {limit}")
+        raise AbridgedError(
+            f"context {context} and stride {stride} do not fit: need 1 ≤ stride ≤ context and 2 ≤ context ≤ {limit}"
+        )
     tokens = tokenize(tokenizer, text)
     if len(tokens) < 2:
         raise AbridgedError("the text is too short to measure perplexity on: it has fewer than two tokens")
     if int(tokens.max()) >= model.config.vocab_size:
         raise AbridgedError(
-            f"the tokenizer does not fit the model: token {int(tokens.max())} of a vocabulary of {model.config.vocab_size}"
+            f"the tokenizer does not fit the model: it made token {int(tokens.max())}, of a vocabulary of "
+            f"{model.config.vocab_size}"
         )
     was_training = model.training
     model.eval()

@@ -1,22 +1,27 @@
 """Trains a full-precision model on a person's text: the teacher that a student is made from."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import TextData, load_text
 from abridged.errors import AbridgedError
 from abridged.evaluation.perplexity import perplexity
 from abridged.families import anatomy_of
-from abridged.models import create_from_config, load_dense, load_tokenizer, public_name, set_dropout
+from abridged.models import create_from_config, load_dense, load_tokenizer, public_name, set_dropout, weights_hash
 from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.settings_text import apply_overrides
-from abridged.training.loop import Run, make_accelerator, total_steps, train
+from abridged.training.loop import Run, train
+from abridged.training.optimizer import total_steps
+from abridged.training.processes import together
 from abridged.training.record import environment, quick_validation
 from abridged.training.settings import TrainingSettings
 from abridged.training.workspace import Workspace
@@ -48,26 +53,30 @@ def finetune(
 
     Raises:
         AbridgedError: bad input, or a fault that the sentence names; an interrupted run can go on with `resume`.
+
+    Where there are several processes, the main one alone measures, writes, and returns more than {}.
     """
-    text = load_text(data)
     if dtype not in ("float32", "float16"):
         raise AbridgedError(f"dtype must be float32 or float16, not {dtype}")
-    if str(model).endswith((".yaml", ".yml")):
-        dense, tokenizer, described = create_from_config(Path(model), text.train, seed or 0)
-    else:
-        dense, described = load_dense(model), {}
-        tokenizer = load_tokenizer(model, dense)
-    settings = apply_overrides(TrainingSettings, {**DEFAULTS, **described}, overrides)
-    settings = settings.model_copy(update={"seed": settings.seed if seed is None else seed})
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    with together():
+        work = Workspace(output, resume=resume, overwrite=overwrite, main=main)
+        text = load_text(data)
+        dense, tokenizer, described = _model(model, text, seed)
+        settings = apply_overrides(TrainingSettings, {**DEFAULTS, **described}, overrides)
+        settings = settings.model_copy(update={"seed": settings.seed if seed is None else seed})
+        anatomy = anatomy_of(dense)
+        context = settings.context_within(anatomy.context)
+        blocks = Blocks(tokenize(tokenizer, text.train), context)
+        validate = quick_validation(dense, tokenizer, text, settings)
     if settings.dropout is not None:
         set_dropout(dense, settings.dropout)
-    anatomy = anatomy_of(dense)
-    main = make_accelerator(settings).is_main_process
-    context = settings.context or anatomy.context
-    blocks = Blocks(tokenize(tokenizer, text.train), context)
-    with Workspace(output, resume=resume, overwrite=overwrite, main=main) as work:
-        work.check_same_run({"model": str(model), "settings": settings.model_dump(), "text": blocks.fingerprint()})
-        before = None if described else perplexity(dense, tokenizer, text.validation)
+    with ExitStack() as stack:
+        with together():
+            stack.enter_context(work)
+            run = {"model": weights_hash(dense), "settings": settings.model_dump(), "text": blocks.fingerprint()}
+            work.check_same_run(run)
+        before = perplexity(dense, tokenizer, text.validation) if main and not described else None
         sizes = ObjectiveContext(
             hidden_size=anatomy.hidden_size,
             teacher_hidden_size=anatomy.hidden_size,
@@ -76,25 +85,42 @@ def finetune(
             context=context,
             layers=anatomy.layers,
         )
+        if settings.gradient_checkpointing:
+            dense.gradient_checkpointing_enable()
         train(
             Run(
                 system=StudentForward(dense, {"labels": Labels()}, sizes),
                 blocks=blocks,
                 settings=settings,
                 work=work,
-                validate=quick_validation(dense, tokenizer, text, settings),
+                validate=validate,
                 compile=[dense.get_submodule(path) for path in anatomy.blocks],
             )
         )
+        dense.gradient_checkpointing_disable()
+        if not main:
+            return {}
+        with torch.no_grad():  # what is measured is what is stored
+            for parameter in dense.parameters():
+                parameter.copy_(parameter.to(getattr(torch, dtype)))
         record = _record(model, text, settings, work, blocks)
         record["validation"] = {"before": before, "after": perplexity(dense, tokenizer, text.validation)}
         record["test"] = perplexity(dense, tokenizer, text.test) if text.test != text.validation else None
-        if main:
-            work.publish(_write(dense.to(getattr(torch, dtype)), tokenizer, work, record))
+        work.publish(_write(dense.to(getattr(torch, dtype)), tokenizer, work, record))
     return record
 
 
-def _record(model: str | Path, text: TextData, settings: TrainingSettings, work: Workspace, blocks: Blocks) -> dict[str, Any]:
+def _model(model: str | Path, text: TextData, seed: int | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer, and the settings that come with them: those of a .yaml file, none else."""
+    if str(model).endswith((".yaml", ".yml")):
+        return create_from_config(Path(model), text.train, seed)
+    dense = load_dense(model)
+    return dense, load_tokenizer(model, dense), {}
+
+
+def _record(
+    model: str | Path, text: TextData, settings: TrainingSettings, work: Workspace, blocks: Blocks
+) -> dict[str, Any]:
     return {
         "kind": "finetune",
         "model": public_name(model),
@@ -113,5 +139,6 @@ def _write(model: Any, tokenizer: Any, work: Workspace, record: dict[str, Any]) 
     model.save_pretrained(finished)
     tokenizer.save_pretrained(finished)
     (finished / "abridged.json").write_text(json.dumps(record, indent=1))
-    (work.folder / "metrics.jsonl").rename(finished / "metrics.jsonl")
+    if (work.folder / "metrics.jsonl").exists():
+        shutil.copyfile(work.folder / "metrics.jsonl", finished / "metrics.jsonl")
     return finished

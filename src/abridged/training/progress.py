@@ -12,15 +12,23 @@ def progress(title: str, steps: int, done: int = 0, show: bool = True) -> Iterat
     """Yield `update(step, loss=None, tokens_per_second=None, perplexity=None)`; draws only on a terminal."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[words]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[words]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     words: dict[str, str] = {}
     with Progress(*columns, console=console, disable=not show, transient=False, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=steps, completed=done, words="")
 
         def update(
-            step: int, loss: float | None = None, tokens_per_second: float | None = None, perplexity: float | None = None
+            step: int,
+            loss: float | None = None,
+            tokens_per_second: float | None = None,
+            perplexity: float | None = None,
         ) -> None:
             if loss is not None:
                 words["loss"] = f"loss {loss:.3f}"

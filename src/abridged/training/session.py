@@ -2,6 +2,7 @@
 
 import copy
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +27,10 @@ from abridged.objectives.base import Batch, ObjectiveContext, StudentForward, Te
 from abridged.recipe import Recipe, Stage
 from abridged.report.collect import TOKENS, collect, hidden_states, picture_tokens, picture_weights
 from abridged.report.page import write_report
-from abridged.training.loop import Run, make_accelerator, total_steps, train
+from abridged.training.loop import Run, train
 from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
+from abridged.training.optimizer import total_steps
+from abridged.training.processes import autocast, make_accelerator, together
 from abridged.training.record import environment, quick_validation
 from abridged.training.workspace import Workspace
 
@@ -68,7 +71,13 @@ class Session:
         self.main, self.device = accelerator.is_main_process, accelerator.device
         for sentence in recipe.warnings() if self.main else []:
             print(f"warning: {sentence}", file=sys.stderr)
-        self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
+        self.seconds: dict[str, float] = {"training": 0.0}
+        self._done = -1
+        with together():
+            self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
+            self._load(model, data)
+
+    def _load(self, model: str | Path, data: str | Path) -> None:
         self.text = load_text(data)
         self._source, self._teacher = model, None
         self.tokenizer = load_tokenizer(model, self.teacher)
@@ -77,14 +86,17 @@ class Session:
         self.hash = weights_hash(self.teacher)
         self.student = copy.deepcopy(self.teacher).requires_grad_(True)
         self.student.config.use_cache = False
-        self.seconds: dict[str, float] = {"training": 0.0}
-        self._done = -1
 
     def __enter__(self) -> "Session":
-        self.work.__enter__()
-        self.work.check_same_run(
-            {"recipe": self.recipe.model_dump(mode="json"), "teacher": self.hash, "text": self._blocks(0).fingerprint()}
-        )
+        texts = [self._blocks(number).fingerprint() for number in range(len(self.recipe.stages))]
+        run = {"recipe": self.recipe.model_dump(mode="json"), "teacher": self.hash, "text": texts}
+        with together():
+            self.work.__enter__()
+            try:
+                self.work.check_same_run(run)
+            except BaseException:
+                self.work.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -162,9 +174,9 @@ class Session:
         record = {
             "kind": "compress",
             "recipe": self.recipe.model_dump(mode="json"),
-            "base_model": self.model_name,
-            "base_model_hash": self.hash,
-            "data": public_name(self.text.name),
+            "teacher": {"name": self.model_name, "hash": self.hash},
+            "data": {"name": public_name(self.text.name), "train_tokens": len(self.train_tokens)},
+            "seed": self.recipe.stages[0].training.seed,
             "steps": [total_steps(stage.training, self._blocks(i)) for i, stage in enumerate(self.recipe.stages)],
             "metrics": {"teacher": teacher_metrics, "untrained": rounded_metrics, "student": student_metrics},
             "loss_percent": {
@@ -205,18 +217,18 @@ class Session:
         )
         write_report(finished / "report.html", report)
         if (self.work.folder / "metrics.jsonl").exists():
-            (self.work.folder / "metrics.jsonl").rename(finished / "metrics.jsonl")
+            shutil.copyfile(self.work.folder / "metrics.jsonl", finished / "metrics.jsonl")
         self.work.publish(finished)
         return record
 
     def _blocks(self, number: int) -> Blocks:
-        return Blocks(self.train_tokens, self.recipe.stages[number].training.context or self.anatomy.context)
+        return Blocks(self.train_tokens, self.recipe.stages[number].training.context_within(self.anatomy.context))
 
     def _sizes(self, blocks: Blocks) -> ObjectiveContext:
         return ObjectiveContext(
             hidden_size=self.anatomy.hidden_size,
             teacher_hidden_size=self.anatomy.hidden_size,
-            vocab_size=self.teacher.config.vocab_size,
+            vocab_size=self.student.config.vocab_size,
             num_blocks=len(blocks),
             context=blocks.context,
             layers=self.anatomy.layers,
@@ -230,7 +242,7 @@ class Session:
         parts = frozenset().union(*(o.cached_parts() for s in self.recipe.stages for o in s.objectives.values()))
         folder = Path(self.teacher_cache) / f"context-{blocks.context}"
         temperature = getattr(stage.objectives.get("logits"), "temperature", 1.0)
-        with make_accelerator(stage.training).autocast():
+        with autocast(stage.training):
             cache_teacher(self.teacher, blocks, folder, parts=parts, temperature=temperature, show=self.main)
         self._teacher = None  # training does without it; what comes after loads it again
         return OfflineTeacher(folder, blocks, self.hash)

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from abridged.errors import AbridgedError
+
 
 class TrainingSettings(BaseModel):
     """Optimisation of one stage. Rates are those of AdamW."""
@@ -13,7 +15,9 @@ class TrainingSettings(BaseModel):
     steps: int = Field(1000, ge=0, description="optimiser steps; 0 prepares and packs without training")
     epochs: float | None = Field(None, gt=0, description="passes over the text; takes the place of steps when given")
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step, over all processes and accumulation")
-    context: int | None = Field(None, ge=2, description="tokens per sequence; null is all that the model's positions allow")
+    context: int | None = Field(
+        None, ge=2, description="tokens per sequence; null is all that the model's positions allow"
+    )
     learning_rate: float = Field(5e-4, gt=0, description="peak rate of the weights")
     learning_rates: dict[str, float] = Field(
         default_factory=dict,
@@ -26,17 +30,37 @@ class TrainingSettings(BaseModel):
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's running-average coefficients")
     gradient_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null does not clip")
     gradient_accumulation: int = Field(1, ge=1, description="forward passes per optimiser step")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: slower, smaller")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: slower, smaller"
+    )
     mixed_precision: Literal["auto", "bf16", "no"] = Field(
-        "auto", description="bf16 matmuls (weights, losses and quantisers stay FP32); auto: where the hardware is fast at it"
+        "auto",
+        description="bf16 matmuls (weights, losses and quantisers stay FP32); auto: where the hardware is fast at it",
     )
     compile: Literal["auto", "yes", "no"] = Field(
-        "auto", description="torch.compile of the repeated blocks; auto: on runs long enough to repay the minute it takes"
+        "auto",
+        description="torch.compile of the repeated blocks; auto: on runs long enough to repay the minute it takes",
     )
-    dropout: float | None = Field(None, ge=0, lt=1, description="dropout while training; null keeps the model's (0 for students)")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout while training; null keeps the model's (0 for students)"
+    )
     evaluate_every: int = Field(200, ge=1, description="steps between validations")
-    evaluate_tokens: int = Field(65_536, ge=1, description="validation tokens read while training; the final evaluation reads all")
+    evaluate_tokens: int = Field(
+        65_536, ge=1, description="validation tokens read while training; the final evaluation reads all"
+    )
     save_every: int = Field(200, ge=1, description="steps between training checkpoints")
-    keep: Literal["last", "best"] = Field("last", description="which weights a stage ends with: the last, or the best validated")
+    keep: Literal["last", "best"] = Field(
+        "last", description="which weights a stage ends with: the last, or the best validated"
+    )
     seed: int = Field(0, ge=0, description="seed of the order of the text, of dropout and of new parameters")
     track_with: list[str] = Field(default_factory=list, description="accelerate trackers, such as tensorboard or wandb")
+
+    def context_within(self, limit: int) -> int:
+        """Tokens per sequence, for a model whose positions allow `limit`.
+
+        Raises:
+            AbridgedError: `context` is more than that.
+        """
+        if self.context is not None and self.context > limit:
+            raise AbridgedError(f"training.context is {self.context}, but the model's positions end at {limit}")
+        return self.context or limit

@@ -1,0 +1,79 @@
+"""One run, one or many processes: what accelerate sets up, and how a fault in one process ends all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as distributed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from abridged.errors import AbridgedError
+from abridged.training.hardware import fast_bf16
+from abridged.training.settings import TrainingSettings
+
+
+def make_accelerator(settings: TrainingSettings) -> Accelerator:
+    """An Accelerator for one stage. Precision is `autocast`'s business, since it may differ from stage to stage.
+
+    Raises:
+        AbridgedError: a tracker that `settings` asks for is unknown or not installed.
+    """
+    _check_trackers(settings.track_with)
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        log_with=settings.track_with or None,
+        project_dir="runs" if settings.track_with else None,
+        # Objectives may leave parameters without gradients; buffers are the same everywhere and stay so.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=True, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        ],
+    )
+
+
+def autocast(settings: TrainingSettings) -> torch.autocast:
+    """The context in which models run: matrix products in bf16 where `settings` say so, else nothing changes."""
+    bf16 = settings.mixed_precision == "bf16" or (settings.mixed_precision == "auto" and fast_bf16())
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16, enabled=bf16)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What fails in one process within the block ends all of them, instead of leaving the others to wait for ever.
+
+    Every process enters it, and none communicates within it. Where there is one process, it does nothing.
+
+    Raises:
+        AbridgedError: the block failed in another process; that one raises what happened.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    state = PartialState()
+    if state.num_processes > 1:
+        failures = torch.tensor([float(failure is not None)], device=state.device)
+        distributed.all_reduce(failures)
+        if failure is None and failures.item():
+            raise AbridgedError("another process of this run has stopped, and says why")
+    if failure is not None:
+        raise failure
+
+
+def _check_trackers(names: list[str]) -> None:
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    for name in names:
+        if name not in known:
+            raise AbridgedError(f"track_with: there is no tracker '{name}' (there are: {', '.join(known)})")
+        if name not in {str(tracker) for tracker in get_available_trackers()}:
+            raise AbridgedError(f"track_with: {name} is not installed: pip install {name}")

@@ -1,0 +1,147 @@
+"""Text by name, by path and by folder, in its three parts."""
+
+import json
+import lzma
+
+import pytest
+
+from abridged.data.text import count_words, load_text
+from abridged.errors import AbridgedError
+
+LINES = [f"line {i} of the text" for i in range(100)]
+TEXT = "\n".join(LINES) + "\n"
+
+
+def test_bundled_wikitext_2_is_whole():
+    text = load_text("wikitext-2")
+    assert count_words(text.test) == 245_569  # the usual count for perplexity per word
+    assert count_words(text.validation) == 217_646
+    assert count_words(text.train) == 2_088_628
+    assert text.split
+    assert text.to_evaluate == text.test
+
+
+@pytest.mark.parametrize(("text", "words"), [("", 0), ("a b\n", 3), ("a  b", 2), ("\n\n", 2), (" a\nb\n", 4)])
+def test_words_are_what_whitespace_separates_and_line_ends(text, words):
+    assert count_words(text) == words
+
+
+def write_jsonl(path):
+    path.write_text("\n".join(json.dumps({"text": line}) for line in LINES) + "\n\n")
+
+
+def write_parquet(path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"text": LINES}).to_parquet(str(path))
+
+
+WRITERS = {
+    "text.txt": lambda path: path.write_text(TEXT),
+    "text.tokens": lambda path: path.write_text(TEXT),
+    "text.txt.xz": lambda path: path.write_bytes(lzma.compress(TEXT.encode())),
+    "text.jsonl": write_jsonl,
+    "text.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_is_the_same_text(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    for where in (tmp_path / name, tmp_path):
+        text = load_text(where)
+        assert text.to_evaluate.strip() == TEXT.strip()
+
+
+def test_a_text_without_parts_has_its_last_twentieth_held_out(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    text = load_text(tmp_path / "text.txt")
+    assert text.train + text.validation == TEXT
+    assert text.train.endswith("\n")
+    assert 0.04 < len(text.validation) / len(TEXT) < 0.06
+    assert text.test == text.validation  # what is measured after training was not trained on
+
+
+def test_a_folder_is_read_by_the_words_of_its_file_names(tmp_path):
+    for name in ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens", "latest.txt", "notes.md"):
+        (tmp_path / name).write_text(name)
+    text = load_text(tmp_path)
+    assert (text.train, text.validation, text.test) == ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens")
+    assert text.split
+
+
+def test_a_folder_of_folders(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for i in range(2):
+            (tmp_path / part / f"{i}.txt").write_text(f"{part} {i}\n" * 20)
+    text = load_text(tmp_path)
+    assert text.train.count("\n") + text.validation.count("\n") == 41
+    assert text.test.startswith("test 0")
+
+
+def test_files_of_a_folder_without_parts_are_one_text(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.txt").write_text("first\n" * 30)
+    assert load_text(tmp_path).to_evaluate == "first\n" * 30 + "\nsecond"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b" \n\n ", "is empty"),
+        ("binary.txt", b"\xff\xfe\x00", "cannot read text"),
+        ("broken.txt.xz", b"not compressed", "cannot read text"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": ', "cannot read text"),
+        ("other.jsonl", b'{"words": "a"}\n', "line 1 is not an object"),
+        ("list.jsonl", b"[1]\n", "line 1 is not an object"),
+        ("broken.parquet", b"PAR1", "cannot read text"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AbridgedError, match=message) as error:
+        load_text(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_parquet_file_without_a_text_column(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_dict({"words": ["a"]}).to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(AbridgedError, match="cannot read text"):
+        load_text(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["nowhere.txt", "./nowhere", "/nowhere/at/all"])
+def test_a_missing_path(name):
+    with pytest.raises(AbridgedError, match="no such file or folder"):
+        load_text(name)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(AbridgedError, match="holds no .txt"):
+        load_text(tmp_path)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(AbridgedError, match="no text called 'wikitext-3'.*wikitext-2, wikitext-103, ptb") as error:
+        load_text("wikitext-3")
+    assert "\n" not in str(error.value)
+
+
+def test_a_dataset_with_its_configuration(monkeypatch):
+    asked = []
+
+    def load_dataset(*names):
+        asked.append(names)
+        return {"train": {"text": LINES}, "test": {"text": ["the end"]}}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    text = load_text("someone/texts:english")
+    assert asked == [("someone/texts", "english")]
+    assert text.test == "the end"
+    assert text.train + text.validation == "\n".join(LINES)
