@@ -1,5 +1,6 @@
 """The figures of a report. Each takes plain data and gives inline SVG, or several for small multiples."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from abridged.report.curves import Curve
 from abridged.report.data import MatrixPicture, TokenCloud, TokenPicture
 from abridged.report.figure import COLOURS, DASHES, MARKERS, SERIES, Drawing
-from abridged.report.text import significant, visible
+from abridged.report.text import name_of, significant, visible
 
 _LABELS = 14  #: tokens named in a cloud, at most
 
@@ -43,7 +44,7 @@ def curves(
                 linestyle=DASHES[index % len(DASHES)],
                 marker="o" if len(line.steps) <= 30 else "",
                 markersize=2.5,
-                label=visible(line.name, 22),
+                label=name_of(line.name, 22),
             )
         for step in stages:
             axes.axvline(step, color=COLOURS["muted"], linewidth=0.6, linestyle=":")
@@ -70,15 +71,19 @@ def _logarithmic(axes: Axes) -> None:
 
 def histogram(matrix: MatrixPicture, reach: float) -> Markup:
     """Weights of one matrix in units of α, with ±α and the levels of the grid; `reach` is the axis' end."""
-    label = f"Histogram of the weights of {visible(matrix.name, 80)}"
+    label = f"Histogram of the weights of {name_of(matrix.name, 80)}"
     with Drawing(1.6, 0.95, label, margins=(0.02, 0.22, 0.02, 0.06)) as drawing:
         axes = drawing.axes
         centres = (matrix.edges[:-1] + matrix.edges[1:]) / 2
+        counts = matrix.counts.copy()
+        shown = np.flatnonzero(np.abs(centres) <= reach)
+        counts[shown[0]] += counts[: shown[0]].sum()  # what lies beyond the axis stands at its end
+        counts[shown[-1]] += counts[shown[-1] + 1 :].sum()
         inside = np.abs(centres) < 1
         for kept, colour in ((inside, "student"), (~inside, "c4")):
-            heights = np.where(kept, matrix.counts, 0)
+            heights = np.where(kept, counts, 0)
             axes.stairs(heights, matrix.edges, fill=True, color=COLOURS[colour], alpha=0.55, linewidth=0)
-        top = max(float(matrix.counts.max()), 1e-9) * 1.08
+        top = max(float(counts[shown].max()), 1e-9) * 1.08
         if len(matrix.levels) <= 16:
             axes.vlines(matrix.levels, 0, top, color=COLOURS["ink"], linewidth=0.8)
             axes.plot(
@@ -117,7 +122,11 @@ def gammas(matrices: Sequence[MatrixPicture]) -> Markup:
     for matrix in matrices:
         if matrix.layer is not None and matrix.gamma is not None:
             series.setdefault(kind_of(matrix), []).append((matrix.layer, matrix.gamma))
-    with Drawing(4.6, 3.1, "γ of every compressed matrix over the layers") as drawing:
+    outside = {matrix.name: matrix.gamma for matrix in matrices if matrix.layer is None and matrix.gamma is not None}
+    names = [name_of(name, 20) for name in [*series, *outside]]
+    columns = 3 if max(map(len, names)) <= 15 else 2
+    height = 2.6 + 0.15 * math.ceil(len(names) / columns)
+    with Drawing(4.6, height, "γ of every compressed matrix over the layers") as drawing:
         axes = drawing.axes
         for index, (name, points) in enumerate(series.items()):
             layers, values = zip(*sorted(points), strict=True)
@@ -128,17 +137,16 @@ def gammas(matrices: Sequence[MatrixPicture]) -> Markup:
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
                 linewidth=1,
-                label=visible(name, 30),
+                label=name_of(name, 20),
             )
-        for matrix in matrices:
-            if matrix.layer is None and matrix.gamma is not None:
-                label = visible(matrix.name, 30)
-                axes.axhline(matrix.gamma, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 2)), label=label)
+        for name, value in outside.items():
+            label = name_of(name, 20)
+            axes.axhline(value, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 2)), label=label)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes.grid(axis="y")
         axes.set_xlabel("layer")
         axes.set_ylabel("γ")
-        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
+        axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
     return drawing.svg
 
 

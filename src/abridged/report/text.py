@@ -77,6 +77,11 @@ def visible(text: str, limit: int = 16) -> str:
     return drawn if len(drawn) <= limit else drawn[: limit - 1] + "…"
 
 
+def name_of(text: str, limit: int) -> str:
+    """A name as a short label: as `visible`, with its spaces as spaces."""
+    return visible(text, limit).replace("␣", " ")
+
+
 def readable(text: str) -> str:
     """Running text with its line breaks, without characters that an HTML page may not hold."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else "�" for c in text)
