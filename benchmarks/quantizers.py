@@ -1,10 +1,12 @@
 """Every quantiser from the same teacher with equal steps, and the ablations of QuantGPT; one JSON a run, resumable.
 
-    python benchmarks/quantizers.py [--model bundled] [--data wikitext-2] [--steps 400] [--minutes 60] [--only PATTERN]
+    python benchmarks/quantizers.py [--model bundled] [--data wikitext-2] [--steps 400] [--minutes 60]
+        [--only PATTERN]
 
-The runs come in the order of `plan`: learning rates at 2-2-8 for every method, then seeds of the best, then 1-1-8, 4-4-8
-and 8-8-8 at the rates found, then ablations. A run whose JSON exists is skipped, so that the command can be stopped
-and started again; `--minutes` stops before a run that would begin later. `benchmarks/tables.py` makes docs/results.md of it.
+The runs come in the order of `plan`: learning rates at 2-2-8 for every method, then seeds of the best, then 1-1-8,
+4-4-8 and 8-8-8 at the rates found, then ablations. A run whose JSON exists is skipped, so that the command can be stopped
+and started again; `--minutes` stops before a run that would begin later. `benchmarks/tables.py` makes docs/results.md
+of it.
 """
 
 import argparse
@@ -96,23 +98,19 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
         yield f"ablation-{name}", "quantgpt-2-2-8", [*rate(best_rate("dynamic")), *overrides], 0
 
 
-def run(name: str, recipe: str, overrides: list[str], seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def train_and_measure(recipe: Recipe, model: str, data: str, seed: int) -> dict[str, Any]:
     """Train one student and measure it, packed."""
-    chosen = Recipe.load(recipe, [f"stages.*.steps={options.steps}", *overrides])
-    with tempfile.TemporaryDirectory() as folder:
-        with Session(options.model, chosen, options.data, Path(folder) / "student", seed=seed) as session:
-            for number, stage in session.remaining_stages():
-                methods = session.prepare(number, stage)
-                session.train(number, stage, methods)
-                session.finish(number, methods)
-            teacher, student = session.measure_teacher(), session.measure(pack_model(session.student))
-            metrics = session.work.metrics()
-    validation = [m for m in metrics if m["event"] == "evaluate"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Session(model, recipe, data, Path(folder) / "s", seed=seed) as session,
+    ):
+        for number, stage in session.remaining_stages():
+            methods = session.prepare(number, stage)
+            session.train(number, stage, methods)
+            session.finish(number, methods)
+        teacher, student = session.measure_teacher(), session.measure(pack_model(session.student))
+        validation = [m for m in session.work.metrics() if m["event"] == "evaluate"]
     return {
-        "name": name,
-        "recipe": recipe,
-        "overrides": overrides,
-        "steps": options.steps,
         "seed": seed,
         "model": session.model_name,
         "teacher_hash": session.hash,
@@ -120,7 +118,7 @@ def run(name: str, recipe: str, overrides: list[str], seed: int, options: argpar
         "student": student,
         "loss_percent": {k: round(100 * (student[k] / teacher[k] - 1), 3) for k in ("perplexity", "word_perplexity")},
         "validation": validation[-1],
-        "curve": [[m["step"], m["perplexity"]] for m in validation],
+        "curve": [[m["stage"], m["step"], m["perplexity"]] for m in validation],
         "seconds": round(session.seconds["training"], 1),
         "environment": environment(),
     }
@@ -142,7 +140,9 @@ def main() -> None:
             continue
         if time.monotonic() - began > 60 * options.minutes:
             break
-        result = run(name, recipe, overrides, seed, options)
+        chosen = Recipe.load(recipe, [f"stages.*.steps={options.steps}", *overrides])
+        result = train_and_measure(chosen, options.model, options.data, seed)
+        result |= {"name": name, "recipe": recipe, "overrides": overrides, "steps": options.steps}
         write_atomically(path, json.dumps(result, indent=1))
         print(f"{name}: {result['loss_percent']['perplexity']:.1f} % in {result['seconds']:.0f} s", flush=True)
 

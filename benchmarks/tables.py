@@ -92,7 +92,9 @@ def widths() -> str:
 def ablations() -> str:
     """QuantGPT 2-2-8 with one thing changed."""
     results = [r for r in read("quantizers") if r["name"].startswith("ablation-")]
-    rows = [[r["name"].removeprefix("ablation-"), f"{loss(r):.1f}", f"{loss(r, 'word_perplexity'):.1f}"] for r in results]
+    rows = [
+        [r["name"].removeprefix("ablation-"), f"{loss(r):.1f}", f"{loss(r, 'word_perplexity'):.1f}"] for r in results
+    ]
     return markdown(["changed", "loss %, token", "loss %, word"], rows)
 
 
@@ -120,7 +122,13 @@ def sizes() -> str:
     """Files of the true GPT-2 shape."""
     measured = json.loads((RESULTS / "size.json").read_text())
     rows = [
-        [name, f"{case['file_mb']:.1f}", f"{case['limit_mb']:g}", f"{case['ratio']:.1f}×", f"{case['bits_per_weight']:.2f}"]
+        [
+            name,
+            f"{case['file_mb']:.1f}",
+            f"{case['limit_mb']:g}",
+            f"{case['ratio']:.1f}×",
+            f"{case['bits_per_weight']:.2f}",
+        ]
         for name, case in measured["cases"].items()
     ]
     return markdown(["GPT-2 124M shape", "MB", "limit", "ratio", "bits per weight"], rows)
@@ -129,7 +137,7 @@ def sizes() -> str:
 def demo() -> str:
     """What `make demo` prints, from the run whose record was kept."""
     records = json.loads((RESULTS / "demo.json").read_text())
-    return markdown(["model", "perplexity", "loss %", "MB on disk", "ratio"], records["rows"])
+    return markdown(["model", "perplexity", "loss %", "per word", "loss %", "MB on disk", "ratio"], records["rows"])
 
 
 TABLES: dict[str, Callable[[], str]] = {

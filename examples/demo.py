@@ -28,34 +28,43 @@ def main() -> None:
         records[recipe] = abridged.compress(
             "bundled", recipe, "wikitext-2", OUTPUT / recipe, overrides=overrides, overwrite=True
         )
-    table(records)
+    rows = compare(records)
+    table(rows)
     continuations()
     print(f"\nThe whole account: {OUTPUT / 'quantgpt-2-2-8' / 'report.html'}")
     print(f"The compressed model: {OUTPUT / 'quantgpt-2-2-8'} ({time.monotonic() - began:.0f} s in all)")
-    (OUTPUT / "demo.json").write_text(json.dumps(records, indent=1))
+    (OUTPUT / "demo.json").write_text(json.dumps({"rows": rows, "seconds": time.monotonic() - began}, indent=1))
 
 
-def table(records: dict[str, dict[str, Any]]) -> None:
-    """Teacher, rounding without training, and the two students."""
+def compare(records: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Teacher, rounding without training, and the two students: a row of cells for each."""
     eight, two = records["quantgpt-8-8-8"], records["quantgpt-2-2-8"]
-    dense = two["size"]["dense_bytes"]
-    rows = [
-        ("teacher, FP32", two["metrics"]["teacher"], dense),
+    teacher, dense = two["metrics"]["teacher"], two["size"]["dense_bytes"]
+    rows = []
+    for name, metrics, size in (
+        ("teacher, FP32", teacher, dense),
         ("2-bit round to nearest, no training", two["metrics"]["untrained"], two["size"]["file_bytes"]),
         ("QuantGPT 8-8-8", eight["metrics"]["student"], eight["size"]["file_bytes"]),
         ("QuantGPT 2-2-8", two["metrics"]["student"], two["size"]["file_bytes"]),
-    ]
-    shown = Table(title="WikiText-2 test", title_justify="left")
-    shown.add_column("model")
-    for column in ("perplexity", "loss %", "per word", "loss %", "MB on disk", "ratio"):
-        shown.add_column(column, justify="right")
-    teacher = rows[0][1]
-    for name, metrics, size in rows:
-        cells = []
+    ):
+        cells = [name]
         for key in ("perplexity", "word_perplexity"):
             loss = 100 * (metrics[key] / teacher[key] - 1)
             cells += [f"{metrics[key]:,.2f}", "" if metrics is teacher else f"{loss:+,.1f}"]
-        shown.add_row(name, *cells, f"{size / 2**20:.2f}", f"{dense / size:.1f}x")
+        rows.append([*cells, f"{size / 2**20:.2f}", f"{dense / size:.1f}×"])
+    return rows
+
+
+HEADER = ("model", "perplexity", "loss %", "per word", "loss %", "MB on disk", "ratio")
+
+
+def table(rows: list[list[str]]) -> None:
+    """Print the comparison."""
+    shown = Table(title="WikiText-2 test", title_justify="left")
+    for i, column in enumerate(HEADER):
+        shown.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        shown.add_row(*row)
     Console(width=max(100, Console().width)).print(shown)
 
 
