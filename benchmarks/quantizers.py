@@ -4,9 +4,9 @@
         [--only PATTERN]
 
 The runs come in the order of `plan`: learning rates at 2-2-8 for every method, then seeds of the best, then 1-1-8,
-4-4-8 and 8-8-8 at the rates found, then ablations. A run whose JSON exists is skipped, so that the command can be stopped
-and started again; `--minutes` stops before a run that would begin later. `benchmarks/tables.py` makes docs/results.md
-of it.
+4-4-8 and 8-8-8 at the rates found, then ablations. A run whose JSON exists is skipped, so that the command can be
+stopped and started again; `--minutes` stops before a run that would begin later. `benchmarks/tables.py` makes
+docs/results.md of it.
 """
 
 import argparse

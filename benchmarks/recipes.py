@@ -1,6 +1,6 @@
 """The shipped recipes as they stand (or at other lengths), several seeds each: the losses of docs/results.md.
 
-    python benchmarks/recipes.py quantgpt-2-2-8 best-2-2-8 [--seeds 0 1 2] [--set stages.0.steps=500] [--data wikitext-2]
+    python benchmarks/recipes.py quantgpt-2-2-8 best-2-2-8 [--seeds 0 1 2] [--set stages.0.steps=500]
 
 Each run is written to benchmarks/results/recipes/ and skipped when it is there.
 """
