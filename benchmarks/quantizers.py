@@ -108,7 +108,7 @@ def train_and_measure(recipe: Recipe, model: str, data: str, seed: int) -> dict[
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)
             session.finish(number, methods)
-        teacher, student = session.measure_teacher(), session.measure(pack_model(session.student))
+        teacher, student = session.measure(session.teacher), session.measure(pack_model(session.student))
         validation = [m for m in session.work.metrics() if m["event"] == "evaluate"]
     return {
         "seed": seed,

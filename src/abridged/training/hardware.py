@@ -1,6 +1,7 @@
 """What this machine is fast at."""
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,6 +12,11 @@ def fast_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch.cpu, "_is_amx_tile_supported") else False
+
+
+def can_compile() -> bool:
+    """Whether torch.compile will find what it needs: on a CPU a C++ compiler."""
+    return torch.cuda.is_available() or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
 
 def describe() -> dict[str, object]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from abridged.data.blocks import BlockOrder, Blocks
 from abridged.errors import AbridgedError
 from abridged.objectives.base import Batch
+from abridged.training.hardware import can_compile
 from abridged.training.optimizer import make_optimizer, rate_factor, total_steps
 from abridged.training.processes import autocast, make_accelerator, together
 from abridged.training.progress import progress
@@ -24,8 +25,8 @@ from abridged.training.settings import TrainingSettings
 from abridged.training.state import TrainingState
 from abridged.training.workspace import Workspace
 
-#: Steps on a CPU from which compiling the blocks repays its minute.
-_COMPILE_FROM_STEPS = 600
+#: Steps from which compiling the blocks repays the time it takes.
+_COMPILE_FROM_STEPS = 200
 
 
 @dataclass
@@ -122,7 +123,7 @@ class Trainer:
         return batch_size // (processes * self.passes)
 
     def _compile(self) -> bool:
-        wanted = self.settings.compile == "auto" and self.steps >= _COMPILE_FROM_STEPS
+        wanted = self.settings.compile == "auto" and self.steps >= _COMPILE_FROM_STEPS and can_compile()
         wanted = wanted or self.settings.compile == "yes"
         for block in self.run.compile if wanted else ():
             block.compile(dynamic=False)

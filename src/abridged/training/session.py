@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.data.blocks import BlockOrder, Blocks, tokenize
@@ -138,6 +137,11 @@ class Session:
         for method in methods:
             for name, parameters in method.parameter_groups(self.student).items():
                 groups.setdefault(name, []).extend(parameters)
+
+        def step_methods(progress: float) -> None:
+            for method in methods:
+                method.step(self.student, progress)
+
         began = time.perf_counter()
         train(
             Run(
@@ -147,7 +151,7 @@ class Session:
                 work=self.work,
                 stage=number,
                 targets=self._targets(system, stage, blocks) if system.needs_teacher else None,
-                before_step=lambda progress: [method.step(self.student, progress) for method in methods] and None,
+                before_step=step_methods,
                 after_step=system.after_step,
                 validate=quick_validation(self.student, self.tokenizer, self.text, settings),
                 groups=groups,
@@ -163,54 +167,30 @@ class Session:
             method.finish(self.student)
 
     def save(self) -> dict[str, Any]:
-        """Pack the student, measure it, and put checkpoint, report and account at the output."""
+        """Pack the student, measure it as packed, and put checkpoint, report and account at the output."""
         if not self.main:
             return {}
-        pictures = picture_weights(self.student, self.anatomy)
-        packed = pack_model(self.student)
-        rounded = self._without_training()
-        teacher_metrics, student_metrics = self.measure_teacher(), self.measure(packed)
-        rounded_metrics = self.measure(rounded) if rounded is not None else None
-        record = {
-            "kind": "compress",
-            "recipe": self.recipe.model_dump(mode="json"),
-            "teacher": {"name": self.model_name, "hash": self.hash},
-            "data": {"name": public_name(self.text.name), "train_tokens": len(self.train_tokens)},
-            "seed": self.recipe.stages[0].training.seed,
-            "steps": [total_steps(stage.training, self._blocks(i)) for i, stage in enumerate(self.recipe.stages)],
-            "metrics": {"teacher": teacher_metrics, "untrained": rounded_metrics, "student": student_metrics},
-            "loss_percent": {
-                key: 100 * (student_metrics[key] / teacher_metrics[key] - 1)
-                for key in ("perplexity", "word_perplexity")
-            },
-            "seconds": self.seconds,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "environment": environment(),
-        }
+        matrices = picture_weights(self.student, self.anatomy)
+        models = {"teacher": self.teacher, "untrained": self._without_training(), "student": pack_model(self.student)}
+        models = {name: model for name, model in models.items() if model is not None}
+        metrics = {name: self.measure(model) for name, model in models.items()}
         finished = self.work.folder / self.work.output.name
-        record = save_checkpoint(packed, finished, self.tokenizer, record)
+        record = save_checkpoint(models["student"], finished, self.tokenizer, self._account(metrics))
         ids = tokenize(self.tokenizer, self.text.test[:20_000])[: min(TOKENS, self.anatomy.context)].tolist()
-        states = {"teacher": hidden_states(self.teacher, ids), "student": hidden_states(packed, ids)}
-        if rounded is not None:
-            states = {
-                "teacher": states["teacher"],
-                "rounded": hidden_states(rounded, ids),
-                "student": states["student"],
-            }
         report = collect(
             recipe=self.recipe,
             base_model=self.model_name,
             data=self.text.name,
             directory=self.work.output,
-            account=inspect(finished),
-            teacher_metrics=teacher_metrics,
-            student_metrics=student_metrics,
-            rounded_metrics=rounded_metrics,
+            account=record["size"],
+            teacher_metrics=metrics["teacher"],
+            student_metrics=metrics["student"],
+            rounded_metrics=metrics.get("untrained"),
             metrics=self.work.metrics(),
-            matrices=pictures,
-            tokens=picture_tokens(self.tokenizer, ids, states),
+            matrices=matrices,
+            tokens=picture_tokens(self.tokenizer, ids, {name: hidden_states(m, ids) for name, m in models.items()}),
             prompt=PROMPT.strip(),
-            continuations={"teacher": self._continue(self.teacher), "student": self._continue(packed)},
+            continuations={name: self._continue(models[name]) for name in ("teacher", "student")},
             environment=record["environment"],
             seconds=self.seconds,
             peak_memory={"peak memory": record["peak_memory_bytes"]},
@@ -220,6 +200,23 @@ class Session:
             shutil.copyfile(self.work.folder / "metrics.jsonl", finished / "metrics.jsonl")
         self.work.publish(finished)
         return record
+
+    def _account(self, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """What abridged.json says of the run; saving adds sizes and hashes."""
+        teacher, student = metrics["teacher"], metrics["student"]
+        return {
+            "kind": "compress",
+            "recipe": self.recipe.model_dump(mode="json"),
+            "teacher": {"name": self.model_name, "hash": self.hash},
+            "data": {"name": public_name(self.text.name), "train_tokens": len(self.train_tokens)},
+            "seed": self.recipe.stages[0].training.seed,
+            "steps": [total_steps(stage.training, self._blocks(i)) for i, stage in enumerate(self.recipe.stages)],
+            "metrics": metrics,
+            "loss_percent": {key: 100 * (student[key] / teacher[key] - 1) for key in ("perplexity", "word_perplexity")},
+            "seconds": self.seconds,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "environment": environment(),
+        }
 
     def _blocks(self, number: int) -> Blocks:
         return Blocks(self.train_tokens, self.recipe.stages[number].training.context_within(self.anatomy.context))
@@ -269,16 +266,15 @@ class Session:
             method.finish(rounded)
         return pack_model(rounded.eval())
 
-    def measure_teacher(self) -> dict[str, Any]:
-        """The teacher's own."""
-        key = (self.hash, self._blocks(0).fingerprint(), self.text.name)
-        if key not in _MEASURED:
-            _MEASURED[key] = self.measure(self.teacher)
-        return _MEASURED[key]
-
     def measure(self, model: Any) -> dict[str, Any]:
         """Perplexity of `model` on the test text (see `abridged.evaluation.perplexity`)."""
-        return perplexity(model, self.tokenizer, self.text.test, self.recipe.stages[-1].training.context)
+        context = self.recipe.stages[-1].training.context
+        if model is not self._teacher:
+            return perplexity(model, self.tokenizer, self.text.test, context)
+        key = (self.hash, self._blocks(-1).fingerprint(), self.text.name)
+        if key not in _MEASURED:
+            _MEASURED[key] = perplexity(model, self.tokenizer, self.text.test, context)
+        return _MEASURED[key]
 
     def _continue(self, model: Any) -> str:
         return "".join(generate(model, self.tokenizer, PROMPT, max_new_tokens=60, temperature=0.8, top_k=40, seed=1))

@@ -67,6 +67,7 @@ class Quantize(Method):
 
 def round_to_nearest(settings: Settings) -> Settings:
     """Settings that store as many bits in the same packing, with a scale that follows from the weights alone."""
-    learned = {"initialization": "own", "gamma": "matrix", "scale_gradient": None, "weight_gradient": None, "center": None}
+    gradients = {"scale_gradient": None, "weight_gradient": None}
+    learned = {"initialization": "own", "gamma": "matrix", "center": None, **gradients}
     quantizer = "binary" if settings.bits == 1 else "minmax"
     return settings.model_copy(update={"quantizer": quantizer, "levels": settings.grid_levels, **learned})
