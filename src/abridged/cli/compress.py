@@ -56,7 +56,7 @@ def compress(
         return
     size, metrics = record["size"], record["metrics"]
     rows = [["teacher", metrics["teacher"], size["dense_bytes"]]]
-    if metrics["untrained"] is not None:
+    if "untrained" in metrics:
         rows.append(["same bits, without training", metrics["untrained"], size["file_bytes"]])
     rows.append([record["recipe"]["name"], metrics["student"], size["file_bytes"]])
     print_table(
