@@ -1,4 +1,4 @@
-"""A teacher and a text small enough to compress within seconds."""
+"""A teacher, a text and recipes small enough to compress within seconds."""
 
 import random
 from pathlib import Path
@@ -9,16 +9,52 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from abridged.data.tokenizer import learn_tokenizer
 
 CONTEXT = 16
+QUANTIZE = {
+    "weights": {"bits": 4, "quantizer": "dynamic", "granularity": "tensor"},
+    "embeddings": {"bits": 4, "quantizer": "dynamic", "granularity": "row"},
+    "activations": {"bits": 8, "quantizer": "learned", "attention": True},
+}
+OBJECTIVES = {
+    "logits": {"weight": 1.0},
+    "contrastive": {"weight": 0.1, "bank": "position", "dimensions": 8, "num_negatives": 6},
+}
+TRAINING = {
+    "steps": 6,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "learning_rates": {"scale": 1e-3, "clip": 1e-3},
+    "evaluate_every": 3,
+    "evaluate_tokens": 200,
+    "save_every": 2,
+    "compile": "no",
+    "mixed_precision": "no",
+}
+
+
+def make_recipe(stages: int = 1, quantize=None, objectives=None, **training) -> dict:
+    """A recipe of one stage at 4 bits, or of two at 4 and 2."""
+    two_bits = {**QUANTIZE, "weights": {**QUANTIZE["weights"], "bits": 2}, "embeddings": {"bits": 2}}
+    return {
+        "name": "tiny",
+        "description": "for tests",
+        "stages": [
+            {
+                "name": f"stage {number}",
+                "methods": {"quantize": {**(two_bits if number else QUANTIZE), **(quantize or {})}},
+                "objectives": objectives or OBJECTIVES,
+                "training": {**TRAINING, **training},
+            }
+            for number in range(stages)
+        ],
+    }
 
 
 def write_text(path: Path, lines: int = 250) -> Path:
     """Sentences of made-up words, drawn so that some follow others more often than not."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(60)]
-    sentences = (
-        " ".join(words[(start * 7 + i * i) % 60] for i in range(8)) for start in draw.choices(range(60), k=lines)
-    )
-    path.write_text("\n".join(sentences) + "\n")
+    starts = draw.choices(range(60), k=lines)
+    path.write_text("".join(" ".join(words[(start * 7 + i * i) % 60] for i in range(8)) + "\n" for start in starts))
     return path
 
 

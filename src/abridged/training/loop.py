@@ -77,7 +77,6 @@ class Trainer:
         self.passes = run.settings.gradient_accumulation
         self.sequences = self._sequences_per_pass()
         self.order = BlockOrder(len(run.blocks), run.settings.seed)
-        self.compiled = self._compile()
         run.system.to(self.accelerator.device)
         optimizer = make_optimizer(run.system, run.settings, run.groups)
         self.system, self.optimizer = self.accelerator.prepare(run.system, optimizer)
@@ -89,6 +88,7 @@ class Trainer:
     def train(self) -> None:
         """Train to the stage's end, from its beginning or from where an interrupted run left its last checkpoint."""
         self.run.system.train()
+        self.compiled = self._compile()
         if self.settings.track_with:
             config = {key: str(value) for key, value in self.settings.model_dump().items()}
             self.accelerator.init_trackers("abridged", config=config)
