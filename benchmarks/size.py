@@ -21,31 +21,42 @@ from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.families import anatomy_of
-from abridged.methods.quantization.method import Quantize
+from abridged.recipe import Recipe
 
 MEGABYTE = 1 << 20
-CASES = {
-    "8-8-8": (8, "bits", 121.6),
-    "4-4-8": (4, "bits", 62.7),
-    "2-2-8": (2, "bits", 33.2),
-    "2-2-8 five codes a byte": (2, "base3", 28.0),
-    "1-1-8": (1, "bits", 18.5),
+QUANTIZE = "stages.0.methods.quantize"
+CASES: dict[str, tuple[str, list[str], float]] = {
+    "quantgpt-8-8-8": ("quantgpt-8-8-8", [], 121.6),
+    "quantgpt-4-4-8": ("quantgpt-4-4-8", [], 62.7),
+    "quantgpt-2-2-8": ("quantgpt-2-2-8", [], 33.2),
+    "quantgpt-2-2-8, five codes a byte": (
+        "quantgpt-2-2-8",
+        [f"{QUANTIZE}.weights.packing=base3", f"{QUANTIZE}.embeddings.packing=base3"],
+        28.0,
+    ),
+    "quantgpt at 1-1-8": (
+        "quantgpt-2-2-8",
+        [f"{QUANTIZE}.weights.bits=1", f"{QUANTIZE}.embeddings.bits=1"],
+        18.5,
+    ),
+    "best-2-2-8": ("best-2-2-8", [], 33.15),
+    "best-ternary-2-2-8": ("best-ternary-2-2-8", [], 33.15),
+    "best-1-1-8": ("best-1-1-8", [], 18.5),
 }
-"""Name: bits of weights and embeddings, packing, and the size in MB that must not be passed."""
+"""Name: recipe, what is changed in it, and the size in MB that must not be passed (33.15 is quantgpt-2-2-8's own)."""
 
 
 def measure(name: str, config: GPT2Config) -> dict:
     """Compress a model of random weights without training, save it, load it, and say what it weighs."""
-    bits, packing, limit = CASES[name]
+    recipe, overrides, limit = CASES[name]
+    methods = Recipe.load(recipe, overrides).stages[-1].methods.values()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = GPT2LMHeadModel(config).eval()
     ids = torch.randint(config.vocab_size, (1, 16))
-    weights = {"bits": bits, "packing": packing, "quantizer": "dynamic"}
-    activations = {"bits": 8, "quantizer": "learned", "attention": True}
-    method = Quantize.model_validate({"weights": weights, "embeddings": weights, "activations": activations})
-    method.prepare(student, anatomy_of(student), lambda model: model(ids))
-    method.finish(student)
+    for method in methods:
+        method.prepare(student, anatomy_of(student), lambda model: model(ids))
+        method.finish(student)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "student"
         save_checkpoint(student, directory, None, {})
@@ -80,7 +91,7 @@ def main() -> None:
     results = {}
     for name in options.cases:
         results[name] = measure(name, config)
-        print(f"{name:26} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][2]} MB, {results[name]['ratio']}x)")
+        print(f"{name:34} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][-1]} MB, {results[name]['ratio']}x)")
     shape = {key: getattr(config, key) for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report = {"what": "bytes on disk, random weights", "shape": shape, "peak_memory_mb": round(peak), "cases": results}
