@@ -11,6 +11,7 @@ from abridged.errors import AbridgedError
 from abridged.methods.base import Method
 from abridged.objectives.settings import Objective
 from abridged.recipe import Recipe, all_keys
+from abridged.settings_text import parse_yaml
 
 
 @pytest.mark.parametrize("name", Recipe.names())
@@ -48,7 +49,9 @@ def test_baselines_differ_from_quantgpt_in_the_quantizer_not_in_the_optimisation
 
 def test_overrides_reach_training_by_short_name_and_every_stage_by_star():
     overrides = ["stages.*.steps=7", "stages.0.training.batch_size=2", "stages.1.learning_rate=3e-4"]
-    recipe = Recipe.load("best-1-1-8", overrides)
+    two = parse_yaml(Recipe.text("best-1-1-8"), "best-1-1-8")
+    two["stages"] *= 2
+    recipe = Recipe.load(two, overrides)
     assert [stage.training.steps for stage in recipe.stages] == [7, 7]
     assert recipe.stages[0].training.batch_size == 2
     assert recipe.stages[1].training.learning_rate == pytest.approx(3e-4)
