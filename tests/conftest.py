@@ -1,6 +1,41 @@
-"""What all tests share: processes that they start find this checkout's package too, installed or not."""
+"""What all tests share: an environment (processes that they start find this checkout's package), a tiny teacher."""
 
 import os
 from pathlib import Path
 
+import pytest
+import yaml
+
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "src")
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test needs a network
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A file of some four thousand tokens."""
+    import teachers
+
+    return teachers.write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, text):
+    """A directory with a GPT-2 of width 32 and its tokenizer."""
+    import teachers
+
+    return teachers.write_teacher(tmp_path_factory.mktemp("teachers") / "teacher", text)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """recipe_file(stages=2, steps=3, …) -> a YAML file; see `teachers.make_recipe`."""
+
+    import teachers
+
+    def write(**changes):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(teachers.make_recipe(**changes)))
+        return path
+
+    return write

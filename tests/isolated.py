@@ -131,8 +131,7 @@ def command_line(*arguments: str) -> None:
 def _child(function: Callable[..., Any], arguments: tuple, folder: Path, launch: Launch) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.environ.update({"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200", **launch.environment})
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.update({"NO_COLOR": "1", "COLUMNS": "200", **launch.environment})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 

@@ -80,6 +80,8 @@ def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> 
         tokenizer = AutoTokenizer.from_pretrained(resolve(name))
     except Exception as error:
         raise AbridgedError(f"cannot load the tokenizer of '{name}': {_first_line(error)}") from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where there are no files
+        raise AbridgedError(f"cannot load the tokenizer of '{name}': it has no vocabulary")
     if model is not None and len(tokenizer) > model.config.vocab_size:
         raise AbridgedError(
             f"the tokenizer of '{name}' does not fit the model: {len(tokenizer)} entries for a vocabulary of "
@@ -118,7 +120,8 @@ def create_from_config(
                 raise AbridgedError(f"{path}: unknown key model.{key}{nearest(key, known.to_dict())}")
         vocab_size = int(described["tokenizer"]["vocab_size"])
         learned_on = described["tokenizer"].get("data")
-        config = AutoConfig.for_model(described["architecture"], vocab_size=vocab_size, **described.get("model", {}))
+        sizes = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, **described.get("model", {})}
+        config = AutoConfig.for_model(described["architecture"], **sizes)
     except AbridgedError:
         raise
     except Exception as error:
@@ -145,6 +148,12 @@ def set_dropout(model: torch.nn.Module, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = probability
+
+
+def set_checkpointing(model: "PreTrainedModel", enabled: bool) -> None:
+    """Recompute activations in the backward pass, or keep them."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_{'enable' if enabled else 'disable'}")()
 
 
 def public_name(name: str | Path) -> str:

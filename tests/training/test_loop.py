@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from abridged.data.blocks import BlockOrder, Blocks
 from abridged.errors import AbridgedError
+from abridged.models import set_checkpointing
 from abridged.objectives.base import Batch, ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.training.loop import Run, train
@@ -88,7 +89,7 @@ def test_accumulated_passes_are_one_large_batch(tmp_path, blocks):
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(blocks):
     plain = student(blocks).train()
     saving = copy.deepcopy(plain)
-    saving.model.gradient_checkpointing_enable()
+    set_checkpointing(saving.model, True)
     inputs, labels = blocks.batch(torch.arange(4))
     values = []
     for system in (plain, saving):
@@ -176,9 +177,7 @@ def test_the_second_time_it_stops_and_names_the_last_good_checkpoint(tmp_path, b
     from safetensors.torch import load_file
 
     system = Fragile(limit=0.25)
-    with pytest.raises(
-        AbridgedError, match="not finite at step 5, also at a tenth.*of step 3, is .*state.safetensors"
-    ):
+    with pytest.raises(AbridgedError, match="not finite at step 5, also at a tenth.*of step 3, is .*state.safetensors"):
         run_of(
             tmp_path, blocks, system, learning_rate=2.0, schedule="constant", warmup=0, save_every=3,
             before_step=lambda progress: setattr(system, "limit", 0.25 if progress > 0.5 else 100.0),

@@ -61,7 +61,7 @@ def load_text(data: str | Path) -> TextData:
         raise AbridgedError(f"no such file or folder: {name}")
     else:
         loaded = _from_datasets(name)
-    if not loaded.train.strip():
+    if not loaded.to_evaluate.strip():
         raise AbridgedError(f"the text '{name}' is empty")
     return loaded
 

@@ -15,7 +15,15 @@ from abridged.data.text import TextData, load_text
 from abridged.errors import AbridgedError
 from abridged.evaluation.perplexity import perplexity
 from abridged.families import anatomy_of
-from abridged.models import create_from_config, load_dense, load_tokenizer, public_name, set_dropout, weights_hash
+from abridged.models import (
+    create_from_config,
+    load_dense,
+    load_tokenizer,
+    public_name,
+    set_checkpointing,
+    set_dropout,
+    weights_hash,
+)
 from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.settings_text import apply_overrides
@@ -85,8 +93,7 @@ def finetune(
             context=context,
             layers=anatomy.layers,
         )
-        if settings.gradient_checkpointing:
-            dense.gradient_checkpointing_enable()
+        set_checkpointing(dense, settings.gradient_checkpointing)
         train(
             Run(
                 system=StudentForward(dense, {"labels": Labels()}, sizes),
@@ -97,7 +104,7 @@ def finetune(
                 compile=[dense.get_submodule(path) for path in anatomy.blocks],
             )
         )
-        dense.gradient_checkpointing_disable()
+        set_checkpointing(dense, False)
         if not main:
             return {}
         with torch.no_grad():  # what is measured is what is stored

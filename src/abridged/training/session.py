@@ -21,7 +21,7 @@ from abridged.evaluation.generation import generate
 from abridged.evaluation.perplexity import perplexity
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
-from abridged.models import load_dense, load_tokenizer, public_name, set_dropout, weights_hash
+from abridged.models import load_dense, load_tokenizer, public_name, set_checkpointing, set_dropout, weights_hash
 from abridged.objectives.base import Batch, ObjectiveContext, StudentForward, TeacherOutputs
 from abridged.recipe import Recipe, Stage
 from abridged.report.collect import TOKENS, collect, hidden_states, picture_tokens, picture_weights
@@ -123,8 +123,7 @@ class Session:
             method.prepare(self.student, self.anatomy, lambda model: self._calibrate(model, number))
         self.student.requires_grad_(True)
         set_dropout(self.student, stage.training.dropout or 0.0)
-        if stage.training.gradient_checkpointing:
-            self.student.gradient_checkpointing_enable()
+        set_checkpointing(self.student, stage.training.gradient_checkpointing)
         return methods
 
     def train(self, number: int, stage: Stage, methods: list[Method]) -> None:
@@ -162,7 +161,7 @@ class Session:
 
     def finish(self, number: int, methods: list[Method]) -> None:
         """Let the methods leave behind what will be stored."""
-        self.student.gradient_checkpointing_disable()
+        set_checkpointing(self.student, False)
         for method in methods:
             method.finish(self.student)
 
