@@ -150,12 +150,21 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+def make(name: str) -> str:
+    """A table, or a sentence where its command has not been run."""
+    try:
+        made = TABLES[name]()
+    except FileNotFoundError:
+        made = ""
+    return made if made.count("\n") > 1 else "Not measured yet."
+
+
 def main() -> None:
     for page in PAGES:
         text = page.read_text()
         for name in re.findall(r"<!-- table:(\w+) -->", text):
             between = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.DOTALL)
-            text = between.sub(lambda m, name=name: f"{m[1]}\n{TABLES[name]()}\n\n{m[2]}", text)
+            text = between.sub(lambda m, made=make(name): f"{m[1]}\n{made}\n\n{m[2]}", text)
         page.write_text(text)
 
 
