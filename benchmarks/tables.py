@@ -131,7 +131,7 @@ def sizes() -> str:
         ]
         for name, case in measured["cases"].items()
     ]
-    return markdown(["GPT-2 124M shape", "MB", "ratio", "bits per weight"], rows)
+    return markdown(["GPT-2 124M shape", "MB", "limit", "ratio", "bits per weight"], rows)
 
 
 def demo() -> str:
