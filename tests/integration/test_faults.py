@@ -96,7 +96,7 @@ def test_an_output_that_exists(compress, tmp_path):
 def test_an_output_is_replaced_only_when_its_successor_is_whole(compress, tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "precious").write_text("")
-    for point in ("loop:Trainer._step", "session:write_report", "workspace:Workspace.publish"):
+    for point in ("loop:Trainer.step", "session:write_report", "workspace:Workspace.publish"):
         assert compress("--overwrite", stop=Stop(f"abridged.training.{point}")).code == -9
         assert [p.name for p in (tmp_path / "student").iterdir()] == ["precious"]
     assert compress("--resume").code == 0  # the interrupted run had been allowed to replace it

@@ -32,7 +32,7 @@ from abridged.training.optimizer import total_steps
 from abridged.training.processes import together
 from abridged.training.record import environment, quick_validation
 from abridged.training.settings import TrainingSettings
-from abridged.training.workspace import Workspace
+from abridged.training.workspace import METRICS, Workspace
 
 #: What finetune uses where neither the config file nor the person says otherwise.
 DEFAULTS = {"epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "weight_decay": 0.1, "keep": "best"}
@@ -146,6 +146,6 @@ def _write(model: Any, tokenizer: Any, work: Workspace, record: dict[str, Any]) 
     model.save_pretrained(finished)
     tokenizer.save_pretrained(finished)
     (finished / "abridged.json").write_text(json.dumps(record, indent=1))
-    if (work.folder / "metrics.jsonl").exists():
-        shutil.copyfile(work.folder / "metrics.jsonl", finished / "metrics.jsonl")
+    if (work.folder / METRICS).exists():
+        shutil.copyfile(work.folder / METRICS, finished / METRICS)
     return finished

@@ -1,6 +1,7 @@
 """What this machine is fast at."""
 
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def describe() -> dict[str, object]:
         "amx": fast_bf16() and not torch.cuda.is_available(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most: of the GPU where there is one, else of host memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # What getrusage says begins, on Linux, at what the parent held.
+    high = next((line.split()[1] for line in _lines("/proc/self/status") if line.startswith("VmHWM:")), None)
+    return 1024 * int(high or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _lines(path: str) -> list[str]:

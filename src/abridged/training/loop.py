@@ -68,7 +68,7 @@ def train(run: Run) -> None:
 
 
 class Trainer:
-    """One stage's training: `train` is the loop, `_step` what happens in it, `_report` what happens now and then."""
+    """One stage's training: `train` is the loop, `step` what happens in it, `report` what happens now and then."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.settings, self.work = run, run.settings, run.work
@@ -84,6 +84,7 @@ class Trainer:
         self.state = TrainingState(run.stage, run.system, optimizer, run.work)
         self.log_every = max(1, min(20, self.steps // 50))
         self.pending: list[dict[str, Tensor]] = []  # what the steps since the last report measured
+        self._start_clock()
 
     def train(self) -> None:
         """Train to the stage's end, from its beginning or from where an interrupted run left its last checkpoint."""
@@ -100,8 +101,8 @@ class Trainer:
         main = self.accelerator.is_main_process
         with progress(f"stage {self.run.stage + 1}", self.steps, self.state.step, main) as show:
             while self.state.step < self.steps:
-                self._step()
-                self._report(show)
+                self.step()
+                self.report(show)
         if self.settings.keep == "best":
             self.state.load_best()
         self.run.system.eval()
@@ -129,7 +130,7 @@ class Trainer:
             block.compile(dynamic=False)
         return wanted
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One optimiser step; everything random in it is a function of the seed, the step and the process."""
         step = self.state.step
         torch.manual_seed((self.settings.seed * 1_000_003 + step) * 1009 + self.accelerator.process_index)
@@ -169,7 +170,7 @@ class Trainer:
             targets = self.run.targets(batch) if self.run.targets else None
             return self.system(batch, targets)
 
-    def _report(self, show: Callable[..., None]) -> None:
+    def report(self, show: Callable[..., None]) -> None:
         """Log, validate and save, each when its time has come; go back where the loss is not finite."""
         step = self.state.step
         save = step % self.settings.save_every == 0 or step == self.steps

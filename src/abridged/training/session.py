@@ -1,7 +1,6 @@
 """One run of the main job: what `abridged.compress` does, step by step."""
 
 import copy
-import resource
 import shutil
 import sys
 import time
@@ -26,12 +25,13 @@ from abridged.objectives.base import Batch, ObjectiveContext, StudentForward, Te
 from abridged.recipe import Recipe, Stage
 from abridged.report.collect import TOKENS, collect, hidden_states, picture_tokens, picture_weights
 from abridged.report.page import write_report
+from abridged.training.hardware import peak_memory
 from abridged.training.loop import Run, train
 from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import autocast, make_accelerator, together
 from abridged.training.record import environment, quick_validation
-from abridged.training.workspace import Workspace
+from abridged.training.workspace import METRICS, Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -195,8 +195,8 @@ class Session:
             peak_memory={"peak memory": record["peak_memory_bytes"]},
         )
         write_report(finished / "report.html", report)
-        if (self.work.folder / "metrics.jsonl").exists():
-            shutil.copyfile(self.work.folder / "metrics.jsonl", finished / "metrics.jsonl")
+        if (self.work.folder / METRICS).exists():
+            shutil.copyfile(self.work.folder / METRICS, finished / METRICS)
         self.work.publish(finished)
         return record
 
@@ -213,7 +213,7 @@ class Session:
             "metrics": metrics,
             "loss_percent": {key: 100 * (student[key] / teacher[key] - 1) for key in ("perplexity", "word_perplexity")},
             "seconds": self.seconds,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak_memory(),
             "environment": environment(),
         }
 

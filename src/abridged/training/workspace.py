@@ -22,6 +22,9 @@ _DISK = {
 }  # fmt: skip
 
 
+METRICS = "metrics.jsonl"
+
+
 class Workspace:
     """`OUTPUT.partial`: lock, metrics.jsonl and the training state, until `publish` puts the result at OUTPUT.
 
@@ -45,6 +48,8 @@ class Workspace:
     def _check(self) -> None:
         if self._lock is None and _is_locked(self.folder / "lock"):
             raise AbridgedError(f"another run is writing to {self.output}")
+        if self.resume and not self.overwrite and not self.folder.exists() and (self.output / METRICS).exists():
+            raise AbridgedError(f"{self.output} is finished: nothing is left to resume; --overwrite begins anew")
         if self.output.exists() and not self._may_replace():
             raise AbridgedError(f"{self.output} exists already: choose another output, or add --overwrite")
         if self.output.exists() and not self.output.is_dir():
@@ -155,12 +160,12 @@ class Workspace:
         """Append one line to metrics.jsonl; a number that is not finite becomes null, which JSON has a word for."""
         if self.main:
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-            with (self.folder / "metrics.jsonl").open("a") as file:
+            with (self.folder / METRICS).open("a") as file:
                 file.write(json.dumps(finite) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All that was logged; a line that a fault has cut short is left out."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         records = []
         for line in path.read_text().splitlines() if path.exists() else ():
             with suppress(ValueError):
@@ -171,7 +176,7 @@ class Workspace:
         """Drop what an interrupted run logged after its last checkpoint: those steps will be done again."""
         if self.main:
             kept = [m for m in self.metrics() if (m.get("stage", 0), m.get("step", 0)) <= (stage, step)]
-            write_atomically(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+            write_atomically(self.folder / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
 
     def publish(self, finished: Path) -> None:
         """Put the folder `finished`, which lies in the workspace, in OUTPUT's place, and remove the workspace.
@@ -181,6 +186,8 @@ class Workspace:
         """
         if not self.main:
             return
+        if self.resume and not self.overwrite and not self.folder.exists() and (self.output / METRICS).exists():
+            raise AbridgedError(f"{self.output} is finished: nothing is left to resume; --overwrite begins anew")
         if self.output.exists() and not self._may_replace():
             raise AbridgedError(f"{self.output} has appeared while this run worked: move it away, then --resume")
         self._replaces.touch()
