@@ -50,7 +50,7 @@ def test_from_a_config(finetune, tmp_path):
 
 
 def test_from_a_model_and_stored_in_half(finetune, tmp_path, teacher, text):
-    settings = ["steps=3", "epochs=null", "batch_size=4", "evaluate_tokens=200", "compile=no", "mixed_precision=no"]
+    settings = ["steps=3", "batch_size=4", "evaluate_tokens=200", "compile=no", "mixed_precision=no"]
     more = [word for setting in settings for word in ("--set", setting)]
     ended = finetune("teacher", *more, "--dtype", "float16", "--json", model=teacher)
     assert ended.code == 0, ended.stderr

@@ -71,7 +71,7 @@ def finetune(
         work = Workspace(output, resume=resume, overwrite=overwrite, main=main)
         text = load_text(data)
         dense, tokenizer, described = _model(model, text, seed)
-        settings = apply_overrides(TrainingSettings, {**DEFAULTS, **described}, overrides)
+        settings = apply_overrides(TrainingSettings, _length({**DEFAULTS, **described}, overrides), overrides)
         settings = settings.model_copy(update={"seed": settings.seed if seed is None else seed})
         anatomy = anatomy_of(dense)
         context = settings.context_within(anatomy.context)
@@ -123,6 +123,12 @@ def _model(model: str | Path, text: TextData, seed: int | None) -> tuple[Any, An
         return create_from_config(Path(model), text.train, seed)
     dense = load_dense(model)
     return dense, load_tokenizer(model, dense), {}
+
+
+def _length(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Without their epochs if steps are asked for: else what was asked for would have no effect."""
+    asked = {override.partition("=")[0].strip() for override in overrides}
+    return {**settings, "epochs": None} if "steps" in asked and "epochs" not in asked else settings
 
 
 def _record(
