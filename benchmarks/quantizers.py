@@ -58,6 +58,7 @@ ABLATIONS = {
     "activations-constant": ["stages.0.methods.quantize.activations.initial=constant"],
     "labels-too": ["stages.0.objectives.labels.weight=0.5"],
     "tsld": ["stages.0.objectives.logits.token_weights=tsld"],
+    "offline-teacher": [],  # its 64 likeliest tokens from a cache
 }
 
 
@@ -98,11 +99,18 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
         yield f"ablation-{name}", "quantgpt-2-2-8", [*rate(best_rate("dynamic")), *overrides], 0
 
 
-def train_and_measure(recipe: Recipe, model: str, data: str, seed: int) -> dict[str, Any]:
-    """Train one student and measure it, packed."""
+def train_and_measure(recipe: Recipe, model: str, data: str, seed: int, offline: bool = False) -> dict[str, Any]:
+    """Train one student and measure it, packed; `offline` caches the teacher's answers and trains from those."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        Session(model, recipe, data, Path(folder) / "s", seed=seed) as session,
+        Session(
+            model,
+            recipe,
+            data,
+            Path(folder) / "s",
+            seed=seed,
+            teacher_cache=Path(folder) / "cache" if offline else None,
+        ) as session,
     ):
         for number, stage in session.remaining_stages():
             methods = session.prepare(number, stage)
@@ -141,7 +149,7 @@ def main() -> None:
         if time.monotonic() - began > 60 * options.minutes:
             break
         chosen = Recipe.load(recipe, [f"stages.*.steps={options.steps}", *overrides])
-        result = train_and_measure(chosen, options.model, options.data, seed)
+        result = train_and_measure(chosen, options.model, options.data, seed, offline="offline" in name)
         result |= {"name": name, "recipe": recipe, "overrides": overrides, "steps": options.steps}
         write_atomically(path, json.dumps(result, indent=1))
         print(f"{name}: {result['loss_percent']['perplexity']:.1f} % in {result['seconds']:.0f} s", flush=True)

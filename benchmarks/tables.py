@@ -140,6 +140,51 @@ def demo() -> str:
     return markdown(["model", "perplexity", "loss %", "per word", "loss %", "MB on disk", "ratio"], records["rows"])
 
 
+def cost() -> str:
+    """Speed and memory of training steps."""
+    measured = json.loads((RESULTS / "training_cost.json").read_text())
+    rows = [
+        [
+            name,
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['speed_ratio']:.2f} of {row['against']}" if "speed_ratio" in row else "",
+            f"{row['peak_bytes'] / 2**20:,.0f}",
+        ]
+        for name, row in measured["contestants"].items()
+    ]
+    return markdown(["step", "tokens/s", "speed", "peak MB"], rows)
+
+
+def memory() -> str:
+    """Peak memory at the true GPT-2 shape."""
+    measured = json.loads((RESULTS / "memory.json").read_text())
+    rows = [[name, f"{row['peak_bytes'] / 2**30:.2f}", "6"] for name, row in measured["rows"].items()]
+    return markdown(["quantgpt-2-2-8 at 124M, batch 4×512", "peak GB", "limit"], rows)
+
+
+def curve() -> str:
+    """docs/loss-against-steps.svg: validation perplexity of each recipe's first seed over its training."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    results = [r for r in read("recipes") if r["seed"] == 0]
+    if not results:
+        return ""
+    matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for result in results:
+        axes.plot([step for _, step, _ in result["curve"]], [p for _, _, p in result["curve"]], label=result["recipe"])
+    axes.set(xlabel="optimiser step (4,096 tokens)", ylabel="validation perplexity", ylim=(None, 50))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(PAGES[0].parent / "loss-against-steps.svg", metadata={"Date": None})
+    plt.close(figure)
+    picture = "![Validation perplexity against training steps, per recipe](loss-against-steps.svg)"
+    return f"{picture}\n\nEvery rate falls to 0 at the end of its run, which is where most is gained."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "widths": widths,
@@ -147,6 +192,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "targets": targets,
     "sizes": sizes,
     "demo": demo,
+    "cost": cost,
+    "memory": memory,
+    "curve": curve,
 }
 
 
