@@ -54,8 +54,19 @@ class StaticActivation(nn.Module):
         zero_point = None if self.symmetric else self.zero_point
         return quantize_static(x, self.scale, zero_point, *level_range(self.bits, self.symmetric))
 
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """Scale and zero point, as `ops.quantized_linear` takes them."""
+        return self.scale, None if self.symmetric else self.zero_point
+
     def describe(self) -> dict[str, Any]:
         return {"kind": "static", "bits": self.bits, "symmetric": self.symmetric}
+
+
+def quantize_per_token(x: Tensor, top: int) -> Tensor:
+    """Each token (last dimension) rounded to -top … top of its own symmetric grid, computed in FP32, in x's type."""
+    values = x if x.dtype == torch.float64 else x.float()
+    scale = values.abs().amax(-1, keepdim=True).div_(top).clamp_min_(SMALLEST_SCALE)
+    return (values / scale).round_().mul_(scale).to(x.dtype)
 
 
 class RoundPerToken(torch.autograd.Function):
@@ -63,9 +74,7 @@ class RoundPerToken(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, top):
-        values = x if x.dtype == torch.float64 else x.float()
-        scale = values.abs().amax(-1, keepdim=True).div_(top).clamp_min_(SMALLEST_SCALE)
-        return (values / scale).round_().mul_(scale).to(x.dtype)
+        return quantize_per_token(x, top)
 
     @staticmethod
     def backward(ctx, grad):
@@ -82,6 +91,10 @@ class DynamicActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantise x (..., features); the result has its shape and type."""
         return RoundPerToken.apply(x, level_range(self.bits, True)[1])
+
+    def operands(self) -> tuple[None, None]:
+        """Neither scale nor zero point, as `ops.quantized_linear` takes them."""
+        return None, None
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "dynamic", "bits": self.bits}

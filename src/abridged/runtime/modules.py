@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from abridged.runtime import ops
-from abridged.runtime.activations import build_activation
+from abridged.runtime.activations import DynamicActivation, StaticActivation, build_activation
 
 if TYPE_CHECKING:
     from abridged.checkpoint.format import ActivationSpec, EmbeddingSpec, LinearSpec, MatrixSpec
 
 
-def build_input_quantizer(spec: ActivationSpec) -> nn.Module:
+def build_input_quantizer(spec: ActivationSpec) -> StaticActivation | DynamicActivation:
     """An activation quantiser whose scale is FP32, whatever the default dtype under which a model is built."""
     return build_activation(spec.model_dump(exclude_none=True)).float()
 
@@ -67,15 +67,18 @@ class PackedLinear(PackedModule):
             self.bias = nn.Parameter(torch.empty(spec.rows, device=device), requires_grad=False)
         else:
             self.register_parameter("bias", None)
-        self.input_quantizer: nn.Module | None = None
+        self.input_quantizer: StaticActivation | DynamicActivation | None = None
         if spec.input is not None:
             self.input_quantizer = build_input_quantizer(spec.input).to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., columns) -> (..., rows), in x's dtype."""
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x).to(x.dtype)
-        return ops.packed_linear(x, self.weight, self.weight_scale, self.bias, *self.storage)
+        quantizer = self.input_quantizer
+        if quantizer is None:
+            return ops.packed_linear(x, self.weight, self.weight_scale, self.bias, *self.storage)
+        return ops.quantized_linear(
+            x, self.weight, self.weight_scale, self.bias, *quantizer.operands(), quantizer.bits, *self.storage
+        )
 
 
 class PackedEmbedding(PackedModule):

@@ -1,0 +1,205 @@
+// The functions that Python calls: choosing among instruction sets, sharing work among threads, embedding look-up.
+#include "abridged_kernels.h"
+
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace abridged {
+namespace {
+
+bool allow_tiles() {  // Linux gives a process the large registers only when it asks
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILE_DATA = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+
+bool runs(int32_t path) {
+#if defined(ABRIDGED_X86)
+  switch (path) {
+    case PORTABLE: return true;
+    case AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case AVX512VNNI:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vnni");
+    case AMX: {
+      // bits 24 and 25 of leaf 7's EDX: the name is unknown to older compilers' __builtin_cpu_supports
+      uint32_t a = 7, b, c = 0, d;
+      __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+      static const bool tiles = (d >> 24 & 3) == 3 && runs(AVX512VNNI) && allow_tiles();
+      return tiles;
+    }
+  }
+  return false;
+#else
+  return path == PORTABLE;
+#endif
+}
+
+const Kernels& kernels_of(int32_t path) {
+#if defined(ABRIDGED_X86)
+  switch (path) {
+    case AVX2: return avx2_kernels;
+    case AVX512VNNI: return avx512vnni_kernels;
+    case AMX: return amx_kernels;
+  }
+#endif
+  return portable_kernels;
+}
+
+// torch's own OpenMP runtime, so that no second pool of threads competes with its workers.
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Team team = nullptr;
+
+template <typename Work>
+void in_parallel(int64_t threads, const Work& work) {
+  if (threads <= 1) {
+    work();
+  } else if (team) {
+    team([](void* data) { (*static_cast<const Work*>(data))(); }, const_cast<Work*>(&work), unsigned(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    for (int64_t i = 1; i < threads; ++i) others.emplace_back(work);
+    work();
+    for (std::thread& other : others) other.join();
+  }
+}
+
+// work(first, last) for all of [0, count), in pieces that threads take as they come free.
+template <typename Work>
+void share(int64_t threads, int64_t count, int64_t piece, const Work& work) {
+  std::atomic<int64_t> next{0};
+  const int64_t pieces = (count + piece - 1) / piece;
+  in_parallel(threads < pieces ? threads : pieces, [&] {
+    for (int64_t i; (i = next.fetch_add(1)) < pieces;)
+      work(i * piece, (i + 1) * piece < count ? (i + 1) * piece : count);
+  });
+}
+
+constexpr int64_t CHUNK = 64, TILE_TOKENS = 32;
+constexpr int64_t WORTH_A_THREAD = 1 << 17;  // products: some microseconds
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+bool suits_tiles(const Linear& l) {
+  const int64_t size = l.group_size(), per_byte = LAYOUTS[l.book].per_byte;
+  return l.tokens >= 12 && (l.groups() == 1 || (size % 64 == 0 && size % per_byte == 0 &&
+                                                (size / per_byte >= CHUNK ? size / per_byte % CHUNK == 0 : true)));
+}
+
+template <int BOOK>
+void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, float* y) {
+  constexpr Layout layout = LAYOUTS[BOOK];
+  const int64_t groups = l.groups(), size = l.group_size();
+  for (int64_t i = first; i < last; ++i) {
+    const uint8_t* row = l.packed + ids[i] * l.row_bytes;
+    const float* scales = l.row_scales(ids[i]);
+    float* to = y + i * l.columns;
+    for (int64_t g = 0, column = 0; g < groups; ++g) {
+      const float scale = scales[g];
+      for (; column < (g + 1) * size; ++column) {
+        int code = row[column / layout.per_byte];
+        const int place = int(column % layout.per_byte);
+        if (BOOK == TERNARY_BASE3) {
+          constexpr int powers[] = {1, 3, 9, 27, 81};
+          code = code / powers[place] % 3;
+        } else {
+          code = code >> (layout.bits * place) & ((1 << layout.bits) - 1);
+        }
+        to[column] = float(layout.multiplier * code + layout.offset) * scale;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace abridged
+
+using namespace abridged;
+
+// Counted up whenever a function here changes what it takes; kernels.py has the number that it knows.
+ABRIDGED_API int32_t abridged_interface() { return 1; }
+
+// Give the address of torch's GOMP_parallel, or null to start threads of our own for each call.
+ABRIDGED_API void abridged_use_team(void* address) { team = reinterpret_cast<Team>(address); }
+
+ABRIDGED_API int32_t abridged_runs(int32_t path) { return runs(path); }
+
+// Whether `linear` can serve these sizes; the caller has checked that they fit the buffers.
+ABRIDGED_API int32_t abridged_serves(int32_t book, int64_t columns, int64_t groups) {
+  const Layout& layout = LAYOUTS[book];
+  if (columns > 1 << 16) return 0;  // 32 bits could overflow
+  return groups == 1 || (book != TERNARY_BASE3 && columns / groups % (4 * layout.per_byte) == 0);
+}
+
+// 0: done; 1: no memory.
+ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale, const float* bias,
+                                     const float* input_scale, const int32_t* input_zero_point, int64_t tokens,
+                                     int64_t rows, int64_t columns, int64_t row_bytes, int64_t num_scales, int32_t book,
+                                     int32_t type, int32_t input_bits, int32_t path, int64_t threads) {
+  const Linear l{x, y, static_cast<const uint8_t*>(packed), scale, bias, input_scale, input_zero_point,
+                 tokens, rows, columns, row_bytes, num_scales, book, type, input_bits};
+  if (tokens == 0) return 0;
+  const bool tiles = path == AMX && suits_tiles(l);
+  if (path == AMX && !tiles) path = AVX512VNNI;
+  const Kernels& kernels = kernels_of(path);
+  const int64_t per_byte = LAYOUTS[book].per_byte, groups = l.groups();
+  Tokens t;
+  t.chunk_bytes = CHUNK;
+  if (tiles && groups > 1 && l.group_size() / per_byte < CHUNK) t.chunk_bytes = l.group_size() / per_byte;
+  t.stride = round_up(row_bytes, t.chunk_bytes) * per_byte;
+  t.zero = input_zero_point ? *input_zero_point - (input_bits == 8 ? 128 : 0) : 0;
+  const int64_t held = tiles ? round_up(tokens, TILE_TOKENS) : tokens;
+  // one allocation: scales, sums, ones, q
+  const size_t numbers = size_t(tokens) * (1 + size_t(groups)) * 4;
+  uint8_t* memory = new (std::nothrow) uint8_t[numbers + size_t(held + 1) * size_t(t.stride) + 64];
+  if (!memory) return 1;
+  t.scale = reinterpret_cast<float*>(memory);
+  t.sums = reinterpret_cast<int32_t*>(memory + 4 * tokens);
+  int8_t* q = reinterpret_cast<int8_t*>(memory) + round_up(int64_t(numbers), 64);
+  t.ones = t.zero ? q : nullptr;
+  t.q = q + t.stride;
+  std::memset(t.q + tokens * t.stride, 0, size_t((held - tokens) * t.stride));
+  const int64_t work = tokens * rows * columns;
+  const int64_t useful = work / WORTH_A_THREAD + 1 < threads ? work / WORTH_A_THREAD + 1 : threads;
+  share(tokens < 4 ? 1 : useful, tokens, tokens < 4 ? tokens : (tokens + 4 * useful - 1) / (4 * useful),
+        [&](int64_t first, int64_t last) { kernels.quantize(l, t, first, last); });
+  // Several pieces for each thread, as one may be held up; in tiles, whole blocks of 32 rows.
+  const int64_t piece = round_up((rows + 4 * useful - 1) / (4 * useful), 32);
+  share(useful, rows, piece, [&](int64_t first, int64_t last) { kernels.linear(l, t, first, last); });
+  delete[] memory;
+  return 0;
+}
+
+// 0: done; 1: an id is not a row.
+ABRIDGED_API int32_t abridged_embedding(const int64_t* ids, float* y, const void* packed, const float* scale,
+                                        int64_t count, int64_t rows, int64_t columns, int64_t row_bytes,
+                                        int64_t num_scales, int32_t book, int64_t threads) {
+  Linear l{};
+  l.packed = static_cast<const uint8_t*>(packed);
+  l.scale = scale, l.rows = rows, l.columns = columns, l.row_bytes = row_bytes, l.num_scales = num_scales;
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || ids[i] >= rows) return 1;
+  share(count * columns < WORTH_A_THREAD ? 1 : threads, count, 16, [&](int64_t first, int64_t last) {
+    switch (book) {
+      case BINARY: return look_up<BINARY>(ids, first, last, l, y);
+      case TERNARY: return look_up<TERNARY>(ids, first, last, l, y);
+      case TERNARY_BASE3: return look_up<TERNARY_BASE3>(ids, first, last, l, y);
+      case QUATERNARY: return look_up<QUATERNARY>(ids, first, last, l, y);
+      case INT4: return look_up<INT4>(ids, first, last, l, y);
+      default: return look_up<INT8>(ids, first, last, l, y);
+    }
+  });
+  return 0;
+}

@@ -1,0 +1,63 @@
+// What Python calls (by ctypes) and what the instruction sets implement. No dependence on torch.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#if defined(_WIN32)
+#define ABRIDGED_API extern "C" __declspec(dllexport)
+#else
+#define ABRIDGED_API extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace abridged {
+
+enum Book : int32_t { BINARY, TERNARY, TERNARY_BASE3, QUATERNARY, INT4, INT8 };
+enum Type : int32_t { FLOAT32, BFLOAT16 };
+enum Path : int32_t { PORTABLE, AVX2, AVX512VNNI, AMX };
+
+// A code is unsigned, a level is multiplier * code + offset. Codes lie `per_byte` to a byte, in the order of columns.
+struct Layout {
+  int per_byte, bits, multiplier, offset;
+};
+constexpr Layout LAYOUTS[] = {{8, 1, 2, -1}, {4, 2, 1, -1}, {5, 0, 1, -1}, {4, 2, 2, -3}, {2, 4, 1, -7}, {1, 8, 1, -127}};
+
+// y = scale * levels . q(x) + bias, for `tokens` rows of x (columns each) and of y (rows each).
+struct Linear {
+  const void* x;
+  void* y;
+  const uint8_t* packed;
+  const float* scale;  // each covers rows * columns / num_scales consecutive weights
+  const float* bias;   // or null
+  const float* input_scale;         // null: each token by its own largest value
+  const int32_t* input_zero_point;  // null: symmetric
+  int64_t tokens, rows, columns, row_bytes, num_scales;
+  int32_t book, type, input_bits;
+
+  int64_t groups() const { return num_scales > rows ? num_scales / rows : 1; }
+  int64_t group_size() const { return columns / groups(); }
+  const float* row_scales(int64_t row) const {  // groups() of them
+    return num_scales >= rows ? scale + row * groups() : scale + row / (rows / num_scales);
+  }
+};
+
+// The tokens as integers: q (signed 8 bits) in the kernel's own order of columns, with value scale * (q - zero).
+// `sums` are of q over each group, `ones` is a token of 1 in every column that exists.
+struct Tokens {
+  int8_t* q;
+  int8_t* ones;
+  float* scale;
+  int32_t* sums;
+  int32_t zero;
+  int64_t stride;       // of a token in q
+  int64_t chunk_bytes;  // packed bytes whose codes stand together, those of the first place of each byte first
+};
+
+// What one instruction set offers.
+struct Kernels {
+  void (*quantize)(const Linear&, const Tokens&, int64_t first, int64_t last);
+  void (*linear)(const Linear&, const Tokens&, int64_t first_row, int64_t last_row);
+};
+
+extern const Kernels portable_kernels, avx2_kernels, avx512vnni_kernels, amx_kernels;
+
+}  // namespace abridged

@@ -1,0 +1,188 @@
+// Many tokens at once in AMX tiles: 16 tokens by 64 columns, times 64 columns by 16 rows of weights.
+//
+// The weights of 32 rows are taken out of their bytes once and stay in the second cache while all tokens pass by.
+#include "linear.hpp"
+
+namespace abridged {
+namespace {
+
+constexpr int TILE = 16, DEPTH = 64, TILE_BYTES = TILE * DEPTH;
+constexpr int BLOCK_ROWS = 2 * TILE;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t columns[16] = {};
+  uint8_t rows[16] = {};
+};
+
+void configure() {
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) config.columns[i] = 64, config.rows[i] = 16;
+  _tile_loadconfig(&config);
+}
+
+// 16 rows of 16 32-bit numbers, `stride` bytes apart, become columns.
+void transpose(const uint8_t* from, int64_t stride, uint8_t* to) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * stride);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  // a[4 i + j] holds, for rows 4 i to 4 i + 3, columns j, 4 + j, 8 + j and 12 + j: one in each quarter
+  for (int j = 0; j < 4; ++j) {
+    const __m512i even_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), odd_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
+    _mm512_storeu_si512(to + 64 * j, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+    _mm512_storeu_si512(to + 64 * (8 + j), _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+    _mm512_storeu_si512(to + 64 * (4 + j), _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+    _mm512_storeu_si512(to + 64 * (12 + j), _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+  }
+}
+
+// Takes 16 rows (fewer at the end) out of their bytes and into tiles, one for every 64 columns, and sums codes by group.
+template <int BOOK>
+void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8_t* tiles, int64_t tile_step,
+            uint32_t* code_sums) {
+  constexpr int places = LAYOUTS[BOOK].per_byte;
+  const int64_t count = l.rows - row < TILE ? l.rows - row : TILE, groups = l.groups();
+  for (int64_t r = 0; r < count; ++r) {
+    const uint8_t* packed = l.packed + (row + r) * l.row_bytes;
+    uint8_t* to = codes + r * t.stride;
+    for (int64_t byte = 0; byte < l.row_bytes; byte += t.chunk_bytes) {
+      const int64_t left = l.row_bytes - byte;
+      Bytes chunk = load(packed + byte, left < t.chunk_bytes ? left : t.chunk_bytes);
+      for (int p = 0; p < places; ++p, to += t.chunk_bytes) store(to, next_codes<BOOK>(chunk, p));
+    }
+    if (t.zero != 0) {
+      const int64_t depth = t.stride / groups;
+      for (int64_t g = 0; g < groups; ++g) {
+        Sums sums = no_sums();
+        for (int64_t k = g * depth; k < (g + 1) * depth; k += DEPTH)
+          sums = dot<true>(sums, load(codes + r * t.stride + k), load(t.ones + k));
+        code_sums[g * BLOCK_ROWS + r] = uint32_t(total(sums));
+      }
+    }
+  }
+  for (int64_t k = 0; k < t.stride; k += DEPTH) transpose(codes + k, t.stride, tiles + k / DEPTH * tile_step);
+}
+
+// Adds a group's products to the values of 16 tokens by 32 rows.
+template <int BOOK>
+inline void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count,
+                         int64_t group, const float* scales, const uint32_t* code_sums, float* values) {
+  constexpr int a = LAYOUTS[BOOK].multiplier, b = LAYOUTS[BOOK].offset;
+  const int64_t groups = l.groups();
+  const int32_t columns = int32_t(l.group_size());
+  for (int half = 0; half < 2; ++half) {
+    // zero * (a * codes + b * columns), the same for every token
+    const __m512i codes = _mm512_loadu_si512(code_sums + half * TILE);
+    const __m512i levels = _mm512_add_epi32(_mm512_mullo_epi32(codes, _mm512_set1_epi32(a)), _mm512_set1_epi32(b * columns));
+    const __m512i zeros = _mm512_mullo_epi32(levels, _mm512_set1_epi32(t.zero));
+    const __m512 scale = _mm512_loadu_ps(scales + half * TILE);
+    for (int64_t k = 0; k < count; ++k) {
+      const uint32_t sum = uint32_t(b) * uint32_t(t.sums[(token + k) * groups + group]);
+      __m512i v = _mm512_loadu_si512(products + half * TILE * TILE + k * TILE);
+      if (a == 2) v = _mm512_add_epi32(v, v);
+      v = _mm512_sub_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(int(sum))), zeros);
+      float* value = values + k * BLOCK_ROWS + half * TILE;
+      const __m512 token_scale = _mm512_mul_ps(scale, _mm512_set1_ps(t.scale[token + k]));
+      _mm512_storeu_ps(value, _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), token_scale, _mm512_loadu_ps(value)));
+    }
+  }
+}
+
+inline void write_row(const Linear& l, int64_t token, int64_t row, int64_t count, const float* values) {
+  for (int64_t done = 0; done < count; done += TILE) {
+    const int64_t n = count - done < TILE ? count - done : TILE;
+    const __mmask16 mask = __mmask16((1u << n) - 1);
+    __m512 v = _mm512_loadu_ps(values + done);
+    if (l.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, l.bias + row + done));
+    const int64_t at = token * l.rows + row + done;
+    if (l.type == FLOAT32) {
+      _mm512_mask_storeu_ps(static_cast<float*>(l.y) + at, mask, v);
+    } else {
+      alignas(64) float wide[TILE];
+      _mm512_store_ps(wide, v);
+      for (int64_t i = 0; i < n; ++i) narrow(wide[i], static_cast<uint16_t*>(l.y) + at + i);
+    }
+  }
+}
+
+template <int BOOK>
+void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  const int64_t steps = t.stride / DEPTH, groups = l.groups(), group_steps = steps / groups;
+  uint8_t* buffer = new uint8_t[size_t(TILE * t.stride + CHUNK + 2 * steps * TILE_BYTES)]();
+  uint8_t *codes = buffer, *tiles = buffer + TILE * t.stride + CHUNK;
+  uint32_t* code_sums = new uint32_t[size_t(groups * BLOCK_ROWS)]();
+  float* scales = new float[size_t(groups * BLOCK_ROWS)]();
+  alignas(64) int32_t products[2][2 * TILE * TILE];
+  alignas(64) float values[2][TILE * BLOCK_ROWS];
+  configure();
+  for (int64_t row = first; row < last; row += BLOCK_ROWS) {
+    const int64_t count = last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS;
+    for (int half = 0; half < 2 && half * TILE < count; ++half)
+      unpack<BOOK>(l, t, row + half * TILE, codes, tiles + half * TILE_BYTES, 2 * TILE_BYTES, code_sums + half * TILE);
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t g = 0; g < groups; ++g) scales[g * BLOCK_ROWS + r] = l.row_scales(row + r)[g];
+    for (int64_t token = 0; token < l.tokens; token += 2 * TILE) {
+      std::memset(values, 0, sizeof values);
+      const int8_t* q = t.q + token * t.stride;
+      for (int64_t g = 0; g < groups; ++g) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = g * group_steps; k < (g + 1) * group_steps; ++k) {
+          _tile_loadd(4, q + k * DEPTH, t.stride);
+          _tile_loadd(5, q + TILE * t.stride + k * DEPTH, t.stride);
+          _tile_loadd(6, tiles + 2 * k * TILE_BYTES, DEPTH);
+          _tile_loadd(7, tiles + (2 * k + 1) * TILE_BYTES, DEPTH);
+          _tile_dpbsud(0, 4, 6);
+          _tile_dpbsud(1, 4, 7);
+          _tile_dpbsud(2, 5, 6);
+          _tile_dpbsud(3, 5, 7);
+        }
+        _tile_stored(0, products[0], 64);
+        _tile_stored(1, products[0] + TILE * TILE, 64);
+        _tile_stored(2, products[1], 64);
+        _tile_stored(3, products[1] + TILE * TILE, 64);
+        for (int i = 0; i < 2; ++i) {
+          const int64_t at = token + i * TILE, left = l.tokens - at;
+          if (left > 0)
+            add_products<BOOK>(l, t, products[i], at, left < TILE ? left : TILE, g, scales + g * BLOCK_ROWS,
+                               code_sums + g * BLOCK_ROWS, values[i]);
+        }
+      }
+      for (int64_t k = 0; k < 2 * TILE && token + k < l.tokens; ++k)
+        write_row(l, token + k, row, count, values[k / TILE] + k % TILE * BLOCK_ROWS);
+    }
+  }
+  _tile_release();
+  delete[] scales;
+  delete[] code_sums;
+  delete[] buffer;
+}
+
+void linear_in_tiles(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  switch (l.book) {
+    case BINARY: return tiles_of<BINARY>(l, t, first, last);
+    case TERNARY: return tiles_of<TERNARY>(l, t, first, last);
+    case TERNARY_BASE3: return tiles_of<TERNARY_BASE3>(l, t, first, last);
+    case QUATERNARY: return tiles_of<QUATERNARY>(l, t, first, last);
+    case INT4: return tiles_of<INT4>(l, t, first, last);
+    default: return tiles_of<INT8>(l, t, first, last);
+  }
+}
+
+}  // namespace
+}  // namespace abridged
+
+const abridged::Kernels abridged::amx_kernels = {quantize, linear_in_tiles};

@@ -1,0 +1,3 @@
+#include "linear.hpp"
+
+const abridged::Kernels abridged::avx2_kernels = {quantize, linear};

@@ -1,0 +1,440 @@
+// Quantised tokens times packed weights, for the instruction set that this is compiled for.
+//
+// 64 packed bytes hold, place by place, codes of columns that lie per_byte apart: a shift and a mask of the whole
+// vector take out one place. The tokens are put into that order once, and the weights are used as they lie on disk.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "abridged_kernels.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace abridged {
+namespace {
+
+constexpr int CHUNK = 64;  // bytes
+
+#if defined(__AVX512VNNI__)
+
+using Bytes = __m512i;  // 64 of them
+using Sums = __m512i;   // 16 sums of 4 products each
+using Floats = __m512;  // 16
+
+inline Bytes load(const void* p) { return _mm512_loadu_si512(p); }
+inline Bytes load(const void* p, int64_t n) {
+  return _mm512_maskz_loadu_epi8(n >= CHUNK ? ~0ull : (1ull << n) - 1, p);
+}
+inline Sums no_sums() { return _mm512_setzero_si512(); }
+template <int BITS>
+inline Bytes place(Bytes b, int p) {
+  if (BITS == 8) return b;
+  return _mm512_and_si512(_mm512_srli_epi16(b, BITS * p), _mm512_set1_epi8(char((1 << BITS) - 1)));
+}
+inline Bytes third(Bytes b) {  // every byte divided by 3
+  const __m512i low = _mm512_set1_epi16(255), by = _mm512_set1_epi16(21846);
+  const __m512i even = _mm512_mulhi_epu16(_mm512_and_si512(b, low), by);
+  const __m512i odd = _mm512_mulhi_epu16(_mm512_srli_epi16(b, 8), by);
+  return _mm512_or_si512(even, _mm512_slli_epi16(odd, 8));
+}
+inline Bytes minus_thrice(Bytes a, Bytes b) {
+  return _mm512_sub_epi8(_mm512_sub_epi8(_mm512_sub_epi8(a, b), b), b);
+}
+template <bool WIDE>
+inline Sums dot(Sums s, Bytes codes, Bytes q) { return _mm512_dpbusd_epi32(s, codes, q); }
+inline Sums minus_product(Sums s, Sums t, int32_t by) {
+  return _mm512_sub_epi32(s, _mm512_mullo_epi32(t, _mm512_set1_epi32(by)));
+}
+inline int32_t total(Sums s) { return _mm512_reduce_add_epi32(s); }
+inline float total(Floats f) { return _mm512_reduce_add_ps(f); }
+inline Floats no_floats() { return _mm512_setzero_ps(); }
+inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+inline Floats add_scaled(Floats f, Sums s, Floats scale) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), scale, f); }
+inline void store(void* p, Bytes b) { _mm512_storeu_si512(p, b); }
+
+#elif defined(__AVX2__)
+
+struct Bytes { __m256i v[2]; };
+struct Sums { __m256i v[2]; };
+struct Floats { __m256 v[2]; };
+
+inline Bytes load(const void* p) {
+  const __m256i* v = static_cast<const __m256i*>(p);
+  return {{_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)}};
+}
+inline Sums no_sums() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+template <int BITS>
+inline Bytes place(Bytes b, int p) {
+  if (BITS == 8) return b;
+  const __m256i mask = _mm256_set1_epi8(char((1 << BITS) - 1));
+  for (__m256i& v : b.v) v = _mm256_and_si256(_mm256_srli_epi16(v, BITS * p), mask);
+  return b;
+}
+inline Bytes third(Bytes b) {
+  const __m256i low = _mm256_set1_epi16(255), by = _mm256_set1_epi16(21846);
+  for (__m256i& v : b.v) {
+    const __m256i even = _mm256_mulhi_epu16(_mm256_and_si256(v, low), by);
+    const __m256i odd = _mm256_mulhi_epu16(_mm256_srli_epi16(v, 8), by);
+    v = _mm256_or_si256(even, _mm256_slli_epi16(odd, 8));
+  }
+  return b;
+}
+inline Bytes minus_thrice(Bytes a, Bytes b) {
+  for (int h = 0; h < 2; ++h)
+    a.v[h] = _mm256_sub_epi8(_mm256_sub_epi8(_mm256_sub_epi8(a.v[h], b.v[h]), b.v[h]), b.v[h]);
+  return a;
+}
+template <bool WIDE>  // codes above 127: two products of theirs do not fit 16 bits
+inline Sums dot(Sums s, Bytes codes, Bytes q) {
+  for (int h = 0; h < 2; ++h) {
+    if (!WIDE) {
+      const __m256i pairs = _mm256_maddubs_epi16(codes.v[h], q.v[h]);
+      s.v[h] = _mm256_add_epi32(s.v[h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    } else {
+      // even and odd bytes apart, so that each 32-bit lane still sums its own four products
+      const __m256i low = _mm256_set1_epi16(255);
+      const __m256i c0 = _mm256_and_si256(codes.v[h], low), c1 = _mm256_srli_epi16(codes.v[h], 8);
+      const __m256i q0 = _mm256_srai_epi16(_mm256_slli_epi16(q.v[h], 8), 8), q1 = _mm256_srai_epi16(q.v[h], 8);
+      const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(c0, q0), _mm256_madd_epi16(c1, q1));
+      s.v[h] = _mm256_add_epi32(s.v[h], sum);
+    }
+  }
+  return s;
+}
+inline Sums minus_product(Sums s, Sums t, int32_t by) {
+  for (int h = 0; h < 2; ++h)
+    s.v[h] = _mm256_sub_epi32(s.v[h], _mm256_mullo_epi32(t.v[h], _mm256_set1_epi32(by)));
+  return s;
+}
+inline int32_t total(Sums s) {
+  const __m256i v = _mm256_add_epi32(s.v[0], s.v[1]);
+  __m128i w = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  w = _mm_add_epi32(w, _mm_shuffle_epi32(w, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(w, _mm_shuffle_epi32(w, 0xb1)));
+}
+inline float total(Floats f) {
+  const __m256 v = _mm256_add_ps(f.v[0], f.v[1]);
+  __m128 w = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  w = _mm_add_ps(w, _mm_movehl_ps(w, w));
+  return _mm_cvtss_f32(_mm_add_ss(w, _mm_shuffle_ps(w, w, 1)));
+}
+inline Floats no_floats() { return {{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
+inline Floats load_floats(const float* p) { return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}}; }
+inline Floats add_scaled(Floats f, Sums s, Floats scale) {
+  for (int h = 0; h < 2; ++h) f.v[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s.v[h]), scale.v[h], f.v[h]);
+  return f;
+}
+inline void store(void* p, Bytes b) {
+  __m256i* v = static_cast<__m256i*>(p);
+  _mm256_storeu_si256(v, b.v[0]);
+  _mm256_storeu_si256(v + 1, b.v[1]);
+}
+
+#else  // loops that any compiler can vectorise
+
+struct Bytes { uint8_t v[CHUNK]; };
+struct Sums { int32_t v[16]; };
+struct Floats { float v[16]; };
+
+inline Bytes load(const void* p) {
+  Bytes b;
+  std::memcpy(b.v, p, CHUNK);
+  return b;
+}
+inline Sums no_sums() { return {}; }
+template <int BITS>
+inline Bytes place(Bytes b, int p) {
+  for (uint8_t& v : b.v) v = (v >> (BITS == 8 ? 0 : BITS * p)) & ((1 << BITS) - 1);
+  return b;
+}
+inline Bytes third(Bytes b) {
+  for (uint8_t& v : b.v) v = uint8_t(v * 21846u >> 16);
+  return b;
+}
+inline Bytes minus_thrice(Bytes a, Bytes b) {
+  for (int i = 0; i < CHUNK; ++i) a.v[i] = uint8_t(a.v[i] - 3 * b.v[i]);
+  return a;
+}
+template <bool WIDE>
+inline Sums dot(Sums s, const Bytes& codes, const Bytes& q) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 4; ++j) s.v[i] += int32_t(codes.v[4 * i + j]) * int8_t(q.v[4 * i + j]);
+  return s;
+}
+inline Sums minus_product(Sums s, const Sums& t, int32_t by) {
+  for (int i = 0; i < 16; ++i) s.v[i] = int32_t(uint32_t(s.v[i]) - uint32_t(t.v[i]) * uint32_t(by));
+  return s;
+}
+inline int32_t total(const Sums& s) {
+  int32_t t = 0;
+  for (int32_t v : s.v) t += v;
+  return t;
+}
+inline float total(const Floats& f) {
+  float t = 0;
+  for (float v : f.v) t += v;
+  return t;
+}
+inline Floats no_floats() { return {}; }
+inline Floats load_floats(const float* p) {
+  Floats f;
+  std::memcpy(f.v, p, sizeof f.v);
+  return f;
+}
+inline Floats add_scaled(Floats f, const Sums& s, const Floats& scale) {
+  for (int i = 0; i < 16; ++i) f.v[i] += float(s.v[i]) * scale.v[i];
+  return f;
+}
+inline void store(void* p, const Bytes& b) { std::memcpy(p, b.v, CHUNK); }
+
+#endif
+
+#if !defined(__AVX512VNNI__)
+inline Bytes load(const void* p, int64_t n) {  // of n bytes that may be read
+  if (n >= CHUNK) return load(p);
+  uint8_t padded[CHUNK] = {};
+  std::memcpy(padded, p, size_t(n));
+  return load(padded);
+}
+#endif
+
+// The codes at place p of a chunk's bytes. Places are asked for in order: those of base 3 are divided off.
+template <int BOOK>
+inline Bytes next_codes(Bytes& chunk, int p) {
+  if constexpr (BOOK == TERNARY_BASE3) {
+    const Bytes above = third(chunk), codes = minus_thrice(chunk, above);
+    chunk = above;
+    return codes;
+  } else {
+    return place<LAYOUTS[BOOK].bits>(chunk, p);
+  }
+}
+
+template <int BOOK>
+constexpr bool is_wide = BOOK == INT8;
+
+inline float widen(uint16_t v) {
+  const uint32_t bits = uint32_t(v) << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline float widen(float v) { return v; }
+inline void narrow(float f, float* p) { *p = f; }
+inline void narrow(float f, uint16_t* p) {  // to the nearest bf16, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  *p = f != f ? uint16_t(0x7fc0) : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <typename T>
+inline void write(const Linear& l, int64_t token, int64_t row, float value) {
+  narrow(value + (l.bias ? l.bias[row] : 0.0f), static_cast<T*>(l.y) + token * l.rows + row);
+}
+
+// ---- tokens to integers
+
+template <int PLACES>
+void into_places(const int8_t* from, int8_t* to, int64_t chunk_bytes) {
+  for (int64_t i = 0; i < chunk_bytes; ++i)
+    for (int p = 0; p < PLACES; ++p) to[p * chunk_bytes + i] = from[PLACES * i + p];
+}
+
+void reorder(const int8_t* from, const Tokens& t, int places, int8_t* to) {
+  for (int64_t done = 0; done < t.stride; done += places * t.chunk_bytes) {
+    switch (places) {
+      case 1: std::memcpy(to + done, from + done, size_t(t.chunk_bytes)); break;
+      case 2: into_places<2>(from + done, to + done, t.chunk_bytes); break;
+      case 4: into_places<4>(from + done, to + done, t.chunk_bytes); break;
+      case 5: into_places<5>(from + done, to + done, t.chunk_bytes); break;
+      default: into_places<8>(from + done, to + done, t.chunk_bytes);
+    }
+  }
+}
+
+template <typename T>
+void quantize_token(const Linear& l, const Tokens& t, const T* x, int64_t token, int8_t* levels) {
+  const bool symmetric = l.input_zero_point == nullptr;
+  const int bits = l.input_bits;
+  const float high = symmetric ? float((1 << (bits - 1)) - 1) : float((1 << bits) - 1), low = symmetric ? -high : 0;
+  const float zero = symmetric ? 0.0f : float(*l.input_zero_point), shift = !symmetric && bits == 8 ? 128.0f : 0.0f;
+  const int64_t n = l.columns;
+  float scale;
+  if (l.input_scale) {
+    scale = *l.input_scale;
+  } else {
+    float largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const float a = std::fabs(widen(x[i]));
+      largest = a > largest ? a : largest;
+    }
+    scale = largest / high;
+    scale = scale < 1e-10f ? 1e-10f : scale;
+  }
+  int bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    float v = std::nearbyint(widen(x[i]) / scale) + zero;
+    bad |= v != v;
+    v = v > low ? v : low;
+    v = v < high ? v : high;
+    levels[i] = int8_t(int(v - shift));
+  }
+  t.scale[token] = bad ? std::numeric_limits<float>::quiet_NaN() : scale;
+  const int64_t groups = l.groups(), size = l.group_size();
+  for (int64_t g = 0; g < groups; ++g) {
+    int32_t sum = 0;
+    for (int64_t i = g * size; i < (g + 1) * size; ++i) sum += levels[i];
+    t.sums[token * groups + g] = sum;
+  }
+}
+
+void quantize(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  const int places = LAYOUTS[l.book].per_byte;
+  int8_t* levels = new int8_t[size_t(t.stride)]();
+  for (int64_t token = first; token < last; ++token) {
+    if (l.type == FLOAT32)
+      quantize_token(l, t, static_cast<const float*>(l.x) + token * l.columns, token, levels);
+    else
+      quantize_token(l, t, static_cast<const uint16_t*>(l.x) + token * l.columns, token, levels);
+    reorder(levels, t, places, t.q + token * t.stride);
+  }
+  if (first == 0 && t.ones) {
+    std::memset(levels, 1, size_t(l.columns));
+    reorder(levels, t, places, t.ones);
+  }
+  delete[] levels;
+}
+
+// ---- a block of rows times a block of tokens
+
+// What `codes * q`, summed, is in levels and with the zero point: exact modulo 2^32, and the result fits.
+template <int BOOK>
+inline int32_t in_levels(uint32_t products, uint32_t q_sum, uint32_t code_sum, uint32_t zero, uint32_t columns) {
+  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier), b = uint32_t(LAYOUTS[BOOK].offset);
+  return int32_t(a * products + b * q_sum - zero * (a * code_sum + b * columns));
+}
+
+template <int BOOK, typename T, int ROWS, int TOKENS>
+void block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
+  constexpr int places = LAYOUTS[BOOK].per_byte;
+  const bool shifted = t.zero != 0;
+  const uint8_t* packed = l.packed + row * l.row_bytes;
+  Sums sums[ROWS][TOKENS], code_sums[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
+    code_sums[r] = no_sums();
+    for (int k = 0; k < TOKENS; ++k) sums[r][k] = no_sums();
+  }
+  int64_t at = 0;  // in a token
+  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK) {
+    const int64_t left = l.row_bytes - byte;
+    Bytes chunk[ROWS];
+    for (int r = 0; r < ROWS; ++r) chunk[r] = load(packed + r * l.row_bytes + byte, left);
+    for (int p = 0; p < places; ++p, at += CHUNK) {
+      for (int r = 0; r < ROWS; ++r) {
+        const Bytes codes = next_codes<BOOK>(chunk[r], p);
+        for (int k = 0; k < TOKENS; ++k)
+          sums[r][k] = dot<is_wide<BOOK>>(sums[r][k], codes, load(t.q + (token + k) * t.stride + at));
+        if (shifted) code_sums[r] = dot<is_wide<BOOK>>(code_sums[r], codes, load(t.ones + at));
+      }
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    const int32_t code_sum = shifted ? total(code_sums[r]) : 0;
+    const float scale = *l.row_scales(row + r);
+    for (int k = 0; k < TOKENS; ++k) {
+      const int32_t sum = in_levels<BOOK>(uint32_t(total(sums[r][k])), uint32_t(t.sums[token + k]), uint32_t(code_sum),
+                                          uint32_t(t.zero), uint32_t(l.columns));
+      write<T>(l, token + k, row + r, float(sum) * (scale * t.scale[token + k]));
+    }
+  }
+}
+
+// The same with several scales in a row: 4 bytes beside each other belong to one group, so that each of the 16 lanes
+// of a sum has one scale.
+template <int BOOK, typename T, int TOKENS>
+void grouped_row(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
+  constexpr int places = LAYOUTS[BOOK].per_byte;
+  const int64_t groups = l.groups(), size = l.group_size();
+  const uint8_t* packed = l.packed + row * l.row_bytes;
+  const float* scales = l.row_scales(row);
+  const bool shifted = t.zero != 0;
+  Floats values[TOKENS];
+  for (int k = 0; k < TOKENS; ++k) values[k] = no_floats();
+  int64_t at = 0;
+  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK) {
+    Bytes chunk = load(packed + byte, l.row_bytes - byte);
+    Sums sums[TOKENS], code_sums = no_sums();
+    for (int k = 0; k < TOKENS; ++k) sums[k] = no_sums();
+    for (int p = 0; p < places; ++p, at += CHUNK) {
+      const Bytes codes = next_codes<BOOK>(chunk, p);
+      for (int k = 0; k < TOKENS; ++k)
+        sums[k] = dot<is_wide<BOOK>>(sums[k], codes, load(t.q + (token + k) * t.stride + at));
+      if (shifted) code_sums = dot<is_wide<BOOK>>(code_sums, codes, load(t.ones + at));
+    }
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) {
+      const int64_t group = (byte + 4 * i) * places / size;
+      lanes[i] = scales[group < groups ? group : groups - 1];
+    }
+    const Floats lane_scales = load_floats(lanes);
+    for (int k = 0; k < TOKENS; ++k)  // the zero point while numbers are whole: its part is large, and cancels
+      values[k] = add_scaled(values[k], minus_product(sums[k], code_sums, t.zero), lane_scales);
+  }
+  constexpr float a = float(LAYOUTS[BOOK].multiplier), b = float(LAYOUTS[BOOK].offset);
+  for (int k = 0; k < TOKENS; ++k) {
+    float value = a * total(values[k]);
+    for (int64_t g = 0; g < groups; ++g)
+      value += b * scales[g] * float(t.sums[(token + k) * groups + g] - t.zero * size);
+    write<T>(l, token + k, row, value * t.scale[token + k]);
+  }
+}
+
+template <int BOOK, typename T, int ROWS, int TOKENS>
+void rows_of(const Linear& l, const Tokens& t, int64_t first, int64_t last, int64_t token) {
+  int64_t row = first;
+  if (l.groups() > 1) {
+    for (; row < last; ++row) grouped_row<BOOK, T, TOKENS>(l, t, row, token);
+    return;
+  }
+  for (; row + ROWS <= last; row += ROWS) block<BOOK, T, ROWS, TOKENS>(l, t, row, token);
+  for (; row < last; ++row) block<BOOK, T, 1, TOKENS>(l, t, row, token);
+}
+
+template <int BOOK, typename T>
+void linear_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  int64_t token = 0;
+  // A few rows stay in the first cache while all tokens pass by.
+  if (l.tokens > 8) {
+    for (int64_t row = first; row < last; row += 16) {
+      const int64_t end = row + 16 < last ? row + 16 : last;
+      for (token = 0; token + 8 <= l.tokens; token += 8) rows_of<BOOK, T, 2, 8>(l, t, row, end, token);
+      for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, row, end, token);
+    }
+    return;
+  }
+  for (; token + 4 <= l.tokens; token += 4) rows_of<BOOK, T, 4, 4>(l, t, first, last, token);
+  for (; token + 2 <= l.tokens; token += 2) rows_of<BOOK, T, 4, 2>(l, t, first, last, token);
+  for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, first, last, token);
+}
+
+template <int BOOK>
+void linear_typed(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  l.type == FLOAT32 ? linear_of<BOOK, float>(l, t, first, last) : linear_of<BOOK, uint16_t>(l, t, first, last);
+}
+
+[[maybe_unused]] void linear(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  switch (l.book) {
+    case BINARY: return linear_typed<BINARY>(l, t, first, last);
+    case TERNARY: return linear_typed<TERNARY>(l, t, first, last);
+    case TERNARY_BASE3: return linear_typed<TERNARY_BASE3>(l, t, first, last);
+    case QUATERNARY: return linear_typed<QUATERNARY>(l, t, first, last);
+    case INT4: return linear_typed<INT4>(l, t, first, last);
+    default: return linear_typed<INT8>(l, t, first, last);
+  }
+}
+
+}  // namespace
+}  // namespace abridged

@@ -1,0 +1,169 @@
+"""The compiled CPU kernels: finding them, choosing among instruction sets, and calling them by ctypes.
+
+ABRIDGED_KERNELS says which to use: `auto` (the fastest that this processor runs), `amx`, `avx512vnni`, `avx2`,
+`portable`, or `reference` (torch alone).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from abridged.checkpoint.code_books import row_bytes
+from abridged.errors import AbridgedError
+
+PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
+VARIABLE = "ABRIDGED_KERNELS"
+INTERFACE = 1  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+_BOOKS = {
+    ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
+    ("int4", "bits"): 4, ("int8", "bits"): 5,
+}  # fmt: skip
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Kernels:
+    """The library, and the path through it that was chosen.
+
+    Raises:
+        AbridgedError: the path is unknown, or this processor cannot take it.
+    """
+
+    def __init__(self, library: ctypes.CDLL, path: str = "auto") -> None:
+        pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+        self._linear = library.abridged_linear
+        self._linear.argtypes = [*[pointer] * 7, *[int64] * 5, *[int32] * 4, int64]
+        self._embedding = library.abridged_embedding
+        self._embedding.argtypes = [*[pointer] * 4, *[int64] * 5, int32, int64]
+        library.abridged_serves.argtypes = [int32, int64, int64]
+        library.abridged_use_team.argtypes = [pointer]
+        library.abridged_use_team.restype = None
+        library.abridged_use_team(_torch_team())
+        self.available = tuple(name for i, name in enumerate(PATHS) if library.abridged_runs(i))
+        if path != "auto" and path not in PATHS:
+            raise AbridgedError(f"{VARIABLE} is {path!r}; known are auto, reference, {', '.join(PATHS)}")
+        if path != "auto" and path not in self.available:
+            raise AbridgedError(f"{VARIABLE} is {path}, but this processor has only {', '.join(self.available)}")
+        self.path = self.available[-1] if path == "auto" else path
+        self._number = PATHS.index(self.path)
+        self._serves = lru_cache(maxsize=None)(library.abridged_serves)
+
+    def serves_linear(self, x: Tensor, scales: int, rows: int, columns: int, code_book: str, packing: str) -> bool:
+        """Whether `linear` can be called: of float32 or bf16 on the CPU, and scales that do not split a step."""
+        if x.dtype not in _TYPES or x.device.type != "cpu":
+            return False
+        return bool(self._serves(_BOOKS[code_book, packing], columns, scales // rows if scales > rows else 1))
+
+    def linear(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        input_scale: Tensor | None,
+        input_zero_point: Tensor | None,
+        input_bits: int,
+        rows: int,
+        columns: int,
+        code_book: str,
+        packing: str,
+    ) -> Tensor:
+        """What `ops.quantized_linear` gives. Sizes have been checked: the library trusts them."""
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], rows))
+        failed = self._linear(
+            x.data_ptr(),
+            y.data_ptr(),
+            packed.data_ptr(),
+            scale.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if input_scale is None else input_scale.data_ptr(),
+            None if input_zero_point is None else input_zero_point.data_ptr(),
+            x.numel() // columns,
+            rows,
+            columns,
+            packed.numel() // rows,
+            scale.numel(),
+            _BOOKS[code_book, packing],
+            _TYPES[x.dtype],
+            input_bits,
+            self._number,
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError(f"no memory for {x.numel()} activations in 8 bits")
+        return y
+
+    def embedding(
+        self, ids: Tensor, packed: Tensor, scale: Tensor, rows: int, columns: int, code_book: str, packing: str
+    ) -> Tensor:
+        """What `ops.packed_embedding` gives. Raises IndexError for an id that is not a row."""
+        ids = ids.contiguous().long()
+        y = torch.empty((*ids.shape, columns))
+        failed = self._embedding(
+            ids.data_ptr(),
+            y.data_ptr(),
+            packed.data_ptr(),
+            scale.data_ptr(),
+            ids.numel(),
+            rows,
+            columns,
+            row_bytes(columns, code_book, packing),
+            scale.numel(),
+            _BOOKS[code_book, packing],
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise IndexError(f"an id is outside the {rows} rows of the embedding")
+        return y
+
+
+@lru_cache(maxsize=1)
+def kernels() -> Kernels | None:
+    """The kernels to use, or None for the reference: where it was asked for, or where there is no library."""
+    path = os.environ.get(VARIABLE, "auto").lower()
+    if path == "reference":
+        return None
+    library = _library()
+    if library is None:
+        if path != "auto":
+            raise AbridgedError(f"{VARIABLE} is {path}, but abridged was installed without its compiled kernels")
+        print("abridged: no compiled kernels were installed; running the slower reference", file=sys.stderr)
+        return None
+    return Kernels(library, path)
+
+
+def _library() -> ctypes.CDLL | None:
+    """The library beside this file, or where the package was installed: a checkout may be used in place."""
+    candidates = sorted(Path(__file__).parent.glob("abridged_kernels.*"))
+    with suppress(metadata.PackageNotFoundError):
+        installed = metadata.distribution("abridged")
+        candidates += [Path(str(file.locate())) for file in installed.files or () if file.stem == "abridged_kernels"]
+    for path in candidates:
+        if path.suffix in (".so", ".dylib", ".dll") and path.exists():
+            library = ctypes.CDLL(str(path))
+            if library.abridged_interface() == INTERFACE:
+                return library
+    return None
+
+
+def _torch_team() -> int | None:
+    """The address of GOMP_parallel in the OpenMP runtime that torch has loaded."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    for path in sorted({line.split()[-1] for line in lines if "omp" in line.rsplit("/", 1)[-1]}):
+        try:
+            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
