@@ -25,3 +25,9 @@ def saved(student, tmp_path_factory):
 def checkpoint(saved, tmp_path):
     """A copy of the checkpoint to damage."""
     return shutil.copytree(saved, tmp_path / "checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def reference(monkeypatch):
+    """What is saved is compared bit for bit: the kernels sum in another order than the student does in training."""
+    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)

@@ -1,6 +1,7 @@
 // Many tokens at once in AMX tiles: 16 tokens by 64 columns, times 64 columns by 16 rows of weights.
 //
-// The weights of 32 rows are taken out of their bytes once and stay in the second cache while all tokens pass by.
+// As many rows of weights as the second cache holds are taken out of their bytes once; then all tokens pass by them, 32
+// at a time, which stay in the first cache and write what lies beside each other.
 #include "linear.hpp"
 
 namespace abridged {
@@ -8,6 +9,7 @@ namespace {
 
 constexpr int TILE = 16, DEPTH = 64, TILE_BYTES = TILE * DEPTH;
 constexpr int BLOCK_ROWS = 2 * TILE;
+constexpr int64_t CACHED = 1 << 19;  // bytes of unpacked weights
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -74,36 +76,36 @@ void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8
   for (int64_t k = 0; k < t.stride; k += DEPTH) transpose(codes + k, t.stride, tiles + k / DEPTH * tile_step);
 }
 
-// Adds a group's products to the values of 16 tokens by 32 rows.
+// Adds a group's products to the values of 16 tokens by 32 rows, all but the tokens' scales.
 template <int BOOK>
 inline void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count,
                          int64_t group, const float* scales, const uint32_t* code_sums, float* values) {
   constexpr int a = LAYOUTS[BOOK].multiplier, b = LAYOUTS[BOOK].offset;
   const int64_t groups = l.groups();
   const int32_t columns = int32_t(l.group_size());
+  const int32_t* sums = t.sums + token * groups + group;
   for (int half = 0; half < 2; ++half) {
+    const __m512 scale = _mm512_loadu_ps(scales + half * TILE);
     // zero * (a * codes + b * columns), the same for every token
     const __m512i codes = _mm512_loadu_si512(code_sums + half * TILE);
     const __m512i levels = _mm512_add_epi32(_mm512_mullo_epi32(codes, _mm512_set1_epi32(a)), _mm512_set1_epi32(b * columns));
     const __m512i zeros = _mm512_mullo_epi32(levels, _mm512_set1_epi32(t.zero));
-    const __m512 scale = _mm512_loadu_ps(scales + half * TILE);
     for (int64_t k = 0; k < count; ++k) {
-      const uint32_t sum = uint32_t(b) * uint32_t(t.sums[(token + k) * groups + group]);
       __m512i v = _mm512_loadu_si512(products + half * TILE * TILE + k * TILE);
       if (a == 2) v = _mm512_add_epi32(v, v);
-      v = _mm512_sub_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(int(sum))), zeros);
+      v = _mm512_add_epi32(v, _mm512_set1_epi32(int32_t(uint32_t(b) * uint32_t(sums[k * groups]))));
+      if (t.zero != 0) v = _mm512_sub_epi32(v, zeros);
       float* value = values + k * BLOCK_ROWS + half * TILE;
-      const __m512 token_scale = _mm512_mul_ps(scale, _mm512_set1_ps(t.scale[token + k]));
-      _mm512_storeu_ps(value, _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), token_scale, _mm512_loadu_ps(value)));
+      _mm512_storeu_ps(value, _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), scale, _mm512_loadu_ps(value)));
     }
   }
 }
 
-inline void write_row(const Linear& l, int64_t token, int64_t row, int64_t count, const float* values) {
+inline void write_row(const Linear& l, const Tokens& t, int64_t token, int64_t row, int64_t count, const float* values) {
   for (int64_t done = 0; done < count; done += TILE) {
     const int64_t n = count - done < TILE ? count - done : TILE;
     const __mmask16 mask = __mmask16((1u << n) - 1);
-    __m512 v = _mm512_loadu_ps(values + done);
+    __m512 v = _mm512_mul_ps(_mm512_loadu_ps(values + done), _mm512_set1_ps(t.scale[token]));
     if (l.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, l.bias + row + done));
     const int64_t at = token * l.rows + row + done;
     if (l.type == FLOAT32) {
@@ -116,59 +118,77 @@ inline void write_row(const Linear& l, int64_t token, int64_t row, int64_t count
   }
 }
 
+// 32 tokens from `q` on times 32 rows in `tiles`, over the columns of steps [first, last).
+inline void multiply(const int8_t* q, int64_t stride, const uint8_t* tiles, int64_t first, int64_t last,
+                     int32_t products[2][2 * TILE * TILE]) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = first; k < last; ++k) {
+    _tile_loadd(4, q + k * DEPTH, stride);
+    _tile_loadd(6, tiles + 2 * k * TILE_BYTES, DEPTH);
+    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(7, tiles + (2 * k + 1) * TILE_BYTES, DEPTH);
+    _tile_dpbsud(1, 4, 7);
+    _tile_loadd(5, q + TILE * stride + k * DEPTH, stride);
+    _tile_dpbsud(2, 5, 6);
+    _tile_dpbsud(3, 5, 7);
+  }
+  _tile_stored(0, products[0], 64);
+  _tile_stored(1, products[0] + TILE * TILE, 64);
+  _tile_stored(2, products[1], 64);
+  _tile_stored(3, products[1] + TILE * TILE, 64);
+}
+
 template <int BOOK>
 void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   const int64_t steps = t.stride / DEPTH, groups = l.groups(), group_steps = steps / groups;
-  uint8_t* buffer = new uint8_t[size_t(TILE * t.stride + CHUNK + 2 * steps * TILE_BYTES)]();
-  uint8_t *codes = buffer, *tiles = buffer + TILE * t.stride + CHUNK;
-  uint32_t* code_sums = new uint32_t[size_t(groups * BLOCK_ROWS)]();
-  float* scales = new float[size_t(groups * BLOCK_ROWS)]();
+  const int64_t block_bytes = BLOCK_ROWS * t.stride;
+  const int64_t wanted = (last - first + BLOCK_ROWS - 1) / BLOCK_ROWS, fitting = CACHED / block_bytes;
+  const int64_t blocks = fitting < 1 ? 1 : fitting < wanted ? fitting : wanted;
+  uint8_t* codes = new uint8_t[size_t(TILE * t.stride + CHUNK)]();
+  uint8_t* tiles = new uint8_t[size_t(blocks * block_bytes)];
+  uint32_t* code_sums = new uint32_t[size_t(blocks * groups * BLOCK_ROWS)]();
+  float* scales = new float[size_t(blocks * groups * BLOCK_ROWS)]();
   alignas(64) int32_t products[2][2 * TILE * TILE];
   alignas(64) float values[2][TILE * BLOCK_ROWS];
   configure();
-  for (int64_t row = first; row < last; row += BLOCK_ROWS) {
-    const int64_t count = last - row < BLOCK_ROWS ? last - row : BLOCK_ROWS;
-    for (int half = 0; half < 2 && half * TILE < count; ++half)
-      unpack<BOOK>(l, t, row + half * TILE, codes, tiles + half * TILE_BYTES, 2 * TILE_BYTES, code_sums + half * TILE);
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t g = 0; g < groups; ++g) scales[g * BLOCK_ROWS + r] = l.row_scales(row + r)[g];
+  for (int64_t start = first; start < last; start += blocks * BLOCK_ROWS) {
+    const int64_t end = start + blocks * BLOCK_ROWS < last ? start + blocks * BLOCK_ROWS : last;
+    for (int64_t row = start; row < end; row += TILE) {
+      const int64_t block = (row - start) / BLOCK_ROWS, half = (row - start) / TILE % 2;
+      unpack<BOOK>(l, t, row, codes, tiles + block * block_bytes + half * TILE_BYTES, 2 * TILE_BYTES,
+                   code_sums + block * groups * BLOCK_ROWS + half * TILE);
+      for (int64_t r = 0; r < TILE && row + r < end; ++r)
+        for (int64_t g = 0; g < groups; ++g)
+          scales[(block * groups + g) * BLOCK_ROWS + half * TILE + r] = l.row_scales(row + r)[g];
+    }
     for (int64_t token = 0; token < l.tokens; token += 2 * TILE) {
-      std::memset(values, 0, sizeof values);
-      const int8_t* q = t.q + token * t.stride;
-      for (int64_t g = 0; g < groups; ++g) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = g * group_steps; k < (g + 1) * group_steps; ++k) {
-          _tile_loadd(4, q + k * DEPTH, t.stride);
-          _tile_loadd(5, q + TILE * t.stride + k * DEPTH, t.stride);
-          _tile_loadd(6, tiles + 2 * k * TILE_BYTES, DEPTH);
-          _tile_loadd(7, tiles + (2 * k + 1) * TILE_BYTES, DEPTH);
-          _tile_dpbsud(0, 4, 6);
-          _tile_dpbsud(1, 4, 7);
-          _tile_dpbsud(2, 5, 6);
-          _tile_dpbsud(3, 5, 7);
+      for (int64_t row = start; row < end; row += BLOCK_ROWS) {
+        const int64_t block = (row - start) / BLOCK_ROWS, count = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS;
+        std::memset(values, 0, sizeof values);
+        for (int64_t g = 0; g < groups; ++g) {
+          const int64_t at = (block * groups + g) * BLOCK_ROWS;
+          multiply(t.q + token * t.stride, t.stride, tiles + block * block_bytes, g * group_steps,
+                   (g + 1) * group_steps, products);
+          for (int i = 0; i < 2; ++i) {
+            const int64_t left = l.tokens - token - i * TILE;
+            if (left > 0)
+              add_products<BOOK>(l, t, products[i], token + i * TILE, left < TILE ? left : TILE, g, scales + at,
+                                 code_sums + at, values[i]);
+          }
         }
-        _tile_stored(0, products[0], 64);
-        _tile_stored(1, products[0] + TILE * TILE, 64);
-        _tile_stored(2, products[1], 64);
-        _tile_stored(3, products[1] + TILE * TILE, 64);
-        for (int i = 0; i < 2; ++i) {
-          const int64_t at = token + i * TILE, left = l.tokens - at;
-          if (left > 0)
-            add_products<BOOK>(l, t, products[i], at, left < TILE ? left : TILE, g, scales + g * BLOCK_ROWS,
-                               code_sums + g * BLOCK_ROWS, values[i]);
-        }
+        for (int64_t k = 0; k < 2 * TILE && token + k < l.tokens; ++k)
+          write_row(l, t, token + k, row, count, values[k / TILE] + k % TILE * BLOCK_ROWS);
       }
-      for (int64_t k = 0; k < 2 * TILE && token + k < l.tokens; ++k)
-        write_row(l, token + k, row, count, values[k / TILE] + k % TILE * BLOCK_ROWS);
     }
   }
   _tile_release();
   delete[] scales;
   delete[] code_sums;
-  delete[] buffer;
+  delete[] tiles;
+  delete[] codes;
 }
 
 void linear_in_tiles(const Linear& l, const Tokens& t, int64_t first, int64_t last) {

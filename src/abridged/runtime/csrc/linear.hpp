@@ -52,6 +52,7 @@ inline int32_t total(Sums s) { return _mm512_reduce_add_epi32(s); }
 inline float total(Floats f) { return _mm512_reduce_add_ps(f); }
 inline Floats no_floats() { return _mm512_setzero_ps(); }
 inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+inline Floats same(float f) { return _mm512_set1_ps(f); }
 inline Floats add_scaled(Floats f, Sums s, Floats scale) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), scale, f); }
 inline void store(void* p, Bytes b) { _mm512_storeu_si512(p, b); }
 
@@ -123,6 +124,7 @@ inline float total(Floats f) {
 }
 inline Floats no_floats() { return {{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
 inline Floats load_floats(const float* p) { return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}}; }
+inline Floats same(float f) { return {{_mm256_set1_ps(f), _mm256_set1_ps(f)}}; }
 inline Floats add_scaled(Floats f, Sums s, Floats scale) {
   for (int h = 0; h < 2; ++h) f.v[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s.v[h]), scale.v[h], f.v[h]);
   return f;
@@ -182,6 +184,11 @@ inline Floats no_floats() { return {}; }
 inline Floats load_floats(const float* p) {
   Floats f;
   std::memcpy(f.v, p, sizeof f.v);
+  return f;
+}
+inline Floats same(float value) {
+  Floats f;
+  for (float& v : f.v) v = value;
   return f;
 }
 inline Floats add_scaled(Floats f, const Sums& s, const Floats& scale) {
@@ -266,11 +273,15 @@ void quantize_token(const Linear& l, const Tokens& t, const T* x, int64_t token,
   if (l.input_scale) {
     scale = *l.input_scale;
   } else {
-    float largest = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const float a = std::fabs(widen(x[i]));
-      largest = a > largest ? a : largest;
-    }
+    float lanes[16] = {}, largest = 0;  // sixteen at a time, since compilers may not reorder one maximum
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+      for (int j = 0; j < 16; ++j) {
+        const float a = std::fabs(widen(x[i + j]));
+        lanes[j] = a > lanes[j] ? a : lanes[j];
+      }
+    for (; i < n; ++i) lanes[0] = std::fabs(widen(x[i])) > lanes[0] ? std::fabs(widen(x[i])) : lanes[0];
+    for (float lane : lanes) largest = lane > largest ? lane : largest;
     scale = largest / high;
     scale = scale < 1e-10f ? 1e-10f : scale;
   }
@@ -352,43 +363,63 @@ void block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
   }
 }
 
-// The same with several scales in a row: 4 bytes beside each other belong to one group, so that each of the 16 lanes
-// of a sum has one scale.
-template <int BOOK, typename T, int TOKENS>
-void grouped_row(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
-  constexpr int places = LAYOUTS[BOOK].per_byte;
-  const int64_t groups = l.groups(), size = l.group_size();
-  const uint8_t* packed = l.packed + row * l.row_bytes;
-  const float* scales = l.row_scales(row);
-  const bool shifted = t.zero != 0;
-  Floats values[TOKENS];
-  for (int k = 0; k < TOKENS; ++k) values[k] = no_floats();
-  int64_t at = 0;
-  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK) {
-    Bytes chunk = load(packed + byte, l.row_bytes - byte);
-    Sums sums[TOKENS], code_sums = no_sums();
-    for (int k = 0; k < TOKENS; ++k) sums[k] = no_sums();
-    for (int p = 0; p < places; ++p, at += CHUNK) {
-      const Bytes codes = next_codes<BOOK>(chunk, p);
-      for (int k = 0; k < TOKENS; ++k)
-        sums[k] = dot<is_wide<BOOK>>(sums[k], codes, load(t.q + (token + k) * t.stride + at));
-      if (shifted) code_sums = dot<is_wide<BOOK>>(code_sums, codes, load(t.ones + at));
-    }
-    float lanes[16];
+// The scales of the 16 sums of a chunk of a row that has several: bytes that stand beside each other in fours belong to
+// one group.
+inline Floats chunk_scales(const float* scales, int64_t byte, int64_t group_bytes, int64_t groups) {
+  if (group_bytes % CHUNK == 0) return same(scales[byte / group_bytes]);
+  float lanes[16];
+  if ((group_bytes & (group_bytes - 1)) == 0 && byte + CHUNK <= groups * group_bytes) {
+    const int64_t shift = __builtin_ctzll(uint64_t(group_bytes));
+    for (int i = 0; i < 16; ++i) lanes[i] = scales[(byte + 4 * i) >> shift];
+  } else {
     for (int i = 0; i < 16; ++i) {
-      const int64_t group = (byte + 4 * i) * places / size;
+      const int64_t group = (byte + 4 * i) / group_bytes;
       lanes[i] = scales[group < groups ? group : groups - 1];
     }
-    const Floats lane_scales = load_floats(lanes);
-    for (int k = 0; k < TOKENS; ++k)  // the zero point while numbers are whole: its part is large, and cancels
-      values[k] = add_scaled(values[k], minus_product(sums[k], code_sums, t.zero), lane_scales);
+  }
+  return load_floats(lanes);
+}
+
+// `block` for rows with several scales.
+template <int BOOK, typename T, int ROWS, int TOKENS>
+void grouped_block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
+  constexpr int places = LAYOUTS[BOOK].per_byte;
+  const int64_t groups = l.groups(), size = l.group_size(), group_bytes = size / places;
+  const bool shifted = t.zero != 0;
+  const uint8_t* packed = l.packed + row * l.row_bytes;
+  Floats values[ROWS][TOKENS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int k = 0; k < TOKENS; ++k) values[r][k] = no_floats();
+  int64_t start = 0;  // of the chunk, in a token
+  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK, start += places * CHUNK) {
+    for (int r = 0; r < ROWS; ++r) {
+      Bytes chunk = load(packed + r * l.row_bytes + byte, l.row_bytes - byte);
+      Sums sums[TOKENS], code_sums = no_sums();
+      for (int k = 0; k < TOKENS; ++k) sums[k] = no_sums();
+      for (int p = 0; p < places; ++p) {
+        const int64_t at = start + p * CHUNK;
+        const Bytes codes = next_codes<BOOK>(chunk, p);
+        for (int k = 0; k < TOKENS; ++k)
+          sums[k] = dot<is_wide<BOOK>>(sums[k], codes, load(t.q + (token + k) * t.stride + at));
+        if (shifted) code_sums = dot<is_wide<BOOK>>(code_sums, codes, load(t.ones + at));
+      }
+      const Floats scales = chunk_scales(l.row_scales(row + r), byte, group_bytes, groups);
+      for (int k = 0; k < TOKENS; ++k) {
+        // the zero point while numbers are whole: its part is large, and cancels
+        const Sums levels = shifted ? minus_product(sums[k], code_sums, t.zero) : sums[k];
+        values[r][k] = add_scaled(values[r][k], levels, scales);
+      }
+    }
   }
   constexpr float a = float(LAYOUTS[BOOK].multiplier), b = float(LAYOUTS[BOOK].offset);
-  for (int k = 0; k < TOKENS; ++k) {
-    float value = a * total(values[k]);
-    for (int64_t g = 0; g < groups; ++g)
-      value += b * scales[g] * float(t.sums[(token + k) * groups + g] - t.zero * size);
-    write<T>(l, token + k, row, value * t.scale[token + k]);
+  for (int r = 0; r < ROWS; ++r) {
+    const float* scales = l.row_scales(row + r);
+    for (int k = 0; k < TOKENS; ++k) {
+      float value = a * total(values[r][k]);
+      for (int64_t g = 0; g < groups; ++g)
+        value += b * scales[g] * float(t.sums[(token + k) * groups + g] - t.zero * size);
+      write<T>(l, token + k, row + r, value * t.scale[token + k]);
+    }
   }
 }
 
@@ -396,7 +427,8 @@ template <int BOOK, typename T, int ROWS, int TOKENS>
 void rows_of(const Linear& l, const Tokens& t, int64_t first, int64_t last, int64_t token) {
   int64_t row = first;
   if (l.groups() > 1) {
-    for (; row < last; ++row) grouped_row<BOOK, T, TOKENS>(l, t, row, token);
+    for (; row + ROWS <= last; row += ROWS) grouped_block<BOOK, T, ROWS, TOKENS>(l, t, row, token);
+    for (; row < last; ++row) grouped_block<BOOK, T, 1, TOKENS>(l, t, row, token);
     return;
   }
   for (; row + ROWS <= last; row += ROWS) block<BOOK, T, ROWS, TOKENS>(l, t, row, token);
