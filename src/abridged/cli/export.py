@@ -1,6 +1,6 @@
 """`abridged export`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,19 +12,43 @@ from abridged.exporters import FORMATS
 def export(
     directory: options.Directory,
     output: options.Output,
-    format: Annotated[str, typer.Option(help=f"What to write: {', '.join(FORMATS)}.")] = "dense",
-    dtype: Annotated[str, typer.Option(help="What dense weights are stored in: float16 or float32.")] = "float16",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="What to write. " + "; ".join(f"{name}: {f.description}" for name, f in FORMATS.items()) + "."
+        ),
+    ] = "dense",
+    dtype: Annotated[
+        str | None, typer.Option(help="dense: float16 (the default) or float32.", show_default=False)
+    ] = None,
+    ternary: Annotated[
+        str | None, typer.Option(help="gguf: TQ2_0 (the default, fast) or TQ1_0 (smaller).", show_default=False)
+    ] = None,
+    dense_fallback: Annotated[
+        bool | None,
+        typer.Option("--dense-fallback", help="gguf: store matrices that no block fits as F16.", show_default=False),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write a compressed model in a format that other tools read.
 
-    Example: abridged export small --format dense --output plain
+    Example: abridged export small --format gguf --output small.gguf
     """
     quiet()
     from abridged.exporters import export as run
 
-    account = run(directory, output, format=format, dtype=dtype)
+    chosen = {"dtype": dtype, "ternary": ternary, "dense_fallback": dense_fallback}
+    account = run(directory, output, format=format, **{k: v for k, v in chosen.items() if v is not None})
     if json:
         print_json(account)
-    else:
-        typer.echo(f"written to {output}: {megabytes(account['file_bytes'])}, {format}, {dtype}")
+        return
+    typer.echo(f"written to {output}: {megabytes(account['file_bytes'])}, {format}{_details(account)}")
+
+
+def _details(account: dict[str, Any]) -> str:
+    """What a format says of how it holds the tensors."""
+    words = [f"{count} in {name}" for name, count in account.get("types", {}).items()]
+    if "scale_error" in account:
+        error = account["scale_error"]
+        words.append(f"scales {'exact' if error == 0 else f'rounded to FP16 (by {error:.1e} of their value at most)'}")
+    return ": " + ", ".join(words) if words else ""

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from abridged.errors import AbridgedError
 
-#: Format name -> the "module:function" that writes it, called with (directory, output, dtype).
-FORMATS = {"dense": "abridged.exporters.dense:export_dense"}
+
+@dataclass(frozen=True)
+class Format:
+    """A format: the "module:function" that writes it, called with (directory, output, **options), and its options."""
+
+    writer: str
+    description: str
+    options: tuple[str, ...] = ()
 
 
-def export(directory: str | Path, output: str | Path, format: str = "dense", dtype: str = "float16") -> dict[str, Any]:
+FORMATS = {
+    "dense": Format("dense:export_dense", "an ordinary Hugging Face model with the quantised values", ("dtype",)),
+    "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback")),
+    "compressed-tensors": Format(
+        "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
+    ),
+}
+
+
+def export(directory: str | Path, output: str | Path, format: str = "dense", **options: Any) -> dict[str, Any]:
     """Write the compressed model in `directory` to `output` in another format.
 
     Args:
-        format: "dense", an ordinary Hugging Face model that holds the quantised values.
-        dtype: "float16" or "float32", what dense weights are stored in.
+        format: "dense", an ordinary Hugging Face model that holds the quantised values; "gguf", a file for llama.cpp;
+            "compressed-tensors", a directory for vLLM and transformers.
+        options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in. gguf: `ternary`,
+            "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16.
 
     Returns:
-        What `abridged.inspect` says of the output.
+        An account of the output, "file_bytes" among it.
 
     Raises:
-        AbridgedError: the format or the dtype is unknown, the checkpoint is faulty, or `output` exists.
+        AbridgedError: the format or an option is unknown, the checkpoint is faulty, the format cannot hold it, or
+            `output` exists.
     """
     if format not in FORMATS:
         raise AbridgedError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
-    module, _, function = FORMATS[format].partition(":")
-    return getattr(import_module(module), function)(directory, output, dtype)
+    described = FORMATS[format]
+    if foreign := sorted(set(options) - set(described.options)):
+        known = f"its options are {', '.join(described.options)}" if described.options else "it has none"
+        raise AbridgedError(f"the format {format} has no option {foreign[0]}: {known}")
+    module, _, function = described.writer.partition(":")
+    return getattr(import_module(f"abridged.exporters.{module}"), function)(directory, output, **options)

@@ -72,6 +72,10 @@ def dense_model(packed: Any, dtype: torch.dtype) -> Any:
     for name, source in model.all_tied_weights_keys.items():
         stock[name] = stock[source]
     model.load_state_dict(stock, assign=True)
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:  # what is not stored but computed when a model is made, such as rotary frequencies
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, packed.get_buffer(name).detach().clone())
     model.tie_weights()
     model.generation_config = copy.deepcopy(packed.generation_config)
     return model.eval()

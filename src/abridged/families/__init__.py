@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["SUPPORTED", "Anatomy", "Matrix", "anatomy_of"]
 
 #: transformers' `model_type` -> the module whose `anatomy(model)` describes it.
-_FAMILIES = {"gpt2": "abridged.families.gpt2"}
+_FAMILIES = {
+    "gpt2": "abridged.families.gpt2",
+    "llama": "abridged.families.llama",
+    "mistral": "abridged.families.llama",
+    "qwen2": "abridged.families.llama",
+}
 
 SUPPORTED = tuple(_FAMILIES)
 

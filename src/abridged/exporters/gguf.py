@@ -1,0 +1,271 @@
+"""Export to a GGUF file, which llama.cpp and what is built on it run: every code as it is, the scales in FP16.
+
+The stock converter of llama.cpp does not read GPT-2 directories of transformers 5 and stores a tied embedding in
+6 bits, whatever it was trained for. So the file is written here, through the `gguf` package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from abridged.checkpoint.files import checked_directory
+from abridged.checkpoint.load import load
+from abridged.checkpoint.skeleton import packed_modules
+from abridged.errors import AbridgedError
+from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, TQ2_0, BlockType, encode
+from abridged.exporters.gguf_tokenizer import add_tokenizer
+from abridged.models import load_tokenizer
+from abridged.runtime import ops
+from abridged.runtime.modules import PackedLinear, PackedModule
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+#: GGUF's tensor names for the parts of our families; {} is the layer.
+GPT2_NAMES = {
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "transformer.h.{}.ln_1": "blk.{}.attn_norm",
+    "transformer.h.{}.attn.c_attn": "blk.{}.attn_qkv",
+    "transformer.h.{}.attn.c_proj": "blk.{}.attn_output",
+    "transformer.h.{}.ln_2": "blk.{}.ffn_norm",
+    "transformer.h.{}.mlp.c_fc": "blk.{}.ffn_up",
+    "transformer.h.{}.mlp.c_proj": "blk.{}.ffn_down",
+}
+LLAMA_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+    "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
+    "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
+    "model.layers.{}.self_attn.v_proj": "blk.{}.attn_v",
+    "model.layers.{}.self_attn.o_proj": "blk.{}.attn_output",
+    "model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
+    "model.layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
+    "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
+    "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
+}
+
+
+def export_gguf(
+    directory: str | Path, output: str | Path, ternary: str = "TQ2_0", dense_fallback: bool = False
+) -> dict[str, Any]:
+    """Write the compressed GPT-2 or LLaMA in `directory` to the file `output`.
+
+    Ternary codes go into `ternary` ("TQ2_0", 2.06 bits a weight, or "TQ1_0", 1.69 bits and slower), four levels into
+    Q2_K, binary into Q1_0, 4 and 8 bits into Q4_0 and Q8_0; a tied embedding into the type of its codes too. Position
+    embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation quantisers have no place
+    in the file: llama.cpp rounds activations to 8 bits in a way of its own.
+
+    Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
+    FP16; 0 where all are exact) and "dense" (matrices in F16 because no block fits, with `dense_fallback` only).
+    Raises AbridgedError: a family, configuration or tokenizer that llama.cpp runs otherwise, a width that no block
+    fits, an output that exists or cannot be written.
+    """
+    if ternary not in ("TQ2_0", "TQ1_0"):
+        raise AbridgedError(f"ternary weights are stored as TQ2_0 or TQ1_0, not {ternary!r}")
+    target = Path(output).expanduser().absolute()
+    if target.exists():
+        raise AbridgedError(f"{output} exists already: choose another output")
+    source = checked_directory(directory)
+    model = load(source)
+    plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback)
+    writer = _gguf().GGUFWriter(None, plan.architecture)
+    try:
+        _add_sizes(writer, model.config, source.name)
+        writer.add_file_type(plan.file_type)
+        add_tokenizer(writer, load_tokenizer(source, model), model.config.vocab_size)
+        for name, data, kind in plan.tensors(model):
+            writer.add_tensor(name, data, raw_dtype=None if kind is None else _type(kind))
+        _write(writer, target)
+    finally:
+        writer.close()
+    return {"file_bytes": target.stat().st_size, **plan.account}
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise AbridgedError('GGUF export needs the gguf package: pip install "abridged[gguf]"') from None
+    return gguf
+
+
+def _type(kind: str) -> Any:
+    return _gguf().GGMLQuantizationType[kind]
+
+
+def _write(writer: GGUFWriter, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writer.write_header_to_file(temporary)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise AbridgedError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass
+class _Plan:
+    """What goes where, decided before anything is written; `account` is filled as tensors pass."""
+
+    architecture: str
+    names: dict[str, str]
+    blocks: dict[str, BlockType | None]  # of each packed module that owns its codes; None is F16
+    account: dict[str, Any]
+
+    @property
+    def file_type(self) -> int:
+        """What most of the matrices are; llama.cpp only shows it."""
+        kinds = [kind.name if kind else "F16" for kind in self.blocks.values()]
+        most = max(kinds, key=kinds.count)
+        return int(_gguf().LlamaFileType[f"MOSTLY_{most}"])
+
+    def tensors(self, model: Any) -> Iterator[tuple[str, Any, str | None]]:
+        """(name in GGUF, data, type or None for that of the data) of every tensor."""
+        modules = packed_modules(model)
+        tied = set(getattr(model, "all_tied_weights_keys", {}))
+        for name, tensor in model.state_dict().items():
+            path, _, attribute = name.rpartition(".")
+            if name in tied or attribute not in ("weight", "bias") or "quantizer" in path:
+                continue
+            place = f"{self._place(path)}.{attribute}"
+            if attribute == "weight" and path in modules:
+                yield place, *self._matrix(path, modules[path], _head_order(model, path))
+            else:
+                keep = tensor.dtype == torch.float16 and path.endswith("wpe")
+                yield place, _vector(tensor, keep, _head_order(model, path)), None
+
+    def _place(self, path: str) -> str:
+        words = path.split(".")
+        layer = next((word for word in words if word.isdigit()), "")
+        pattern = ".".join("{}" if word.isdigit() else word for word in words)
+        if pattern not in self.names:
+            raise AbridgedError(f"GGUF export does not know what {path} is in a {self.architecture} model")
+        return self.names[pattern].format(layer)
+
+    def _matrix(self, path: str, module: PackedModule, order: torch.Tensor | None) -> tuple[Any, str | None]:
+        kind = self.blocks[path]
+        if kind is None:
+            weight = module.dequantized() if order is None else module.dequantized()[order]
+            self._count("F16")
+            return weight.to(torch.float16).numpy(), None
+        levels = ops.unpack(module.weight, *module.storage)
+        scale = ops._row_scales(module.weight_scale.float(), len(levels))
+        if order is not None:
+            levels, scale = levels[order], scale[order]
+        exact = scale.numpy()
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(np.float16).astype(np.float32)
+        if not np.isfinite(rounded).all():
+            raise AbridgedError(f"a scale of {path} is too large for FP16, in which GGUF keeps scales")
+        nonzero = exact != 0
+        error = np.abs(rounded[nonzero] / exact[nonzero] - 1).max(initial=0.0)
+        self.account["scale_error"] = max(self.account["scale_error"], float(error))
+        self._count(kind.name)
+        return encode(levels.numpy(), exact, kind), kind.name
+
+    def _count(self, kind: str) -> None:
+        self.account["types"][kind] = self.account["types"].get(kind, 0) + 1
+
+
+def _vector(tensor: torch.Tensor, keep: bool, order: torch.Tensor | None) -> Any:
+    tensor = tensor if order is None else tensor[order]
+    return (tensor if keep else tensor.float()).contiguous().numpy()
+
+
+def _head_order(model: Any, path: str) -> torch.Tensor | None:
+    """The rows of LLaMA's Q and K in the order in which llama.cpp turns pairs: neighbours, not halves of a head."""
+    if model.config.model_type != "llama" or not path.endswith(("q_proj", "k_proj")):
+        return None
+    config = model.config
+    heads = config.num_attention_heads if path.endswith("q_proj") else config.num_key_value_heads
+    rows = model.get_submodule(path).spec.rows
+    return torch.arange(rows).view(heads, 2, rows // heads // 2).transpose(1, 2).reshape(-1)
+
+
+def _plan(model: Any, ternary: BlockType, dense_fallback: bool) -> _Plan:
+    """Choose a block type for each matrix. Raises AbridgedError for what llama.cpp cannot hold or runs otherwise."""
+    architecture = model.config.model_type
+    names = {"gpt2": GPT2_NAMES, "llama": LLAMA_NAMES}.get(architecture)
+    if names is None:
+        raise AbridgedError(f"GGUF export knows GPT-2 and LLaMA, not models of type {architecture!r}")
+    _check_config(model.config)
+    blocks: dict[str, BlockType | None] = {}
+    for path, module in packed_modules(model).items():
+        spec = module.spec
+        if isinstance(module, PackedLinear) and spec.tied:  # type: ignore[attr-defined]
+            continue
+        kind = ternary if spec.code_book == "ternary" else BLOCK_TYPES[spec.code_book]
+        run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales
+        if run % kind.size == 0:
+            blocks[path] = kind
+        elif dense_fallback:
+            blocks[path] = None
+        else:
+            what = f"width {spec.columns}" if run == spec.columns else f"groups of {run} in width {spec.columns}"
+            raise AbridgedError(
+                f"{path}: {what} cannot be cut into {kind.name}'s blocks of {kind.size} (a multiple of {kind.size} "
+                "would fit); --dense-fallback stores such matrices as F16"
+            )
+    dense = [path for path, kind in blocks.items() if kind is None]
+    return _Plan(architecture, names, blocks, {"types": {}, "scale_error": 0.0, "dense": dense})
+
+
+def _check_config(config: Any) -> None:
+    if config.model_type == "gpt2":
+        faults = {
+            f"activation {config.activation_function}": config.activation_function
+            not in ("gelu_new", "gelu_pytorch_tanh"),
+            "attention that is not scaled by its width": not config.scale_attn_weights,
+            "attention scaled by layer": config.scale_attn_by_inverse_layer_idx,
+        }
+    else:
+        rope = getattr(config, "rope_parameters", None) or {}
+        faults = {
+            f"activation {config.hidden_act}": config.hidden_act != "silu",
+            "biases": config.attention_bias or config.mlp_bias,
+            f"{rope.get('rope_type')} rotary positions": rope.get("rope_type", "default") != "default",
+        }
+    for fault, found in faults.items():
+        if found:
+            raise AbridgedError(f"llama.cpp runs no {config.model_type} with {fault}")
+
+
+def _add_sizes(writer: GGUFWriter, config: Any, name: str) -> None:
+    writer.add_name(name)
+    writer.add_quantized_by("abridged")
+    writer.add_quantization_version(2)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_freq_base(float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)))

@@ -1,0 +1,78 @@
+"""compressed-tensors directories: transformers and the package itself find in them what the checkpoint holds."""
+
+import json
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from abridged.checkpoint.load import load
+from abridged.checkpoint.save import save_checkpoint
+from abridged.checkpoint.skeleton import packed_modules
+from abridged.errors import AbridgedError
+from abridged.exporters import export
+from abridged.exporters.dense import dense_model
+from abridged.families import anatomy_of
+from abridged.methods.quantization.method import Quantize
+from families.test_llama import build
+from students import IDS, logits, quantized_student
+
+WEIGHTS = {
+    "ternary by row": {"bits": 2, "granularity": "row"},
+    "ternary by tensor": {"bits": 2, "granularity": "tensor"},
+    "ternary by group": {"bits": 2, "granularity": "group", "group_size": 4},
+    "four levels": {"bits": 2, "levels": "balanced", "granularity": "row"},
+    "binary": {"bits": 1, "quantizer": "binary", "granularity": "row"},
+    "4 bits": {"bits": 4, "granularity": "row"},
+    "8 bits": {"bits": 8, "granularity": "row"},
+}
+
+
+def llama_checkpoint(directory, weights, **config):
+    model = build("llama", **config)
+    settings = {"weights": {"scale_dtype": "float16", **weights}, "embeddings": {"bits": 8}}
+    method = Quantize.model_validate({**settings, "activations": {"bits": None}})
+    method.prepare(model, anatomy_of(model), lambda model: model(IDS))
+    method.finish(model)
+    save_checkpoint(model.eval(), directory, None, {"recipe": {"name": "test"}, "teacher": "llama", "seed": 0})
+    return directory
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_transformers_loads_llama_with_the_same_logits(weights, tied, tmp_path):
+    source = llama_checkpoint(tmp_path / "small", weights, tie_word_embeddings=tied)
+    export(source, tmp_path / "out", format="compressed-tensors", dtype="float32")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    ours = dense_model(load(source), torch.float32)
+    assert torch.allclose(logits(theirs), logits(ours), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_package_unpacks_gpt2_to_the_same_weights(dtype, tmp_path):
+    student = quantized_student(activations={"bits": None}, weights={"bits": 2, "granularity": "row"})
+    save_checkpoint(student, tmp_path / "small", None, {"teacher": "gpt2"})
+    account = export(tmp_path / "small", tmp_path / "out", format="compressed-tensors", dtype=dtype)
+    assert account["types"] == {"int2": 8}
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    (scheme,) = QuantizationConfig.model_validate(config).config_groups.values()
+    modules = packed_modules(load(tmp_path / "small"))
+    for path in ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"):
+        parts = {name.removeprefix(f"{path}."): t for name, t in state.items() if name.startswith(path)}
+        weight = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
+        expected = modules[path].dequantized()
+        assert weight.dtype == getattr(torch, dtype)
+        assert torch.equal(weight, expected.to(weight.dtype))
+
+
+def test_bad_requests_end_in_one_sentence(tmp_path):
+    source = llama_checkpoint(tmp_path / "small", WEIGHTS["4 bits"])
+    with pytest.raises(AbridgedError, match="not 'int4'"):
+        export(source, tmp_path / "out", format="compressed-tensors", dtype="int4")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(AbridgedError, match="exists already"):
+        export(source, tmp_path / "taken", format="compressed-tensors")

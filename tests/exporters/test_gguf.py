@@ -1,0 +1,156 @@
+"""GGUF files: what the gguf package's own reader finds in them is what the checkpoint holds, code for code."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from abridged.checkpoint.code_books import CODE_BOOKS
+from abridged.checkpoint.load import load
+from abridged.checkpoint.save import save_checkpoint
+from abridged.checkpoint.skeleton import packed_modules
+from abridged.errors import AbridgedError
+from abridged.exporters import export
+from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, encode
+from abridged.families import anatomy_of
+from abridged.methods.quantization.method import Quantize
+from abridged.models import resolve
+
+TYPES = [*BLOCK_TYPES.items(), ("ternary", TQ1_0)]
+BITS = {"ternary": 2, "quaternary": 2, "binary": 1, "int4": 4, "int8": 8}
+LEVELS = {"ternary": "ternary", "quaternary": "balanced", "binary": None, "int4": None, "int8": None}
+
+
+def read(name, data):
+    """What a block type's bytes mean, by the gguf package; it has no reader of Q1_0 yet."""
+    if name != "Q1_0":
+        return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
+    blocks = data.reshape(-1, 18)
+    signs = 2.0 * np.unpackbits(blocks[:, 2:], axis=1, bitorder="little") - 1
+    return (signs * blocks[:, :2].copy().view("<f2").astype(np.float32)).reshape(len(data), -1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(TYPES), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_blocks_hold_every_code_and_scale(case, rows, scales, blocks, seed):
+    book, kind = case
+    draw = np.random.default_rng(seed)
+    levels = draw.choice(np.array(CODE_BOOKS[book], dtype=np.int8), (rows, scales * blocks * kind.size))
+    scale = draw.uniform(1e-3, 1.0, (rows, scales)).astype(np.float16).astype(np.float32)
+    expected = levels * np.repeat(scale, blocks * kind.size, axis=1)
+    data = encode(levels, scale, kind)
+    assert np.array_equal(read(kind.name, data), expected.astype(np.float32))
+    size, count = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]]
+    assert (size, data.shape[1]) == (kind.size, levels.shape[1] // size * count)
+
+
+def student(book, family="gpt2", width=256, scale_dtype="float16", granularity="row"):
+    """A random model of one layer, quantised without training."""
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 4096}
+    if family == "gpt2":
+        sizes = {"n_embd": width, "n_inner": width, "n_layer": 1, "n_head": 2, "n_positions": 32}
+        model = GPT2LMHeadModel(GPT2Config(**sizes, **ends))
+    else:
+        sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": False}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, **ends))
+    matrices = {"bits": BITS[book], "levels": LEVELS[book], "granularity": granularity, "scale_dtype": scale_dtype}
+    matrices["quantizer"] = "binary" if book == "binary" else "dynamic"
+    matrices = {key: value for key, value in matrices.items() if value is not None}
+    embeddings = {**matrices, "granularity": "row"}
+    method = Quantize.model_validate({"weights": matrices, "embeddings": embeddings})
+    ids = torch.randint(4096, (1, 16))
+    method.prepare(model.eval(), anatomy_of(model), lambda model: model(ids))
+    method.finish(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(resolve("bundled"))
+
+
+def saved(model, directory, tokenizer):
+    save_checkpoint(model, directory, tokenizer, {"recipe": {"name": "test"}, "teacher": "test", "seed": 0})
+    return directory
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("book", BITS)
+def test_a_file_holds_what_the_checkpoint_does(book, family, tokenizer, tmp_path):
+    source = saved(student(book, family), tmp_path / "small", tokenizer)
+    account = export(source, tmp_path / "small.gguf", format="gguf")
+    kind = BLOCK_TYPES[book].name
+    assert account["scale_error"] == 0.0
+    assert account["types"] == {kind: 5 if family == "gpt2" else 9}
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "small.gguf").tensors}
+    model = load(source)
+    modules = packed_modules(model)
+    pairs = [("token_embd", "transformer.wte"), ("blk.0.attn_qkv", "transformer.h.0.attn.c_attn")]
+    if family == "llama":
+        pairs = [("token_embd", "model.embed_tokens"), ("blk.0.attn_v", "model.layers.0.self_attn.v_proj")]
+        pairs.append(("output", "lm_head"))
+    for name, path in pairs:
+        tensor = tensors[f"{name}.weight"]
+        assert tensor.tensor_type.name == kind
+        assert np.array_equal(read(kind, np.asarray(tensor.data)), modules[path].dequantized().numpy())
+    norms = model.transformer.ln_f if family == "gpt2" else model.model.norm
+    assert np.array_equal(tensors["output_norm.weight"].data, norms.weight.detach().float().numpy())
+
+
+def test_queries_and_keys_of_llama_are_stored_in_pairs(tokenizer, tmp_path):
+    source = saved(student("ternary", "llama"), tmp_path / "small", tokenizer)
+    export(source, tmp_path / "small.gguf", format="gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "small.gguf").tensors}
+    modules = packed_modules(load(source))
+    for name, path, heads in (("attn_q", "q_proj", 4), ("attn_k", "k_proj", 2)):
+        ours = modules[f"model.layers.0.self_attn.{path}"].dequantized().numpy()
+        theirs = read("TQ2_0", np.asarray(tensors[f"blk.0.{name}.weight"].data))
+        half = len(ours) // heads // 2
+        for head in range(heads):
+            start = head * 2 * half
+            assert np.array_equal(theirs[start : start + 2 * half : 2], ours[start : start + half])
+            assert np.array_equal(theirs[start + 1 : start + 2 * half : 2], ours[start + half : start + 2 * half])
+
+
+def test_scales_that_fp16_cannot_hold_are_said_to_be_rounded(tokenizer, tmp_path):
+    source = saved(student("ternary", scale_dtype="float32"), tmp_path / "small", tokenizer)
+    account = export(source, tmp_path / "small.gguf", format="gguf", ternary="TQ1_0")
+    assert 0 < account["scale_error"] < 2**-10
+    assert account["types"] == {"TQ1_0": 5}
+
+
+def test_a_width_that_fits_no_block_is_named_or_stored_dense(tokenizer, tmp_path):
+    source = saved(student("ternary", width=64), tmp_path / "small", tokenizer)
+    with pytest.raises(AbridgedError, match="width 64 cannot be cut into TQ2_0's blocks of 256"):
+        export(source, tmp_path / "small.gguf", format="gguf")
+    assert not (tmp_path / "small.gguf").exists()
+    account = export(source, tmp_path / "small.gguf", format="gguf", dense_fallback=True)
+    assert account["types"] == {"F16": 5}
+    assert len(account["dense"]) == 5
+
+
+def test_the_tokenizer_is_inside(tokenizer, tmp_path):
+    source = saved(student("int8"), tmp_path / "small", tokenizer)
+    export(source, tmp_path / "small.gguf", format="gguf")
+    fields = gguf.GGUFReader(tmp_path / "small.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "gpt2"
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    assert tokens == tokenizer.convert_ids_to_tokens(range(4096))
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+
+
+def test_bad_requests_end_in_one_sentence(tokenizer, tmp_path):
+    source = saved(student("ternary"), tmp_path / "small", tokenizer)
+    with pytest.raises(AbridgedError, match="TQ2_0 or TQ1_0, not 'TQ3_0'"):
+        export(source, tmp_path / "a.gguf", format="gguf", ternary="TQ3_0")
+    with pytest.raises(AbridgedError, match="has no option dtype: its options are ternary, dense_fallback"):
+        export(source, tmp_path / "a.gguf", format="gguf", dtype="float16")
+    (tmp_path / "taken.gguf").write_text("mine")
+    with pytest.raises(AbridgedError, match="exists already"):
+        export(source, tmp_path / "taken.gguf", format="gguf")
+    assert (tmp_path / "taken.gguf").read_text() == "mine"
