@@ -73,11 +73,13 @@ class AbridgedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from abridged.checkpoint.skeleton import packed_modules
+        from abridged.runtime.decoding import install
 
         for path, module in packed_modules(model).items():
             check_values(path, module)
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
+        install(model)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -101,6 +102,43 @@ class Kernels:
         if failed:
             raise MemoryError(f"no memory for {x.numel()} activations in 8 bits")
         return y
+
+    def prepared_linear(
+        self,
+        packed: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        input_scale: Tensor | None,
+        input_zero_point: Tensor | None,
+        input_bits: int,
+        rows: int,
+        columns: int,
+        code_book: str,
+        packing: str,
+    ) -> Callable[[Tensor], Tensor]:
+        """`linear` for many calls: a function of x (B, columns) FP32, contiguous, that returns y (B, rows).
+
+        It returns the same memory whenever B is the same. Good for as long as nobody moves the tensors.
+        """
+        pointers = [None if t is None else t.data_ptr() for t in (packed, scale, bias, input_scale, input_zero_point)]
+        held = [ctypes.c_void_p(pointer) for pointer in pointers]
+        sizes = [rows, columns, packed.numel() // rows, scale.numel()]
+        rest = [*map(ctypes.c_int64, sizes), *map(ctypes.c_int32, (_BOOKS[code_book, packing], 0, input_bits))]
+        rest += [ctypes.c_int32(self._number), ctypes.c_int64(torch.get_num_threads())]
+        outputs: dict[int, tuple[Tensor, ctypes.c_void_p]] = {}
+        function = self._linear
+
+        def call(x: Tensor) -> Tensor:
+            batch = len(x)
+            if batch not in outputs:
+                y = torch.empty(batch, rows)
+                outputs[batch] = y, ctypes.c_void_p(y.data_ptr())
+            y, to = outputs[batch]
+            if function(x.data_ptr(), to, *held, batch, *rest):
+                raise MemoryError(f"no memory for {x.numel()} activations in 8 bits")
+            return y
+
+        return call
 
     def embedding(
         self, ids: Tensor, packed: Tensor, scale: Tensor, rows: int, columns: int, code_book: str, packing: str

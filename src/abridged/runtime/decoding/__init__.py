@@ -1,0 +1,101 @@
+"""One token after another with little between the kernels: what a packed model's `forward` does in `generate`.
+
+Hugging Face's modules cost more time at each token than the packed weights do. So a step of one token, the plain case
+of generation on a CPU, goes straight from kernel to kernel, with keys and values appended in place; everything else
+(prompts, padding, training, tracing, hooks, other devices) goes the stock way. Both give the same logits but for
+rounding, and both keep the same cache, so they may take turns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from abridged.runtime import ops
+from abridged.runtime.decoding.cache import Appending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from abridged.runtime.decoding.base import Steps
+
+#: transformers' `model_type` -> the module whose `Steps` knows such a model.
+_FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama"}
+
+#: What `forward` may be given in a step; anything else that is not None or False goes the stock way.
+_KNOWN = {
+    "input_ids",
+    "past_key_values",
+    "attention_mask",
+    "position_ids",
+    "use_cache",
+    "return_dict",
+    "logits_to_keep",
+}
+
+
+class Forward:
+    """Stands in for a model's `forward`."""
+
+    def __init__(self, model: Any, make: Callable[[Any], Steps]) -> None:
+        self.model, self._make = model, make
+        self._steps: Steps | None = None
+        self.__signature__ = inspect.signature(type(model).forward.__get__(model))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and self._is_step(kwargs):
+            steps = self._prepared()
+            if steps is not None:
+                return steps(kwargs["input_ids"], kwargs["past_key_values"])
+        return type(self.model).forward(self.model, *args, **kwargs)
+
+    def _is_step(self, kwargs: dict[str, Any]) -> bool:
+        ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+        if ids is None or cache is None or ids.shape[-1] != 1 or ids.dim() != 2 or kwargs.get("use_cache") is False:
+            return False
+        if any(value is not None and value is not False for key, value in kwargs.items() if key not in _KNOWN):
+            return False
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.model.training:
+            return False
+        config = self.model.config
+        if config.output_attentions or config.output_hidden_states or kwargs.get("return_dict") is False:
+            return False
+        length = Appending.length(cache)
+        if not length or cache.layers[0].keys.shape[0] != ids.shape[0]:
+            return False
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        plain = mask is None or (mask.dim() == 2 and mask.shape[1] == length + 1 and bool(mask.all()))
+        return plain and (positions is None or bool((positions == length).all()))
+
+    def _prepared(self) -> Steps | None:
+        """The steps, made anew where the model has been moved or changed; None where it cannot be stepped through."""
+        if self._steps is None or not self._steps.intact():
+            self._steps = None
+            if ops.kernels() is not None:
+                self._steps = self._make(self.model)
+        return self._steps if self._steps is not None and self._steps.possible else None
+
+
+def install(model: Any) -> None:
+    """Let a packed model on the CPU use the compiled kernels throughout: steps of one token, and GELU in one pass."""
+    family = _FAMILIES.get(model.config.model_type)
+    if ops.kernels() is None or getattr(model, "hf_device_map", None):
+        return
+    fuse_gelu(model)
+    if family is not None and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        make = import_module(f"abridged.runtime.decoding.{family}").Steps
+        model.forward = Forward(model, make)
+
+
+def fuse_gelu(model: nn.Module) -> None:
+    """Put torch's one pass in place of the eight in which transformers computes the tanh form of GELU."""
+    from transformers.activations import NewGELUActivation
+
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))

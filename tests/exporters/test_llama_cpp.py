@@ -1,0 +1,107 @@
+"""GGUF files in the engine itself: llama.cpp computes from them what the checkpoint's values say, but for rounding.
+
+llama.cpp rounds activations to 8 bits in blocks, so its logits differ a little from those of full-precision
+activations, and a greedy text may part ways where two tokens are nearly as likely.
+"""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from abridged.checkpoint.load import load
+from abridged.checkpoint.save import save_checkpoint
+from abridged.data.text import load_text
+from abridged.exporters import export
+from abridged.exporters.dense import dense_model
+from abridged.families import anatomy_of
+from abridged.models import load_dense, load_tokenizer
+from abridged.recipe import Recipe
+
+llama_cpp = pytest.importorskip("llama_cpp")
+#: Q4_0 and Q8_0 are left out: llama.cpp's AMX code for them ends the process on processors that have it.
+RECIPES = {"best-ternary-2-2-8": {}, "TQ1_0": {"ternary": "TQ1_0"}, "best-2-2-8": {}, "best-1-1-8": {}}
+PROMPTS = [
+    "The river", "In 1914 the", "She was born in", "The film was", "A small town in the north of", "The song reached",
+    "During the war", "He played for", "The castle was built", "It is one of the", "The storm moved", "Critics praised",
+    "The species is found", "After the game", "The road runs", "Their first album", "The ship was", "In the second",
+    "The king of England", "Scientists have",
+]  # fmt: skip
+
+
+def quantize(model, recipe, tokenizer):
+    """By the recipe's methods, without training."""
+    ids = tokenizer(load_text("wikitext-2").test[:2000], return_tensors="pt")["input_ids"][:, :256]
+    for method in Recipe.load(recipe).stages[-1].methods.values():
+        method.prepare(model, anatomy_of(model), lambda model: model(ids))
+        method.finish(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def text_ids():
+    tokenizer = load_tokenizer("bundled")
+    return torch.tensor(tokenizer(load_text("wikitext-2").test[:20_000])["input_ids"][: 8 * 256]).view(-1, 256)
+
+
+class Engine:
+    """llama.cpp with a file; rows of logits come out."""
+
+    def __init__(self, path):
+        self.model = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, verbose=False)
+
+    def logits(self, ids):
+        """Of a new text, (len(ids), vocabulary)."""
+        self.model.reset()
+        return self.more(ids)
+
+    def more(self, ids):
+        """Of what follows the text so far."""
+        begun = self.model.n_tokens
+        self.model.eval(list(ids))
+        return torch.from_numpy(np.array(self.model.scores[begun : begun + len(ids)]))
+
+    def close(self):
+        self.model.close()
+
+
+@torch.no_grad()
+def compare(engine, model, tokenizer, text_ids):
+    """The four things that must hold; `model` is the dense one with the quantised values."""
+    for prompt in PROMPTS:
+        ours = tokenizer(prompt)["input_ids"]
+        assert engine.model.tokenize(prompt.encode(), add_bos=False, special=False) == ours
+    theirs = torch.stack([engine.logits(row.tolist()) for row in text_ids])
+    ours = model(text_ids).logits
+    assert cosine_similarity(theirs, ours, dim=-1).mean() >= 0.999
+    losses = [cross_entropy(logits[:, :-1].flatten(0, 1), text_ids[:, 1:].flatten()) for logits in (theirs, ours)]
+    assert abs(float(losses[0] - losses[1])) < np.log(1.01)
+    # what separates the best two must exceed what their logits are apart from ours, or they may part ways
+    centered = (theirs - theirs.mean(-1, keepdim=True)) - (ours - ours.mean(-1, keepdim=True))
+    error = 2 * float(centered.abs().amax())
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        theirs = engine.logits(ids)
+        for _ in range(24):
+            best = torch.topk(model(torch.tensor([ids])).logits[0, -1], 2)
+            chosen = int(theirs[-1].argmax())
+            if chosen != int(best.indices[0]):
+                assert float(best.values[0] - best.values[1]) < error
+                break
+            ids.append(chosen)
+            theirs = engine.more([chosen])
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_llama_cpp_runs_the_bundled_student(case, text_ids, tmp_path):
+    tokenizer = load_tokenizer("bundled")
+    recipe = "best-ternary-2-2-8" if case == "TQ1_0" else case
+    student = quantize(load_dense("bundled"), recipe, tokenizer)
+    record = {"recipe": {"name": recipe}, "teacher": "bundled", "seed": 0}
+    save_checkpoint(student, tmp_path / "small", tokenizer, record)
+    account = export(tmp_path / "small", tmp_path / "small.gguf", format="gguf", **RECIPES[case])
+    assert account["scale_error"] == 0.0
+    with closing(Engine(tmp_path / "small.gguf")) as engine:
+        compare(engine, dense_model(load(tmp_path / "small"), torch.float32), tokenizer, text_ids)
