@@ -18,6 +18,13 @@ namespace {
 
 constexpr int CHUNK = 64;  // bytes
 
+// Compilers leave loops of this size as they are, and then keep sums in memory instead of registers.
+#if defined(__GNUC__) && defined(__AVX2__)
+#define UNROLL _Pragma("GCC unroll 4")
+#else
+#define UNROLL
+#endif
+
 #if defined(__AVX512VNNI__)
 
 using Bytes = __m512i;  // 64 of them
@@ -55,6 +62,17 @@ inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
 inline Floats same(float f) { return _mm512_set1_ps(f); }
 inline Floats add_scaled(Floats f, Sums s, Floats scale) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), scale, f); }
 inline void store(void* p, Bytes b) { _mm512_storeu_si512(p, b); }
+inline __mmask16 first_of_16(int64_t n) { return __mmask16(n >= 16 ? 0xffff : (1 << n) - 1); }
+inline Floats load_floats(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_of_16(n), p); }
+inline Floats differences(const int32_t* p, int64_t n, int32_t less) {  // the first n of p, less a number
+  return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_maskz_loadu_epi32(first_of_16(n), p), _mm512_set1_epi32(less)));
+}
+inline Floats add_product(Floats f, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, f); }
+using Lanes = __m512i;  // which of up to 16 numbers each of 16 places takes
+inline Lanes make_lanes(const int32_t* from) { return _mm512_loadu_si512(from); }
+inline Floats spread(const float* p, int64_t n, Lanes lanes) {  // of n numbers that may be read
+  return _mm512_permutexvar_ps(lanes, load_floats(p, n));
+}
 
 #elif defined(__AVX2__)
 
@@ -134,6 +152,42 @@ inline void store(void* p, Bytes b) {
   _mm256_storeu_si256(v, b.v[0]);
   _mm256_storeu_si256(v + 1, b.v[1]);
 }
+inline __m256i first_of_8(int64_t n) {
+  const __m256i count = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n < 0 ? 0 : n > 8 ? 8 : n)), count);
+}
+inline Floats load_floats(const float* p, int64_t n) {
+  return {{_mm256_maskload_ps(p, first_of_8(n)), _mm256_maskload_ps(n > 8 ? p + 8 : p, first_of_8(n - 8))}};
+}
+inline Floats differences(const int32_t* p, int64_t n, int32_t less) {
+  Floats f;
+  for (int h = 0; h < 2; ++h) {
+    const __m256i v = _mm256_maskload_epi32(n > 8 * h ? p + 8 * h : p, first_of_8(n - 8 * h));
+    f.v[h] = _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(less)));
+  }
+  return f;
+}
+inline Floats add_product(Floats f, Floats a, Floats b) {
+  for (int h = 0; h < 2; ++h) f.v[h] = _mm256_fmadd_ps(a.v[h], b.v[h], f.v[h]);
+  return f;
+}
+struct Lanes { int32_t from[16]; };
+inline Lanes make_lanes(const int32_t* from) {
+  Lanes l;
+  std::memcpy(l.from, from, sizeof l.from);
+  return l;
+}
+inline Floats spread(const float* p, int64_t n, const Lanes& l) {
+  Floats f;
+  for (int h = 0; h < 2; ++h) {
+    const int64_t first = l.from[8 * h], left = n - first;
+    const __m256i mask = first_of_8(left);
+    const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(l.from + 8 * h));
+    const __m256 values = _mm256_maskload_ps(left > 0 ? p + first : p, mask);
+    f.v[h] = _mm256_permutevar8x32_ps(values, _mm256_sub_epi32(from, _mm256_set1_epi32(int(first))));
+  }
+  return f;
+}
 
 #else  // loops that any compiler can vectorise
 
@@ -196,6 +250,31 @@ inline Floats add_scaled(Floats f, const Sums& s, const Floats& scale) {
   return f;
 }
 inline void store(void* p, const Bytes& b) { std::memcpy(p, b.v, CHUNK); }
+inline Floats load_floats(const float* p, int64_t n) {
+  Floats f;
+  for (int i = 0; i < 16; ++i) f.v[i] = i < n ? p[i] : 0.0f;
+  return f;
+}
+inline Floats differences(const int32_t* p, int64_t n, int32_t less) {
+  Floats f;
+  for (int i = 0; i < 16; ++i) f.v[i] = float((i < n ? p[i] : 0) - less);
+  return f;
+}
+inline Floats add_product(Floats f, const Floats& a, const Floats& b) {
+  for (int i = 0; i < 16; ++i) f.v[i] += a.v[i] * b.v[i];
+  return f;
+}
+struct Lanes { int32_t from[16]; };
+inline Lanes make_lanes(const int32_t* from) {
+  Lanes l;
+  std::memcpy(l.from, from, sizeof l.from);
+  return l;
+}
+inline Floats spread(const float* p, int64_t n, const Lanes& l) {
+  Floats f;
+  for (int i = 0; i < 16; ++i) f.v[i] = l.from[i] < n ? p[l.from[i]] : 0.0f;
+  return f;
+}
 
 #endif
 
@@ -363,73 +442,111 @@ void block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
   }
 }
 
-// The scales of the 16 sums of a chunk of a row that has several: bytes that stand beside each other in fours belong to
-// one group.
-inline Floats chunk_scales(const float* scales, int64_t byte, int64_t group_bytes, int64_t groups) {
-  if (group_bytes % CHUNK == 0) return same(scales[byte / group_bytes]);
-  float lanes[16];
-  if ((group_bytes & (group_bytes - 1)) == 0 && byte + CHUNK <= groups * group_bytes) {
-    const int64_t shift = __builtin_ctzll(uint64_t(group_bytes));
-    for (int i = 0; i < 16; ++i) lanes[i] = scales[(byte + 4 * i) >> shift];
-  } else {
+// The scales of the 16 sums of each chunk of a row that has several: bytes that stand beside each other in fours belong
+// to one group. A group has some chunks (WHOLE), or a chunk some groups (PARTS), or neither divides the other.
+struct Grouping {
+  enum { WHOLE, PARTS, UNEVEN } kind;
+  int64_t groups, size, group_bytes, per_chunk;
+  Lanes lanes;
+
+  explicit Grouping(const Linear& l) : groups(l.groups()), size(l.group_size()) {
+    group_bytes = size / LAYOUTS[l.book].per_byte;
+    if (groups == 1) return;
+    kind = group_bytes % CHUNK == 0 ? WHOLE : CHUNK % group_bytes == 0 ? PARTS : UNEVEN;
+    per_chunk = kind == PARTS ? CHUNK / group_bytes : 0;
+    int32_t from[16];
+    for (int i = 0; i < 16; ++i) from[i] = kind == PARTS ? int32_t(4 * i / group_bytes) : 0;
+    lanes = make_lanes(from);
+  }
+  Floats uneven(const float* scales, int64_t byte) const {
+    float values[16];
     for (int i = 0; i < 16; ++i) {
       const int64_t group = (byte + 4 * i) / group_bytes;
-      lanes[i] = scales[group < groups ? group : groups - 1];
+      values[i] = scales[group < groups ? group : groups - 1];
     }
+    return load_floats(values);
   }
-  return load_floats(lanes);
-}
+};
 
 // `block` for rows with several scales.
-template <int BOOK, typename T, int ROWS, int TOKENS>
-void grouped_block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
+template <int BOOK, typename T, int ROWS, int TOKENS, int KIND>
+void grouped_block(const Linear& l, const Tokens& t, const Grouping& grouping, int64_t row, int64_t token) {
   constexpr int places = LAYOUTS[BOOK].per_byte;
-  const int64_t groups = l.groups(), size = l.group_size(), group_bytes = size / places;
+  const int64_t groups = grouping.groups, group_bytes = grouping.group_bytes;
   const bool shifted = t.zero != 0;
   const uint8_t* packed = l.packed + row * l.row_bytes;
+  const float* row_scales = l.scale + row * groups;
   Floats values[ROWS][TOKENS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int k = 0; k < TOKENS; ++k) values[r][k] = no_floats();
-  int64_t start = 0;  // of the chunk, in a token
-  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK, start += places * CHUNK) {
-    for (int r = 0; r < ROWS; ++r) {
-      Bytes chunk = load(packed + r * l.row_bytes + byte, l.row_bytes - byte);
-      Sums sums[TOKENS], code_sums = no_sums();
-      for (int k = 0; k < TOKENS; ++k) sums[k] = no_sums();
-      for (int p = 0; p < places; ++p) {
-        const int64_t at = start + p * CHUNK;
-        const Bytes codes = next_codes<BOOK>(chunk, p);
-        for (int k = 0; k < TOKENS; ++k)
-          sums[k] = dot<is_wide<BOOK>>(sums[k], codes, load(t.q + (token + k) * t.stride + at));
-        if (shifted) code_sums = dot<is_wide<BOOK>>(code_sums, codes, load(t.ones + at));
+  Sums sums[ROWS][TOKENS], code_sums[ROWS];
+  UNROLL for (int r = 0; r < ROWS; ++r) {
+    code_sums[r] = no_sums();
+    UNROLL for (int k = 0; k < TOKENS; ++k) values[r][k] = no_floats(), sums[r][k] = no_sums();
+  }
+  int64_t at = 0;  // in a token
+  int64_t group = 0, group_end = group_bytes;
+  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK) {
+    const int64_t left = l.row_bytes - byte;
+    Bytes chunk[ROWS];
+    UNROLL for (int r = 0; r < ROWS; ++r) chunk[r] = load(packed + r * l.row_bytes + byte, left);
+    for (int p = 0; p < places; ++p, at += CHUNK) {
+      UNROLL for (int r = 0; r < ROWS; ++r) {
+        const Bytes codes = next_codes<BOOK>(chunk[r], p);
+        UNROLL for (int k = 0; k < TOKENS; ++k)
+          sums[r][k] = dot<is_wide<BOOK>>(sums[r][k], codes, load(t.q + (token + k) * t.stride + at));
+        if (shifted) code_sums[r] = dot<is_wide<BOOK>>(code_sums[r], codes, load(t.ones + at));
       }
-      const Floats scales = chunk_scales(l.row_scales(row + r), byte, group_bytes, groups);
-      for (int k = 0; k < TOKENS; ++k) {
+    }
+    if (KIND == Grouping::WHOLE && byte + CHUNK < group_end) continue;
+    UNROLL for (int r = 0; r < ROWS; ++r) {
+      const float* from = row_scales + r * groups;
+      const Floats scales = KIND == Grouping::WHOLE   ? same(from[group])
+                            : KIND == Grouping::PARTS ? spread(from + group, groups - group, grouping.lanes)
+                                                      : grouping.uneven(from, byte);
+      UNROLL for (int k = 0; k < TOKENS; ++k) {
         // the zero point while numbers are whole: its part is large, and cancels
-        const Sums levels = shifted ? minus_product(sums[k], code_sums, t.zero) : sums[k];
+        const Sums levels = shifted ? minus_product(sums[r][k], code_sums[r], t.zero) : sums[r][k];
         values[r][k] = add_scaled(values[r][k], levels, scales);
+        sums[r][k] = no_sums();
       }
+      code_sums[r] = no_sums();
     }
+    group += KIND == Grouping::WHOLE ? 1 : grouping.per_chunk;
+    group_end += group_bytes;
   }
+  // A level is a * code + b: b's part is the scales times the tokens' sums.
   constexpr float a = float(LAYOUTS[BOOK].multiplier), b = float(LAYOUTS[BOOK].offset);
-  for (int r = 0; r < ROWS; ++r) {
-    const float* scales = l.row_scales(row + r);
+  for (int64_t g = 0; g < groups; g += 16) {
+    Floats scales[ROWS];
+    for (int r = 0; r < ROWS; ++r) scales[r] = load_floats(row_scales + r * groups + g, groups - g);
     for (int k = 0; k < TOKENS; ++k) {
-      float value = a * total(values[r][k]);
-      for (int64_t g = 0; g < groups; ++g)
-        value += b * scales[g] * float(t.sums[(token + k) * groups + g] - t.zero * size);
-      write<T>(l, token + k, row + r, value * t.scale[token + k]);
+      const Floats sums =
+          differences(t.sums + (token + k) * groups + g, groups - g, int32_t(t.zero * grouping.size));
+      const Floats offsets = add_product(no_floats(), sums, same(b / a));
+      for (int r = 0; r < ROWS; ++r) values[r][k] = add_product(values[r][k], offsets, scales[r]);
     }
   }
+  for (int r = 0; r < ROWS; ++r)
+    for (int k = 0; k < TOKENS; ++k)
+      write<T>(l, token + k, row + r, a * total(values[r][k]) * t.scale[token + k]);
+}
+
+template <int BOOK, typename T, int ROWS, int TOKENS, int KIND>
+void grouped_rows_of(const Linear& l, const Tokens& t, const Grouping& grouping, int64_t first, int64_t last,
+                     int64_t token) {
+  int64_t row = first;
+  for (; row + ROWS <= last; row += ROWS) grouped_block<BOOK, T, ROWS, TOKENS, KIND>(l, t, grouping, row, token);
+  for (; row < last; ++row) grouped_block<BOOK, T, 1, TOKENS, KIND>(l, t, grouping, row, token);
 }
 
 template <int BOOK, typename T, int ROWS, int TOKENS>
-void rows_of(const Linear& l, const Tokens& t, int64_t first, int64_t last, int64_t token) {
+void rows_of(const Linear& l, const Tokens& t, const Grouping& grouping, int64_t first, int64_t last, int64_t token) {
   int64_t row = first;
-  if (l.groups() > 1) {
-    for (; row + ROWS <= last; row += ROWS) grouped_block<BOOK, T, ROWS, TOKENS>(l, t, row, token);
-    for (; row < last; ++row) grouped_block<BOOK, T, 1, TOKENS>(l, t, row, token);
-    return;
+  if (grouping.groups > 1) {
+    switch (grouping.kind) {
+      case Grouping::WHOLE: return grouped_rows_of<BOOK, T, ROWS, TOKENS, Grouping::WHOLE>(l, t, grouping, first, last, token);
+      case Grouping::PARTS: return grouped_rows_of<BOOK, T, ROWS, TOKENS, Grouping::PARTS>(l, t, grouping, first, last, token);
+      default: return grouped_rows_of<BOOK, T, ROWS, TOKENS, Grouping::UNEVEN>(l, t, grouping, first, last, token);
+    }
   }
   for (; row + ROWS <= last; row += ROWS) block<BOOK, T, ROWS, TOKENS>(l, t, row, token);
   for (; row < last; ++row) block<BOOK, T, 1, TOKENS>(l, t, row, token);
@@ -437,19 +554,20 @@ void rows_of(const Linear& l, const Tokens& t, int64_t first, int64_t last, int6
 
 template <int BOOK, typename T>
 void linear_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  const Grouping grouping(l);
   int64_t token = 0;
   // A few rows stay in the first cache while all tokens pass by.
   if (l.tokens > 8) {
     for (int64_t row = first; row < last; row += 16) {
       const int64_t end = row + 16 < last ? row + 16 : last;
-      for (token = 0; token + 8 <= l.tokens; token += 8) rows_of<BOOK, T, 2, 8>(l, t, row, end, token);
-      for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, row, end, token);
+      for (token = 0; token + 8 <= l.tokens; token += 8) rows_of<BOOK, T, 2, 8>(l, t, grouping, row, end, token);
+      for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, grouping, row, end, token);
     }
     return;
   }
-  for (; token + 4 <= l.tokens; token += 4) rows_of<BOOK, T, 4, 4>(l, t, first, last, token);
-  for (; token + 2 <= l.tokens; token += 2) rows_of<BOOK, T, 4, 2>(l, t, first, last, token);
-  for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, first, last, token);
+  for (; token + 4 <= l.tokens; token += 4) rows_of<BOOK, T, 4, 4>(l, t, grouping, first, last, token);
+  for (; token + 2 <= l.tokens; token += 2) rows_of<BOOK, T, 4, 2>(l, t, grouping, first, last, token);
+  for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, grouping, first, last, token);
 }
 
 template <int BOOK>
