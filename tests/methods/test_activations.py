@@ -132,3 +132,10 @@ def test_compiled_without_graph_breaks_and_equal_to_eager(symmetric):
         results.append([output.detach(), x.grad, *(parameter.grad.clone() for parameter in module.parameters())])
     for eager, compiled in zip(*results, strict=True):
         assert torch.allclose(eager, compiled, rtol=1e-4)
+
+
+def test_what_is_kept_for_calibration_does_not_keep_the_activations():
+    quantizer = LearnedActivation(ActivationSettings(), True)
+    quantizer.observe(torch.randn(400_000))
+    (sample,) = quantizer._samples
+    assert sample.untyped_storage().nbytes() == 4 * sample.numel() < 400_000

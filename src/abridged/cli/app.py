@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from abridged.cli import compress, evaluate, export, finetune, generate, inspect, recipes
+from abridged.cli import bench, compress, evaluate, export, finetune, generate, inspect, recipes
 from abridged.errors import AbridgedError
 
 RESUMABLE = {"compress", "finetune"}
@@ -46,6 +46,7 @@ app.command()(evaluate.evaluate)
 app.command()(generate.generate)
 app.command()(inspect.inspect)
 app.command()(export.export)
+app.command()(bench.bench)
 app.add_typer(recipes.app)
 
 

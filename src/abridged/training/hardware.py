@@ -43,5 +43,10 @@ def peak_memory() -> int:
     return 1024 * int(high or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
+def resident_memory() -> int:
+    """Bytes of host memory that this process holds now; 0 where the system does not say."""
+    return next((1024 * int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmRSS:")), 0)
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []

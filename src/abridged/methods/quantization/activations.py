@@ -100,7 +100,8 @@ class LearnedActivation(nn.Module):
         """Keep an even sample of x for calibration."""
         if sum(len(kept) for kept in self._samples) < SAMPLES:
             flat = x.detach().flatten()
-            self._samples.append(flat[:: -(-flat.numel() // SAMPLES_PER_CALL)].float())
+            sample = flat[:: -(-flat.numel() // SAMPLES_PER_CALL)]
+            self._samples.append(sample.to(torch.float32, copy=True))  # a view would keep all of x
 
     @torch.no_grad()
     def calibrate(self) -> None:

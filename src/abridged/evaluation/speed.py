@@ -1,0 +1,143 @@
+"""How fast a causal language model reads and writes, and how much memory it takes, on this machine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from abridged.errors import AbridgedError
+from abridged.training.hardware import describe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def prompt_seconds(model: PreTrainedModel, ids: torch.Tensor) -> float:
+    """Seconds in which a model reads ids (1, T) and gives the logits of the last position."""
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        model(input_ids=ids, logits_to_keep=1, use_cache=True)
+    return time.perf_counter() - begun
+
+
+def decode_seconds(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> float:
+    """Seconds for each of `tokens` that `generate` writes one by one after ids (1, T), the prompt's left out."""
+
+    def seconds(count: int) -> float:
+        begun = time.perf_counter()
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return time.perf_counter() - begun
+
+    return max(seconds(tokens + 1) - seconds(1), 1e-9) / tokens
+
+
+def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of each contestant's measurements, taken in turn, so that what else the machine does falls on all.
+
+    A first round, in which memory is taken and caches are filled, does not count.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, measure in contestants.items():
+            seconds = measure()
+            if number:
+                measured[name].append(seconds)
+    return {name: statistics.median(values) for name, values in measured.items()}
+
+
+#: What a process of its own runs to see what a model takes: the libraries first, which every model needs.
+_MEMORY = """
+import json, sys, time
+import abridged, torch, transformers
+from abridged.checkpoint.files import is_compressed
+from abridged.checkpoint.load import load
+from abridged.training.hardware import peak_memory, resident_memory
+transformers.utils.logging.disable_progress_bar()
+where = sys.argv[1]
+config = transformers.AutoConfig.from_pretrained(where)
+kind = getattr(transformers, config.architectures[0])
+if is_compressed(where):
+    import abridged.checkpoint.skeleton, abridged.runtime.decoding
+    from abridged.runtime.ops import kernels
+    kernels()
+dtype = getattr(torch, sys.argv[2])
+before, begun = resident_memory(), time.perf_counter()
+model = load(where) if is_compressed(where) else kind.from_pretrained(where, dtype=dtype)
+print(json.dumps({
+    "load_seconds": time.perf_counter() - begun,
+    "resident_bytes": resident_memory() - before,
+    "peak_bytes": peak_memory() - before,
+}))
+"""
+
+
+def memory(directory: str | Path, dtype: str = "float32") -> dict[str, Any]:
+    """What loading a directory takes in a new process, above one that has imported abridged and the model's class.
+
+    Returns "load_seconds", "resident_bytes" (after loading) and "peak_bytes" (while loading).
+    Raises AbridgedError where it cannot be loaded.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", _MEMORY, str(directory), dtype]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise AbridgedError(f"cannot measure {directory}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def bench(directory: str | Path, *, prompt_tokens: int = 512, new_tokens: int = 64, rounds: int = 5) -> dict[str, Any]:
+    """Measure a compressed directory beside its dense export in FP32.
+
+    Returns "packed" and "dense", each with "prompt_tokens_per_second", "decode_tokens_per_second", "resident_bytes",
+    "peak_bytes", "load_seconds" and "file_bytes"; and the lengths, the path through the kernels and the hardware.
+    Raises AbridgedError for a directory that is no compressed causal language model.
+    """
+    from abridged.checkpoint.inspect import inspect
+    from abridged.checkpoint.load import load
+    from abridged.exporters.dense import dense_model
+    from abridged.runtime.ops import kernels
+
+    packed = load(directory)
+    if not packed.can_generate():
+        raise AbridgedError(f"{directory} is not a model that writes text, which is what is measured here")
+    limit = packed.config.max_position_embeddings
+    prompt_tokens = min(prompt_tokens, limit - new_tokens - 1)
+    if prompt_tokens < 1:
+        raise AbridgedError(f"{new_tokens} new tokens leave no room for a prompt in the model's {limit} positions")
+    models = {"packed": packed, "dense": dense_model(packed, torch.float32)}
+    ids = torch.randint(packed.config.vocab_size, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
+    prompts = in_turns({name: lambda m=m: prompt_seconds(m, ids) for name, m in models.items()}, rounds)  # type: ignore[misc]
+    decodes = in_turns({name: lambda m=m: decode_seconds(m, ids, new_tokens) for name, m in models.items()}, rounds)  # type: ignore[misc]
+    compiled = kernels()
+    result: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "kernels": "reference" if compiled is None else compiled.path,
+        "hardware": describe(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        models["dense"].save_pretrained(folder)
+        for name, where in {"packed": Path(directory), "dense": Path(folder)}.items():
+            result[name] = {
+                "prompt_tokens_per_second": prompt_tokens / prompts[name],
+                "decode_tokens_per_second": 1 / decodes[name],
+                **memory(where),
+                "file_bytes": inspect(where)["file_bytes"],
+            }
+    return result
