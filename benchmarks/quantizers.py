@@ -85,7 +85,7 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
         for value in RATES:
             yield f"{method}-2-2-8-lr{value:g}-seed0", recipe, rate(value), 0
     for seed in (1, 2):
-        for method in ("dynamic", "lsq", "laq"):
+        for method in ("dynamic", "lsq", "twn"):  # QuantGPT and the two best baselines
             value = best_rate(method)
             yield f"{method}-2-2-8-lr{value:g}-seed{seed}", METHODS[method], rate(value), seed
     for width in (1, 4, 8):

@@ -1,16 +1,14 @@
-"""Generation: the pieces add up to what the model wrote, settings are obeyed, and nothing is left running."""
-
-import threading
-import time
+"""Generation: the pieces add up to what the model wrote, and settings are obeyed."""
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from abridged.errors import AbridgedError
-from abridged.evaluation.generation import generate
+from abridged.evaluation.generation import Sampler, generate
 
 CONTEXT = 32
 
@@ -76,20 +74,44 @@ def test_it_ends_where_the_positions_do(model, tokenizer):
 
 
 def test_closing_it_stops_the_model(model, tokenizer):
-    before = threading.active_count()
-    space = tokenizer.convert_tokens_to_ids("Ġ")  # a piece ends at each
-
-    def slowly_write_spaces(module, inputs, output):
-        time.sleep(0.02)
-        output.logits[..., space] = 1e4
-
-    hook = model.register_forward_hook(slowly_write_spaces)
     run = generate(model, tokenizer, "a b", max_new_tokens=25, temperature=0)
     next(run)
     run.close()
-    hook.remove()
+    assert list(run) == []
     assert run.tokens < 25
-    assert threading.active_count() == before
+
+
+def test_it_ends_with_the_text(model, tokenizer):
+    end = tokenizer.eos_token_id
+
+    def end_at_the_third(module, inputs, output):
+        written.append(1)
+        output.logits[..., end] = 1e4 if len(written) == 3 else -1e4
+
+    written: list[int] = []
+    hook = model.register_forward_hook(end_at_the_third)
+    run = generate(model, tokenizer, "a b", max_new_tokens=25, temperature=0)
+    text = "".join(run)
+    hook.remove()
+    assert run.tokens == 3
+    assert "<|end|>" not in text
+
+
+@pytest.mark.parametrize("settings", [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.3, 0, 0.6), (0.9, 8, 0.7)])
+def test_draws_follow_the_chances_of_transformers_warpers(settings):
+    temperature, top_k, top_p = settings
+    torch.manual_seed(0)
+    logits = torch.randn(20)
+    warped = TemperatureLogitsWarper(temperature)(None, logits[None])
+    if top_k:
+        warped = TopKLogitsWarper(top_k)(None, warped)
+    if top_p < 1:
+        warped = TopPLogitsWarper(top_p)(None, warped)
+    sampler = Sampler(temperature, top_k, top_p)
+    drawn = torch.bincount(torch.tensor([int(sampler(logits)) for _ in range(20_000)]), minlength=20) / 20_000
+    expected = torch.softmax(warped[0], 0)
+    assert torch.equal(drawn > 0, expected > 0)
+    assert torch.allclose(drawn, expected, atol=0.015)
 
 
 def test_a_fault_of_the_model_reaches_the_reader(model, tokenizer):

@@ -134,6 +134,16 @@ def test_a_width_that_fits_no_block_is_named_or_stored_dense(tokenizer, tmp_path
     assert len(account["dense"]) == 5
 
 
+@pytest.mark.parametrize(("dtype", "kind"), [("float16", "F16"), ("float32", "F32")])
+def test_all_of_it_dense_on_request(dtype, kind, tokenizer, tmp_path):
+    source = saved(student("ternary"), tmp_path / "small", tokenizer)
+    account = export(source, tmp_path / "small.gguf", format="gguf", dtype=dtype)
+    assert account["types"] == {kind: 5}
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "small.gguf").tensors}
+    expected = packed_modules(load(source))["transformer.wte"].dequantized().to(getattr(torch, dtype)).numpy()
+    assert np.array_equal(tensors["token_embd.weight"].data, expected)
+
+
 def test_the_tokenizer_is_inside(tokenizer, tmp_path):
     source = saved(student("int8"), tmp_path / "small", tokenizer)
     export(source, tmp_path / "small.gguf", format="gguf")
@@ -148,8 +158,10 @@ def test_bad_requests_end_in_one_sentence(tokenizer, tmp_path):
     source = saved(student("ternary"), tmp_path / "small", tokenizer)
     with pytest.raises(AbridgedError, match="TQ2_0 or TQ1_0, not 'TQ3_0'"):
         export(source, tmp_path / "a.gguf", format="gguf", ternary="TQ3_0")
-    with pytest.raises(AbridgedError, match="has no option dtype: its options are ternary, dense_fallback"):
-        export(source, tmp_path / "a.gguf", format="gguf", dtype="float16")
+    with pytest.raises(AbridgedError, match="has no option speed: its options are ternary, dense_fallback"):
+        export(source, tmp_path / "a.gguf", format="gguf", speed=1)
+    with pytest.raises(AbridgedError, match="of float16 or float32, not 'int8'"):
+        export(source, tmp_path / "a.gguf", format="gguf", dtype="int8")
     (tmp_path / "taken.gguf").write_text("mine")
     with pytest.raises(AbridgedError, match="exists already"):
         export(source, tmp_path / "taken.gguf", format="gguf")

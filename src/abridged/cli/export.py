@@ -19,7 +19,10 @@ def export(
         ),
     ] = "dense",
     dtype: Annotated[
-        str | None, typer.Option(help="dense: float16 (the default) or float32.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Type of dense weights: float16 or float32; of scales in compressed-tensors too.", show_default=False
+        ),
     ] = None,
     ternary: Annotated[
         str | None, typer.Option(help="gguf: TQ2_0 (the default, fast) or TQ1_0 (smaller).", show_default=False)

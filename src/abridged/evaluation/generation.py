@@ -1,44 +1,46 @@
-"""Text from a causal language model, piece by piece as it is written."""
+"""Text from a causal language model, piece by piece as it is written.
+
+A loop of our own around the model's forward: what `model.generate` adds to it for all the things that it can do costs
+as much time at each token as a small packed model itself.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Generator, Iterator
-from queue import Queue
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria
-from transformers.generation.streamers import TextStreamer
+from tokenizers.decoders import DecodeStream
 
 from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_END = object()
-
 
 class Generation:
     """The pieces of a continuation as they come, then how many `tokens` it took and how many `seconds`.
 
-    Pieces are whole words, since a token may be a part of a character. Closing it, or leaving the loop over it,
-    stops the model at its next token.
+    `seconds` are the model's own: what the reader does between two pieces does not count. Closing it, or leaving the
+    loop over it, ends it.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, settings: dict[str, Any]
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        ids: torch.Tensor,
+        count: int,
+        choose: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
+        """Up to `count` tokens after ids (1, T); `choose` takes one from logits (vocabulary,)."""
         self.tokens = 0
         self.seconds = 0.0
-        self._queue: Queue[Any] = Queue()
-        self._stopped = threading.Event()
-        self._work = (model, tokenizer, ids, settings)
-        self._pieces = self._stream()
+        self._pieces = self._write(model, tokenizer, ids, count, choose)
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -52,49 +54,50 @@ class Generation:
         """Tokens written per second, the reading of the prompt included."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def _stream(self) -> Generator[str, None, None]:
-        worker = threading.Thread(target=self._run, daemon=True)
-        worker.start()
-        try:
-            while (piece := self._queue.get()) is not _END:
-                if isinstance(piece, BaseException):
-                    raise piece
-                if piece:
-                    yield piece
-        finally:
-            self._stopped.set()
-            worker.join()
+    def _write(
+        self, model: Any, tokenizer: Any, ids: torch.Tensor, count: int, choose: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Generator[str, None, None]:
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        ends = set(ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends])
+        stream = DecodeStream(skip_special_tokens=True)
+        written: list[int] = []
+        shown = 0
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": True, "logits_to_keep": 1}
+        while len(written) < count and not (written and written[-1] in ends):
+            begun = time.perf_counter()
+            with torch.inference_mode():
+                out = model(**given)
+                written.append(int(choose(out.logits[0, -1].float())))
+            given |= {"input_ids": ids.new_tensor([written[-1:]]), "past_key_values": out.past_key_values}
+            piece = stream.step(tokenizer.backend_tokenizer, written[-1])
+            self.tokens += 1
+            self.seconds += time.perf_counter() - begun
+            if piece:
+                shown += len(piece)
+                yield piece
+        # what the stream still holds back is part of a character
+        if rest := tokenizer.decode(written, skip_special_tokens=True)[shown:]:
+            yield rest
 
-    def _run(self) -> None:
-        model, tokenizer, ids, settings = self._work
-        generation = self
 
-        class Streamer(TextStreamer):
-            def put(self, value: torch.Tensor) -> None:
-                if not self.next_tokens_are_prompt:
-                    generation.tokens += value.numel()
-                super().put(value)
+class Sampler:
+    """Draws from the likeliest tokens as transformers' warpers do: temperature, then top-k, then top-p."""
 
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                generation._queue.put(text)
+    def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
-        class Stopped(StoppingCriteria):
-            def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-                return torch.full((len(input_ids),), generation._stopped.is_set(), device=input_ids.device)
-
-        begun = time.perf_counter()
-        try:
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-                stopping_criteria=[Stopped()],
-                **settings,
-            )
-        except BaseException as error:  # handed to the thread that reads
-            self._queue.put(error)
-        self.seconds = time.perf_counter() - begun
-        self._queue.put(_END)
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """One index into logits (vocabulary,)."""
+        if self.temperature == 0:
+            return logits.argmax()
+        count = min(self.top_k or len(logits), len(logits))
+        if count == len(logits) and self.top_p == 1:
+            return torch.multinomial(torch.softmax(logits / self.temperature, 0), 1)
+        best, indices = torch.topk(logits, count)  # falling
+        chances = torch.softmax(best / self.temperature, 0)
+        if self.top_p < 1:  # a token stays while those before it come to less than top_p
+            chances = torch.where(chances.cumsum(0) - chances < self.top_p, chances, 0.0)
+        return indices[torch.multinomial(chances, 1)]
 
 
 def generate(
@@ -138,12 +141,8 @@ def generate(
         raise AbridgedError(
             f"the tokenizer does not fit the model: token {int(ids.max())} of a vocabulary of {model.config.vocab_size}"
         )
-    settings: dict[str, Any] = {"max_new_tokens": min(max_new_tokens, room), "pad_token_id": tokenizer.eos_token_id}
-    if temperature == 0:
-        settings |= {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    else:
-        settings |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     if seed is not None:
         torch.manual_seed(seed)
     model.eval()
-    return Generation(model, tokenizer, ids.to(next(iter(model.parameters())).device), settings)
+    ids = ids.to(next(iter(model.parameters())).device)
+    return Generation(model, tokenizer, ids, min(max_new_tokens, room), Sampler(temperature, top_k, top_p))

@@ -21,7 +21,7 @@ class Format:
 
 FORMATS = {
     "dense": Format("dense:export_dense", "an ordinary Hugging Face model with the quantised values", ("dtype",)),
-    "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback")),
+    "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback", "dtype")),
     "compressed-tensors": Format(
         "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
     ),
@@ -35,7 +35,8 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
         format: "dense", an ordinary Hugging Face model that holds the quantised values; "gguf", a file for llama.cpp;
             "compressed-tensors", a directory for vLLM and transformers.
         options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in. gguf: `ternary`,
-            "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16.
+            "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store
+            all of them dense. compressed-tensors: `dtype`, of scales and of what is not packed.
 
     Returns:
         An account of the output, "file_bytes" among it.

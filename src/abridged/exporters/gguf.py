@@ -57,14 +57,19 @@ LLAMA_NAMES = {
 
 
 def export_gguf(
-    directory: str | Path, output: str | Path, ternary: str = "TQ2_0", dense_fallback: bool = False
+    directory: str | Path,
+    output: str | Path,
+    ternary: str = "TQ2_0",
+    dense_fallback: bool = False,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Write the compressed GPT-2 or LLaMA in `directory` to the file `output`.
 
     Ternary codes go into `ternary` ("TQ2_0", 2.06 bits a weight, or "TQ1_0", 1.69 bits and slower), four levels into
     Q2_K, binary into Q1_0, 4 and 8 bits into Q4_0 and Q8_0; a tied embedding into the type of its codes too. Position
     embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation quantisers have no place
-    in the file: llama.cpp rounds activations to 8 bits in a way of its own.
+    in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype` ("float16" or "float32") all
+    matrices are dense with the quantised values, for engines that lack the block types.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact) and "dense" (matrices in F16 because no block fits, with `dense_fallback` only).
@@ -73,12 +78,14 @@ def export_gguf(
     """
     if ternary not in ("TQ2_0", "TQ1_0"):
         raise AbridgedError(f"ternary weights are stored as TQ2_0 or TQ1_0, not {ternary!r}")
+    if dtype not in (None, "float16", "float32"):
+        raise AbridgedError(f"a dense GGUF file is of float16 or float32, not {dtype!r}")
     target = Path(output).expanduser().absolute()
     if target.exists():
         raise AbridgedError(f"{output} exists already: choose another output")
     source = checked_directory(directory)
     model = load(source)
-    plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback)
+    plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback, dtype)
     writer = _gguf().GGUFWriter(None, plan.architecture)
     try:
         _add_sizes(writer, model.config, source.name)
@@ -121,21 +128,25 @@ def _write(writer: GGUFWriter, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+_DENSE = {torch.float16: "F16", torch.float32: "F32"}
+
+
 @dataclass
 class _Plan:
     """What goes where, decided before anything is written; `account` is filled as tensors pass."""
 
     architecture: str
     names: dict[str, str]
-    blocks: dict[str, BlockType | None]  # of each packed module that owns its codes; None is F16
+    blocks: dict[str, BlockType | None]  # of each packed module that owns its codes; None is dense
+    dense: torch.dtype
     account: dict[str, Any]
 
     @property
     def file_type(self) -> int:
         """What most of the matrices are; llama.cpp only shows it."""
-        kinds = [kind.name if kind else "F16" for kind in self.blocks.values()]
+        kinds = [kind.name if kind else _DENSE[self.dense] for kind in self.blocks.values()]
         most = max(kinds, key=kinds.count)
-        return int(_gguf().LlamaFileType[f"MOSTLY_{most}"])
+        return int(_gguf().LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
 
     def tensors(self, model: Any) -> Iterator[tuple[str, Any, str | None]]:
         """(name in GGUF, data, type or None for that of the data) of every tensor."""
@@ -164,8 +175,8 @@ class _Plan:
         kind = self.blocks[path]
         if kind is None:
             weight = module.dequantized() if order is None else module.dequantized()[order]
-            self._count("F16")
-            return weight.to(torch.float16).numpy(), None
+            self._count(_DENSE[self.dense])
+            return weight.to(self.dense).numpy(), None
         levels = ops.unpack(module.weight, *module.storage)
         scale = ops._row_scales(module.weight_scale.float(), len(levels))
         if order is not None:
@@ -200,7 +211,7 @@ def _head_order(model: Any, path: str) -> torch.Tensor | None:
     return torch.arange(rows).view(heads, 2, rows // heads // 2).transpose(1, 2).reshape(-1)
 
 
-def _plan(model: Any, ternary: BlockType, dense_fallback: bool) -> _Plan:
+def _plan(model: Any, ternary: BlockType, dense_fallback: bool, dtype: str | None) -> _Plan:
     """Choose a block type for each matrix. Raises AbridgedError for what llama.cpp cannot hold or runs otherwise."""
     architecture = model.config.model_type
     names = {"gpt2": GPT2_NAMES, "llama": LLAMA_NAMES}.get(architecture)
@@ -214,9 +225,9 @@ def _plan(model: Any, ternary: BlockType, dense_fallback: bool) -> _Plan:
             continue
         kind = ternary if spec.code_book == "ternary" else BLOCK_TYPES[spec.code_book]
         run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales
-        if run % kind.size == 0:
+        if run % kind.size == 0 and dtype is None:
             blocks[path] = kind
-        elif dense_fallback:
+        elif dense_fallback or dtype is not None:
             blocks[path] = None
         else:
             what = f"width {spec.columns}" if run == spec.columns else f"groups of {run} in width {spec.columns}"
@@ -225,7 +236,13 @@ def _plan(model: Any, ternary: BlockType, dense_fallback: bool) -> _Plan:
                 "would fit); --dense-fallback stores such matrices as F16"
             )
     dense = [path for path, kind in blocks.items() if kind is None]
-    return _Plan(architecture, names, blocks, {"types": {}, "scale_error": 0.0, "dense": dense})
+    return _Plan(
+        architecture,
+        names,
+        blocks,
+        getattr(torch, dtype or "float16"),
+        {"types": {}, "scale_error": 0.0, "dense": dense},
+    )
 
 
 def _check_config(config: Any) -> None:

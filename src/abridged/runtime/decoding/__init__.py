@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from abridged.runtime import ops
 from abridged.runtime.decoding.cache import Appending
@@ -91,11 +92,21 @@ def install(model: Any) -> None:
         model.forward = Forward(model, make)
 
 
+class FusedGELU(nn.Module):
+    """The tanh form of GELU in torch's one pass, in place where no gradient needs its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape; the result has its shape and, without gradients, its memory."""
+        if torch.is_grad_enabled():
+            return F.gelu(x, approximate="tanh")
+        return torch.ops.aten.gelu_(x, approximate="tanh")
+
+
 def fuse_gelu(model: nn.Module) -> None:
-    """Put torch's one pass in place of the eight in which transformers computes the tanh form of GELU."""
+    """Put one pass in place of the eight in which transformers computes the tanh form of GELU."""
     from transformers.activations import NewGELUActivation
 
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
+                setattr(module, name, FusedGELU())
