@@ -5,11 +5,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help setup demo test slow lint wheel clean
+.PHONY: help setup demo test slow engines paths sanitize lint wheel clean
 
 help:
 	@echo "make demo   compress the bundled model and compare (about 10 minutes on 2 cores)"
 	@echo "make test   the fast tests        make slow   the slow ones"
+	@echo "make paths  the kernel tests on every instruction set that this processor has"
+	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
+	@echo "make engines   the tests in llama.cpp and lm-evaluation-harness, which it installs first (some minutes)"
 	@echo "make lint   ruff and mypy         make wheel  dist/*.whl        make clean  remove what these made"
 
 setup: $(READY)
@@ -31,6 +34,22 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# What the tests have in the way of whole models, forced onto each path; one that a processor lacks is passed over.
+paths: $(READY)
+	for path in $$($(BIN)/python -c 'from abridged.runtime.kernels import kernels; print(*kernels().available, "reference")'); do \
+	  echo "== $$path"; ABRIDGED_KERNELS=$$path $(BIN)/python -m pytest tests/runtime tests/families || exit 1; \
+	done
+
+sanitize: $(READY)
+	cmake -S . -B build/sanitize -DABRIDGED_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
+	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py
+
+engines: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp,tasks]'
+	$(BIN)/python -m pytest -m engine
 
 lint: $(READY)
 	$(BIN)/ruff check .

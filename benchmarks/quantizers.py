@@ -11,7 +11,7 @@ docs/results.md of it.
 
 import argparse
 import json
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -99,25 +99,26 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
         yield f"ablation-{name}", "quantgpt-2-2-8", [*rate(best_rate("dynamic")), *overrides], 0
 
 
-def train_and_measure(recipe: Recipe, model: str, data: str, seed: int, offline: bool = False) -> dict[str, Any]:
-    """Train one student and measure it, packed; `offline` caches the teacher's answers and trains from those."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Session(
-            model,
-            recipe,
-            data,
-            Path(folder) / "s",
-            seed=seed,
-            teacher_cache=Path(folder) / "cache" if offline else None,
-        ) as session,
-    ):
+def train_and_measure(
+    path: Path, recipe: Recipe, model: str, data: str, seed: int, offline: bool = False
+) -> dict[str, Any]:
+    """Train one student and measure it, packed; `offline` caches the teacher's answers and trains from those.
+
+    What a killed run left beside `path` is taken up; `seconds` then counts from there, and `resumed` says so.
+    """
+    work = path.with_suffix("")
+    resumed = work.with_name(work.name + ".partial").exists()
+    cache = work.with_name(work.name + ".cache") if offline else None
+    with Session(model, recipe, data, work, resume=resumed, seed=seed, teacher_cache=cache) as session:
         for number, stage in session.remaining_stages():
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)
             session.finish(number, methods)
         teacher, student = session.measure(session.teacher), session.measure(pack_model(session.student))
         validation = [m for m in session.work.metrics() if m["event"] == "evaluate"]
+        folder = session.work.folder
+    for rubbish in filter(None, (folder, cache)):
+        shutil.rmtree(rubbish, ignore_errors=True)
     return {
         "seed": seed,
         "model": session.model_name,
@@ -128,6 +129,7 @@ def train_and_measure(recipe: Recipe, model: str, data: str, seed: int, offline:
         "validation": validation[-1],
         "curve": [[m["stage"], m["step"], m["perplexity"]] for m in validation],
         "seconds": round(session.seconds["training"], 1),
+        "resumed": resumed,
         "environment": environment(),
     }
 
@@ -149,7 +151,7 @@ def main() -> None:
         if time.monotonic() - began > 60 * options.minutes:
             break
         chosen = Recipe.load(recipe, [f"stages.*.steps={options.steps}", *overrides])
-        result = train_and_measure(chosen, options.model, options.data, seed, offline="offline" in name)
+        result = train_and_measure(path, chosen, options.model, options.data, seed, offline="offline" in name)
         result |= {"name": name, "recipe": recipe, "overrides": overrides, "steps": options.steps}
         write_atomically(path, json.dumps(result, indent=1))
         print(f"{name}: {result['loss_percent']['perplexity']:.1f} % in {result['seconds']:.0f} s", flush=True)

@@ -33,7 +33,7 @@ def main() -> None:
             path = RESULTS / f"{name}-{sum(steps)}-seed{seed}.json"
             if path.exists():
                 continue
-            result = train_and_measure(recipe, options.model, options.data, seed)
+            result = train_and_measure(path, recipe, options.model, options.data, seed)
             result |= {"name": path.stem, "recipe": name, "overrides": options.overrides, "steps": steps}
             write_atomically(path, json.dumps(result, indent=1))
             print(f"{path.stem}: {result['loss_percent']['perplexity']:.1f} %", flush=True)

@@ -4,15 +4,24 @@ llama.cpp rounds activations to 8 bits in blocks, so its logits differ a little 
 activations, and a greedy text may part ways where two tokens are nearly as likely.
 """
 
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
+from typer.testing import CliRunner
 
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
+from abridged.cli.app import app
 from abridged.data.text import load_text
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
@@ -21,6 +30,7 @@ from abridged.models import load_dense, load_tokenizer
 from abridged.recipe import Recipe
 
 llama_cpp = pytest.importorskip("llama_cpp")
+pytestmark = pytest.mark.engine
 #: Q4_0 and Q8_0 are left out: llama.cpp's AMX code for them ends the process on processors that have it.
 RECIPES = {"best-ternary-2-2-8": {}, "TQ1_0": {"ternary": "TQ1_0"}, "best-2-2-8": {}, "best-1-1-8": {}}
 PROMPTS = [
@@ -105,3 +115,68 @@ def test_llama_cpp_runs_the_bundled_student(case, text_ids, tmp_path):
     assert account["scale_error"] == 0.0
     with closing(Engine(tmp_path / "small.gguf")) as engine:
         compare(engine, dense_model(load(tmp_path / "small"), torch.float32), tokenizer, text_ids)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    folder, tokenizer = tmp_path_factory.mktemp("engine"), load_tokenizer("bundled")
+    student = quantize(load_dense("bundled"), "best-ternary-2-2-8", tokenizer)
+    save_checkpoint(student, folder / "small", tokenizer, {"recipe": {"name": "t"}, "teacher": "bundled", "seed": 0})
+    export(folder / "small", folder / "small.gguf", format="gguf")
+    return folder / "small.gguf"
+
+
+def test_generate_runs_a_file_by_the_engine(file):
+    command = ["generate", str(file), "The river", "--engine", "llama.cpp", "--max-new-tokens", "12", "--seed", "1"]
+    first, second = CliRunner().invoke(app, command), CliRunner().invoke(app, command)
+    assert first.exit_code == 0, first.output
+    assert first.stdout.startswith("The river")
+    assert len(first.stdout) > 20
+    assert first.stdout == second.stdout
+    assert "tokens/s" in first.stderr
+
+
+def test_what_is_no_gguf_file_is_said(file, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(100))
+    for path, word in ((tmp_path / "bad.gguf", "cannot load"), (tmp_path / "none.gguf", "is no GGUF file")):
+        result = CliRunner().invoke(app, ["generate", str(path), "a", "--engine", "llama.cpp"])
+        assert result.exit_code == 1
+        assert word in result.stderr
+
+
+def test_an_openai_server_answers_from_the_file(file):
+    """`python -m llama_cpp.server` over the export, asked by HTTP on the loopback."""
+    pytest.importorskip("fastapi")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "llama_cpp.server",
+        "--model",
+        str(file),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        asked = json.dumps({"prompt": "The river", "max_tokens": 8, "temperature": 0}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions", asked, {"Content-Type": "application/json"}
+        )
+        for _ in range(120):
+            assert server.poll() is None, "the server ended"
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    answer = json.load(response)
+                break
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        assert answer["choices"][0]["text"].strip()
+        assert answer["usage"]["completion_tokens"] == 8
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -1,6 +1,6 @@
 """`abridged generate`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,27 +16,33 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 from all.")] = 50,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest that sum to this.")] = 1.0,
     seed: options.Seed = None,
+    engine: Annotated[str, typer.Option(help="abridged, or llama.cpp, which runs a GGUF file.")] = "abridged",
 ) -> None:
     """Continue a prompt, token by token as they come; the speed goes to standard error.
 
-    Example: abridged generate small "The river" --max-new-tokens 50 --seed 1
+    Examples: abridged generate small "The river" --max-new-tokens 50 --seed 1;
+    abridged generate small.gguf "The river" --engine llama.cpp
     """
+    if engine not in ("abridged", "llama.cpp"):
+        raise typer.BadParameter(f"{engine!r} is none: there are abridged and llama.cpp", param_hint="--engine")
     quiet()
-    from abridged.evaluation.generation import generate as run
-    from abridged.models import load_any, load_tokenizer
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    pieces: Any
+    if engine == "llama.cpp":
+        from abridged.evaluation.llama_cpp import generate as by_engine
 
-    loaded = load_any(model)
-    tokenizer = load_tokenizer(model, loaded)
-    pieces = run(
-        loaded,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
+        pieces = by_engine(model, prompt, **settings)
+    else:
+        from abridged.evaluation.generation import generate as run
+        from abridged.pipeline import load_model
+
+        pieces = run(*load_model(model), prompt, **settings)
     typer.echo(prompt, nl=False)
     for piece in pieces:
         typer.echo(piece, nl=False)

@@ -1,7 +1,7 @@
 """The compiled CPU kernels: finding them, choosing among instruction sets, and calling them by ctypes.
 
 ABRIDGED_KERNELS says which to use: `auto` (the fastest that this processor runs), `amx`, `avx512vnni`, `avx2`,
-`portable`, or `reference` (torch alone).
+`portable`, or `reference` (torch alone). ABRIDGED_KERNELS_LIBRARY may name a library file to use, built in another way.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from abridged.errors import AbridgedError
 
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
+LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
 INTERFACE = 1  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
@@ -181,6 +182,8 @@ def kernels() -> Kernels | None:
 
 def _library() -> ctypes.CDLL | None:
     """The library beside this file, or where the package was installed: a checkout may be used in place."""
+    if LIBRARY_VARIABLE in os.environ:
+        return ctypes.CDLL(os.environ[LIBRARY_VARIABLE])
     candidates = sorted(Path(__file__).parent.glob("abridged_kernels.*"))
     with suppress(metadata.PackageNotFoundError):
         installed = metadata.distribution("abridged")

@@ -19,7 +19,7 @@ namespace {
 constexpr int CHUNK = 64;  // bytes
 
 // Compilers leave loops of this size as they are, and then keep sums in memory instead of registers.
-#if defined(__GNUC__) && defined(__AVX2__)
+#if defined(__GNUC__) && defined(__AVX2__) && !defined(ABRIDGED_SANITIZE)
 #define UNROLL _Pragma("GCC unroll 4")
 #else
 #define UNROLL
