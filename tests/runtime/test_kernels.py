@@ -97,6 +97,28 @@ def test_types(path, dtype):
         compare(path, tokens, 50, 128, "ternary", "bits", 50, "static 8", dtype, bias=False)
 
 
+@pytest.mark.parametrize("path", RUNNING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_function_on_the_way(path, dtype):
+    storage = (128, 128, "int8", "bits")
+    identity, one = pack(torch.eye(128, dtype=torch.int8), "int8", "bits"), torch.ones(1)
+    kernels = Kernels(LIBRARY, path)
+    for low, high, step in ((-12, 0, 0.18 / 127), (-1, 1, 1 / 127), (-50, 100, 100 / 127)):
+        x = torch.linspace(low, high, 40 * 128).view(40, 128).to(dtype)
+        for tokens in (1, 40):
+            given = (x[:tokens].contiguous(), identity, one, None, torch.tensor([step]), None, 8, *storage, "gelu_tanh")
+            ours, expected = kernels.linear(*given).float(), ops._quantized_linear(*given).float()
+            wrong = (ours - expected).abs() > (1e-5 if dtype == torch.float32 else 2**-8) * expected.abs()
+            assert wrong.float().mean() < 0.002  # values in the middle of two codes may go to either
+            assert ((ours - expected).abs() < 1.02 * step + 2**-7 * expected.abs()).all()
+
+
+def test_an_unknown_function_is_refused():
+    codes, scale, bias = packed_matrix(5, 64, "ternary", "bits", 5)
+    with pytest.raises(AbridgedError, match="no input function 'gelo'"):
+        ops.quantized_linear(torch.zeros(1, 64), codes, scale, bias, None, None, 8, 5, 64, "ternary", "bits", "gelo")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(RUNNING), st.integers(1, 70), st.integers(1, 90), st.integers(1, 700), st.sampled_from(STORAGES),
@@ -232,7 +254,8 @@ def test_fake_implementations():
         (torch.randn(2, 64), codes, scale, bias, None, None, 8),
         (torch.randn(2, 64), codes, scale, None, torch.ones(1), torch.zeros(1, dtype=torch.int32), 8),
     ):
-        torch.library.opcheck(ops.quantized_linear.default, (*arguments, 5, 64, "ternary", "bits"))
+        for function in ops.INPUT_FUNCTIONS:
+            torch.library.opcheck(ops.quantized_linear.default, (*arguments, 5, 64, "ternary", "bits", function))
 
 
 assert os.environ.get(VARIABLE, "auto")  # an empty value would be no path

@@ -24,11 +24,12 @@ from abridged.errors import AbridgedError
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 1  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 2  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("int4", "bits"): 4, ("int8", "bits"): 5,
 }  # fmt: skip
+_FUNCTIONS = {"identity": 0, "gelu_tanh": 1}
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -42,7 +43,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, path: str = "auto") -> None:
         pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
         self._linear = library.abridged_linear
-        self._linear.argtypes = [*[pointer] * 7, *[int64] * 5, *[int32] * 4, int64]
+        self._linear.argtypes = [*[pointer] * 7, *[int64] * 5, *[int32] * 5, int64]
         self._embedding = library.abridged_embedding
         self._embedding.argtypes = [*[pointer] * 4, *[int64] * 5, int32, int64]
         library.abridged_serves.argtypes = [int32, int64, int64]
@@ -77,6 +78,7 @@ class Kernels:
         columns: int,
         code_book: str,
         packing: str,
+        input_function: str = "identity",
     ) -> Tensor:
         """What `ops.quantized_linear` gives. Sizes have been checked: the library trusts them."""
         x = x.contiguous()
@@ -97,6 +99,7 @@ class Kernels:
             _BOOKS[code_book, packing],
             _TYPES[x.dtype],
             input_bits,
+            _FUNCTIONS[input_function],
             self._number,
             torch.get_num_threads(),
         )
@@ -116,20 +119,21 @@ class Kernels:
         columns: int,
         code_book: str,
         packing: str,
+        input_function: str = "identity",
     ) -> Callable[[Tensor], Tensor]:
         """`linear` for many calls: a function of x (B, columns) FP32, contiguous, that returns y (B, rows).
 
         It returns the same memory whenever B is the same. Good for as long as nobody moves the tensors.
         """
-        pointers = [None if t is None else t.data_ptr() for t in (packed, scale, bias, input_scale, input_zero_point)]
-        held = [ctypes.c_void_p(pointer) for pointer in pointers]
+        operands = (packed, scale, bias, input_scale, input_zero_point)  # `call` keeps them from being freed
+        held = [ctypes.c_void_p(None if operand is None else operand.data_ptr()) for operand in operands]
         sizes = [rows, columns, packed.numel() // rows, scale.numel()]
-        rest = [*map(ctypes.c_int64, sizes), *map(ctypes.c_int32, (_BOOKS[code_book, packing], 0, input_bits))]
-        rest += [ctypes.c_int32(self._number), ctypes.c_int64(torch.get_num_threads())]
+        numbers = (_BOOKS[code_book, packing], 0, input_bits, _FUNCTIONS[input_function], self._number)
+        rest = [*map(ctypes.c_int64, sizes), *map(ctypes.c_int32, numbers), ctypes.c_int64(torch.get_num_threads())]
         outputs: dict[int, tuple[Tensor, ctypes.c_void_p]] = {}
         function = self._linear
 
-        def call(x: Tensor) -> Tensor:
+        def call(x: Tensor, _: object = operands) -> Tensor:
             batch = len(x)
             if batch not in outputs:
                 y = torch.empty(batch, rows)

@@ -67,6 +67,8 @@ class PackedLinear(PackedModule):
             self.bias = nn.Parameter(torch.empty(spec.rows, device=device), requires_grad=False)
         else:
             self.register_parameter("bias", None)
+        #: A function before this layer that its kernel computes on the way (`ops.INPUT_FUNCTIONS`).
+        self.input_function = "identity"
         self.input_quantizer: StaticActivation | DynamicActivation | None = None
         if spec.input is not None:
             self.input_quantizer = build_input_quantizer(spec.input).to(device)
@@ -75,9 +77,11 @@ class PackedLinear(PackedModule):
         """x: (..., columns) -> (..., rows), in x's dtype."""
         quantizer = self.input_quantizer
         if quantizer is None:
+            x = ops.apply_function(x, self.input_function).to(x.dtype)
             return ops.packed_linear(x, self.weight, self.weight_scale, self.bias, *self.storage)
+        quantization = (*quantizer.operands(), quantizer.bits)
         return ops.quantized_linear(
-            x, self.weight, self.weight_scale, self.bias, *quantizer.operands(), quantizer.bits, *self.storage
+            x, self.weight, self.weight_scale, self.bias, *quantization, *self.storage, self.input_function
         )
 
 

@@ -25,12 +25,16 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "quantized_linear(Tensor x, Tensor packed, Tensor scale, Tensor? bias, Tensor? input_scale, "
-    "Tensor? input_zero_point, int input_bits, int rows, int columns, str code_book, str packing) -> Tensor"
+    "Tensor? input_zero_point, int input_bits, int rows, int columns, str code_book, str packing, "
+    "str input_function='identity') -> Tensor"
 )
 LIBRARY.define(
     "packed_embedding(Tensor ids, Tensor packed, Tensor scale, "
     "int rows, int columns, str code_book, str packing) -> Tensor"
 )
+
+INPUT_FUNCTIONS = ("identity", "gelu_tanh")
+"""What quantized_linear can do to its input before it rounds it."""
 
 SLICE_WEIGHTS = 1 << 22
 """Weights that packed_linear dequantises at a time (16 MB in FP32)."""
@@ -90,6 +94,18 @@ def _packed_linear_fake(
     return x.new_empty((*x.shape[:-1], rows))
 
 
+def check_function(name: str) -> None:
+    """Raise AbridgedError unless `name` is a function that a linear layer's input can pass."""
+    if name not in INPUT_FUNCTIONS:
+        raise AbridgedError(f"no input function {name!r}; known are {', '.join(INPUT_FUNCTIONS)}")
+
+
+def apply_function(x: Tensor, name: str) -> Tensor:
+    """x, or in FP32 what becomes of it."""
+    check_function(name)
+    return x if name == "identity" else F.gelu(x.float(), approximate="tanh")
+
+
 def _quantized_linear(
     x: Tensor,
     packed: Tensor,
@@ -102,13 +118,15 @@ def _quantized_linear(
     columns: int,
     code_book: str,
     packing: str,
+    input_function: str = "identity",
 ) -> Tensor:
-    levels = level_range(input_bits, input_zero_point is None)
+    levels, dtype = level_range(input_bits, input_zero_point is None), x.dtype
+    x = apply_function(x, input_function)
     if input_scale is None:
         x = quantize_per_token(x, levels[1])
     else:
         x = quantize_static(x, input_scale, input_zero_point, *levels)
-    return _packed_linear(x, packed, scale, bias, rows, columns, code_book, packing)
+    return _packed_linear(x.to(dtype), packed, scale, bias, rows, columns, code_book, packing)
 
 
 def _quantized_linear_cpu(
@@ -123,16 +141,20 @@ def _quantized_linear_cpu(
     columns: int,
     code_book: str,
     packing: str,
+    input_function: str = "identity",
 ) -> Tensor:
     compiled = kernels()
     storage = (rows, columns, code_book, packing)
     if compiled is None or not compiled.serves_linear(x, scale.numel(), *storage):
-        return _quantized_linear(x, packed, scale, bias, input_scale, input_zero_point, input_bits, *storage)
+        return _quantized_linear(
+            x, packed, scale, bias, input_scale, input_zero_point, input_bits, *storage, input_function
+        )
     check_packed(packed, *storage)
     _check_operands(x, packed, scale, bias, input_scale, input_zero_point, input_bits, rows, columns)
+    check_function(input_function)
     scale = scale.float()
     bias = None if bias is None else bias.float().contiguous()
-    return compiled.linear(x, packed, scale, bias, input_scale, input_zero_point, input_bits, *storage)
+    return compiled.linear(x, packed, scale, bias, input_scale, input_zero_point, input_bits, *storage, input_function)
 
 
 def _check_operands(
@@ -180,6 +202,7 @@ def _quantized_linear_fake(
     columns: int,
     code_book: str,
     packing: str,
+    input_function: str = "identity",
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], rows))
 
@@ -239,7 +262,8 @@ x: (..., columns), already activation-quantised. packed: flat uint8. scale: (num
 
 quantized_linear = torch.ops.abridged.quantized_linear
 """``quantized_linear(x, packed, scale, bias, input_scale, input_zero_point, input_bits, rows, columns, …)`` ->
-y (..., rows) in x's dtype: `packed_linear` of x (..., columns) rounded to integers of `input_bits`.
+y (..., rows) in x's dtype: `packed_linear` of x (..., columns) after `input_function` and rounding to integers of
+`input_bits`.
 
 input_scale: (1,) FP32, or None to round each token by its own largest value. input_zero_point: (1,) int32, or None for
 a symmetric range.

@@ -129,7 +129,7 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
 using namespace abridged;
 
 // Counted up whenever a function here changes what it takes; kernels.py has the number that it knows.
-ABRIDGED_API int32_t abridged_interface() { return 1; }
+ABRIDGED_API int32_t abridged_interface() { return 2; }
 
 // Give the address of torch's GOMP_parallel, or null to start threads of our own for each call.
 ABRIDGED_API void abridged_use_team(void* address) { team = reinterpret_cast<Team>(address); }
@@ -147,9 +147,9 @@ ABRIDGED_API int32_t abridged_serves(int32_t book, int64_t columns, int64_t grou
 ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale, const float* bias,
                                      const float* input_scale, const int32_t* input_zero_point, int64_t tokens,
                                      int64_t rows, int64_t columns, int64_t row_bytes, int64_t num_scales, int32_t book,
-                                     int32_t type, int32_t input_bits, int32_t path, int64_t threads) {
+                                     int32_t type, int32_t input_bits, int32_t function, int32_t path, int64_t threads) {
   const Linear l{x, y, static_cast<const uint8_t*>(packed), scale, bias, input_scale, input_zero_point,
-                 tokens, rows, columns, row_bytes, num_scales, book, type, input_bits};
+                 tokens, rows, columns, row_bytes, num_scales, book, type, input_bits, function};
   if (tokens == 0) return 0;
   const bool tiles = path == AMX && suits_tiles(l);
   if (path == AMX && !tiles) path = AVX512VNNI;

@@ -13,6 +13,7 @@ namespace abridged {
 
 enum Book : int32_t { BINARY, TERNARY, TERNARY_BASE3, QUATERNARY, INT4, INT8 };
 enum Type : int32_t { FLOAT32, BFLOAT16 };
+enum Function : int32_t { IDENTITY, GELU_TANH };
 enum Path : int32_t { PORTABLE, AVX2, AVX512VNNI, AMX };
 
 // A code is unsigned, a level is multiplier * code + offset. Codes lie `per_byte` to a byte, in the order of columns.
@@ -21,7 +22,7 @@ struct Layout {
 };
 constexpr Layout LAYOUTS[] = {{8, 1, 2, -1}, {4, 2, 1, -1}, {5, 0, 1, -1}, {4, 2, 2, -3}, {2, 4, 1, -7}, {1, 8, 1, -127}};
 
-// y = scale * levels . q(x) + bias, for `tokens` rows of x (columns each) and of y (rows each).
+// y = scale * levels . q(function(x)) + bias, for `tokens` rows of x (columns each) and of y (rows each).
 struct Linear {
   const void* x;
   void* y;
@@ -31,7 +32,7 @@ struct Linear {
   const float* input_scale;         // null: each token by its own largest value
   const int32_t* input_zero_point;  // null: symmetric
   int64_t tokens, rows, columns, row_bytes, num_scales;
-  int32_t book, type, input_bits;
+  int32_t book, type, input_bits, function;
 
   int64_t groups() const { return num_scales > rows ? num_scales / rows : 1; }
   int64_t group_size() const { return columns / groups(); }

@@ -76,45 +76,59 @@ void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8
   for (int64_t k = 0; k < t.stride; k += DEPTH) transpose(codes + k, t.stride, tiles + k / DEPTH * tile_step);
 }
 
-// Adds a group's products to the values of 16 tokens by 32 rows, all but the tokens' scales.
-template <int BOOK>
+inline void write_16(const Linear& l, int64_t at, __mmask16 mask, __m512 v) {
+  if (l.type == FLOAT32) {
+    _mm512_mask_storeu_ps(static_cast<float*>(l.y) + at, mask, v);
+  } else {  // `narrow`, of 16
+    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(l.y) + at, mask, _mm512_cvtepi32_epi16(rounded));
+  }
+}
+
+// Adds a group's products to the values of `count` tokens by 32 rows, all but the tokens' scales. The first group begins
+// the values, and the last one's go to y instead.
+template <int BOOK, bool FIRST, bool LAST>
 inline void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count,
-                         int64_t group, const float* scales, const uint32_t* code_sums, float* values) {
+                         int64_t group, const float* scales, const uint32_t* code_sums, float* values, int64_t row,
+                         int64_t rows) {
   constexpr int a = LAYOUTS[BOOK].multiplier, b = LAYOUTS[BOOK].offset;
   const int64_t groups = l.groups();
   const int32_t columns = int32_t(l.group_size());
   const int32_t* sums = t.sums + token * groups + group;
-  for (int half = 0; half < 2; ++half) {
+  for (int half = 0; half < 2 && half * TILE < rows; ++half) {
     const __m512 scale = _mm512_loadu_ps(scales + half * TILE);
     // zero * (a * codes + b * columns), the same for every token
     const __m512i codes = _mm512_loadu_si512(code_sums + half * TILE);
     const __m512i levels = _mm512_add_epi32(_mm512_mullo_epi32(codes, _mm512_set1_epi32(a)), _mm512_set1_epi32(b * columns));
     const __m512i zeros = _mm512_mullo_epi32(levels, _mm512_set1_epi32(t.zero));
+    const __mmask16 mask = first_of_16(rows - half * TILE);
+    const __m512 bias = l.bias && LAST ? _mm512_maskz_loadu_ps(mask, l.bias + row + half * TILE) : _mm512_setzero_ps();
     for (int64_t k = 0; k < count; ++k) {
-      __m512i v = _mm512_loadu_si512(products + half * TILE * TILE + k * TILE);
+      __m512i v = _mm512_load_si512(products + half * TILE * TILE + k * TILE);
       if (a == 2) v = _mm512_add_epi32(v, v);
       v = _mm512_add_epi32(v, _mm512_set1_epi32(int32_t(uint32_t(b) * uint32_t(sums[k * groups]))));
-      if (t.zero != 0) v = _mm512_sub_epi32(v, zeros);
+      v = _mm512_sub_epi32(v, zeros);
       float* value = values + k * BLOCK_ROWS + half * TILE;
-      _mm512_storeu_ps(value, _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), scale, _mm512_loadu_ps(value)));
+      const __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(v), scale);
+      const __m512 sum = FIRST ? part : _mm512_add_ps(part, _mm512_load_ps(value));
+      if (LAST)
+        write_16(l, (token + k) * l.rows + row + half * TILE, mask,
+                 _mm512_add_ps(_mm512_mul_ps(sum, _mm512_set1_ps(t.scale[token + k])), bias));
+      else
+        _mm512_store_ps(value, sum);
     }
   }
 }
 
-inline void write_row(const Linear& l, const Tokens& t, int64_t token, int64_t row, int64_t count, const float* values) {
-  for (int64_t done = 0; done < count; done += TILE) {
-    const int64_t n = count - done < TILE ? count - done : TILE;
-    const __mmask16 mask = __mmask16((1u << n) - 1);
-    __m512 v = _mm512_mul_ps(_mm512_loadu_ps(values + done), _mm512_set1_ps(t.scale[token]));
-    if (l.bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, l.bias + row + done));
-    const int64_t at = token * l.rows + row + done;
-    if (l.type == FLOAT32) {
-      _mm512_mask_storeu_ps(static_cast<float*>(l.y) + at, mask, v);
-    } else {
-      alignas(64) float wide[TILE];
-      _mm512_store_ps(wide, v);
-      for (int64_t i = 0; i < n; ++i) narrow(wide[i], static_cast<uint16_t*>(l.y) + at + i);
-    }
+// The cache lines of y that a block of tokens by rows will write, asked for before they are needed.
+inline void fetch_results(const Linear& l, int64_t token, int64_t row) {
+  const int64_t size = l.type == FLOAT32 ? 4 : 2, end = token + 2 * TILE < l.tokens ? token + 2 * TILE : l.tokens;
+  for (int64_t k = token; k < end; ++k) {
+    const char* y = static_cast<const char*>(l.y) + (k * l.rows + row) * size;
+    __builtin_prefetch(y, 1);
+    if (size == 4) __builtin_prefetch(y + 64, 1);
   }
 }
 
@@ -167,20 +181,22 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
     for (int64_t token = 0; token < l.tokens; token += 2 * TILE) {
       for (int64_t row = start; row < end; row += BLOCK_ROWS) {
         const int64_t block = (row - start) / BLOCK_ROWS, count = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS;
-        std::memset(values, 0, sizeof values);
+        fetch_results(l, token, row);
         for (int64_t g = 0; g < groups; ++g) {
           const int64_t at = (block * groups + g) * BLOCK_ROWS;
           multiply(t.q + token * t.stride, t.stride, tiles + block * block_bytes, g * group_steps,
                    (g + 1) * group_steps, products);
+          const auto add = groups == 1       ? add_products<BOOK, true, true>
+                           : g == 0          ? add_products<BOOK, true, false>
+                           : g == groups - 1 ? add_products<BOOK, false, true>
+                                             : add_products<BOOK, false, false>;
           for (int i = 0; i < 2; ++i) {
             const int64_t left = l.tokens - token - i * TILE;
             if (left > 0)
-              add_products<BOOK>(l, t, products[i], token + i * TILE, left < TILE ? left : TILE, g, scales + at,
-                                 code_sums + at, values[i]);
+              add(l, t, products[i], token + i * TILE, left < TILE ? left : TILE, g, scales + at, code_sums + at,
+                  values[i], row, count);
           }
         }
-        for (int64_t k = 0; k < 2 * TILE && token + k < l.tokens; ++k)
-          write_row(l, t, token + k, row, count, values[k / TILE] + k % TILE * BLOCK_ROWS);
       }
     }
   }

@@ -323,22 +323,129 @@ inline void write(const Linear& l, int64_t token, int64_t row, float value) {
 
 // ---- tokens to integers
 
-template <int PLACES>
+// `Word` has a code of every place: shifts and narrowing are what compilers make vector instructions of.
+template <typename Word>
 void into_places(const int8_t* from, int8_t* to, int64_t chunk_bytes) {
+  for (size_t p = 0; p < sizeof(Word); ++p)
+    for (int64_t i = 0; i < chunk_bytes; ++i) {
+      Word word;
+      std::memcpy(&word, from + int64_t(sizeof word) * i, sizeof word);
+      to[int64_t(p) * chunk_bytes + i] = int8_t(word >> 8 * p);
+    }
+}
+
+void into_5_places(const int8_t* from, int8_t* to, int64_t chunk_bytes) {
   for (int64_t i = 0; i < chunk_bytes; ++i)
-    for (int p = 0; p < PLACES; ++p) to[p * chunk_bytes + i] = from[PLACES * i + p];
+    for (int p = 0; p < 5; ++p) to[p * chunk_bytes + i] = from[5 * i + p];
 }
 
 void reorder(const int8_t* from, const Tokens& t, int places, int8_t* to) {
   for (int64_t done = 0; done < t.stride; done += places * t.chunk_bytes) {
     switch (places) {
       case 1: std::memcpy(to + done, from + done, size_t(t.chunk_bytes)); break;
-      case 2: into_places<2>(from + done, to + done, t.chunk_bytes); break;
-      case 4: into_places<4>(from + done, to + done, t.chunk_bytes); break;
-      case 5: into_places<5>(from + done, to + done, t.chunk_bytes); break;
-      default: into_places<8>(from + done, to + done, t.chunk_bytes);
+      case 2: into_places<uint16_t>(from + done, to + done, t.chunk_bytes); break;
+      case 4: into_places<uint32_t>(from + done, to + done, t.chunk_bytes); break;
+      case 5: into_5_places(from + done, to + done, t.chunk_bytes); break;
+      default: into_places<uint64_t>(from + done, to + done, t.chunk_bytes);
     }
   }
+}
+
+template <typename T>
+inline float magnitude(T v) { return std::fabs(widen(v)); }
+
+#if defined(__AVX512VNNI__)
+inline Floats load_16(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+inline Floats load_16(const uint16_t* p, __mmask16 mask) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
+}
+
+template <typename T>
+float largest_magnitude(const T* x, int64_t n) {
+  Floats largest[4] = {no_floats(), no_floats(), no_floats(), no_floats()};
+  for (int64_t i = 0; i < n; i += 16) {
+    Floats& f = largest[i / 16 % 4];
+    f = _mm512_max_ps(_mm512_abs_ps(load_16(x + i, first_of_16(n - i))), f);  // of a NaN and f, f
+  }
+  return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3])));
+}
+
+// x / scale rounded to integers. A product with 1 / scale rounds to the same ones, but where it comes near the middle
+// of two: there the division, which takes longer, decides. False where one was not a number.
+template <typename T>
+bool round_all(const T* x, int64_t n, float scale, float zero, float low, float high, float shift, int8_t* levels) {
+  const Floats by = same(scale), inverse = same(1.0f / scale), middle = same(0.4995f);
+  __mmask16 bad = 0;
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 mask = first_of_16(n - i);
+    const Floats from = load_16(x + i, mask), product = _mm512_mul_ps(from, inverse);
+    Floats v = _mm512_roundscale_ps(product, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Floats distance = _mm512_abs_ps(_mm512_sub_ps(product, v));
+    if (__builtin_expect(_mm512_cmp_ps_mask(distance, middle, _CMP_NLT_UQ) != 0, 0))
+      v = _mm512_roundscale_ps(_mm512_div_ps(from, by), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    v = _mm512_add_ps(v, same(zero));
+    bad |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    v = _mm512_min_ps(_mm512_max_ps(v, same(low)), same(high));
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_sub_ps(v, same(shift))));
+    _mm_mask_storeu_epi8(levels + i, mask, bytes);
+  }
+  return bad == 0;
+}
+#else
+template <typename T>
+float largest_magnitude(const T* x, int64_t n) {
+  float lanes[16] = {};  // since compilers may not reorder one maximum
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lanes[j] = magnitude(x[i + j]) > lanes[j] ? magnitude(x[i + j]) : lanes[j];
+  for (; i < n; ++i) lanes[0] = magnitude(x[i]) > lanes[0] ? magnitude(x[i]) : lanes[0];
+  float largest = 0;
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+  return largest;
+}
+
+// x / scale rounded to integers; false where one was not a number.
+template <typename T>
+bool round_all(const T* x, int64_t n, float scale, float zero, float low, float high, float shift, int8_t* levels) {
+  int bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    float v = std::nearbyint(widen(x[i]) / scale) + zero;
+    bad |= v != v;
+    v = v > low ? v : low;
+    v = v < high ? v : high;
+    levels[i] = int8_t(int(v - shift));
+  }
+  return bad == 0;
+}
+#endif
+
+// e to the x, to two units in the last place; a loop over it becomes vector instructions.
+inline float exponential(float x) {
+  x = x > -87.0f ? x : -87.0f;
+  x = x < 88.0f ? x : 88.0f;
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (int32_t(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+// What a token passes before it is rounded.
+template <typename T>
+void apply(int32_t function, const T* x, int64_t n, float* y) {
+  if (function == GELU_TANH)  // x / 2 (1 + tanh(u)) is x / (1 + exp(-2 u))
+    for (int64_t i = 0; i < n; ++i) {
+      const float v = widen(x[i]);
+      y[i] = v / (1.0f + exponential(-1.59576912f * (v + 0.044715f * v * v * v)));
+    }
 }
 
 template <typename T>
@@ -352,27 +459,11 @@ void quantize_token(const Linear& l, const Tokens& t, const T* x, int64_t token,
   if (l.input_scale) {
     scale = *l.input_scale;
   } else {
-    float lanes[16] = {}, largest = 0;  // sixteen at a time, since compilers may not reorder one maximum
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-      for (int j = 0; j < 16; ++j) {
-        const float a = std::fabs(widen(x[i + j]));
-        lanes[j] = a > lanes[j] ? a : lanes[j];
-      }
-    for (; i < n; ++i) lanes[0] = std::fabs(widen(x[i])) > lanes[0] ? std::fabs(widen(x[i])) : lanes[0];
-    for (float lane : lanes) largest = lane > largest ? lane : largest;
-    scale = largest / high;
+    scale = largest_magnitude(x, n) / high;
     scale = scale < 1e-10f ? 1e-10f : scale;
   }
-  int bad = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    float v = std::nearbyint(widen(x[i]) / scale) + zero;
-    bad |= v != v;
-    v = v > low ? v : low;
-    v = v < high ? v : high;
-    levels[i] = int8_t(int(v - shift));
-  }
-  t.scale[token] = bad ? std::numeric_limits<float>::quiet_NaN() : scale;
+  const bool good = round_all(x, n, scale, zero, low, high, shift, levels);
+  t.scale[token] = good ? scale : std::numeric_limits<float>::quiet_NaN();
   const int64_t groups = l.groups(), size = l.group_size();
   for (int64_t g = 0; g < groups; ++g) {
     int32_t sum = 0;
@@ -381,21 +472,31 @@ void quantize_token(const Linear& l, const Tokens& t, const T* x, int64_t token,
   }
 }
 
-void quantize(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+template <typename T>
+void quantize_tokens(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   const int places = LAYOUTS[l.book].per_byte;
   int8_t* levels = new int8_t[size_t(t.stride)]();
+  float* values = l.function == IDENTITY ? nullptr : new float[size_t(l.columns)];
   for (int64_t token = first; token < last; ++token) {
-    if (l.type == FLOAT32)
-      quantize_token(l, t, static_cast<const float*>(l.x) + token * l.columns, token, levels);
-    else
-      quantize_token(l, t, static_cast<const uint16_t*>(l.x) + token * l.columns, token, levels);
+    const T* x = static_cast<const T*>(l.x) + token * l.columns;
+    if (values) {
+      apply(l.function, x, l.columns, values);
+      quantize_token(l, t, values, token, levels);
+    } else {
+      quantize_token(l, t, x, token, levels);
+    }
     reorder(levels, t, places, t.q + token * t.stride);
   }
   if (first == 0 && t.ones) {
     std::memset(levels, 1, size_t(l.columns));
     reorder(levels, t, places, t.ones);
   }
+  delete[] values;
   delete[] levels;
+}
+
+void quantize(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+  l.type == FLOAT32 ? quantize_tokens<float>(l, t, first, last) : quantize_tokens<uint16_t>(l, t, first, last);
 }
 
 // ---- a block of rows times a block of tokens

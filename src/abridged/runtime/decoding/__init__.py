@@ -13,11 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from abridged.runtime import ops
 from abridged.runtime.decoding.cache import Appending
+from abridged.runtime.modules import PackedLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ class Forward:
 
 
 def install(model: Any) -> None:
-    """Let a packed model on the CPU use the compiled kernels throughout: steps of one token, and GELU in one pass."""
+    """Let a packed model on the CPU use what the compiled kernels have: steps of one token, and GELU on the way."""
     family = _FAMILIES.get(model.config.model_type)
     if ops.kernels() is None or getattr(model, "hf_device_map", None):
         return
@@ -92,21 +92,13 @@ def install(model: Any) -> None:
         model.forward = Forward(model, make)
 
 
-class FusedGELU(nn.Module):
-    """The tanh form of GELU in torch's one pass, in place where no gradient needs its input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x of any shape; the result has its shape and, without gradients, its memory."""
-        if torch.is_grad_enabled():
-            return F.gelu(x, approximate="tanh")
-        return torch.ops.aten.gelu_(x, approximate="tanh")
-
-
 def fuse_gelu(model: nn.Module) -> None:
-    """Put one pass in place of the eight in which transformers computes the tanh form of GELU."""
+    """Leave the tanh form of GELU to the layer after it: as a pass of its own it takes as long as that layer's."""
     from transformers.activations import NewGELUActivation
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
     for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, FusedGELU())
+        if isinstance(module, GPT2MLP) and isinstance(module.act, NewGELUActivation):
+            after = module.c_proj
+            if isinstance(after, PackedLinear) and after.input_quantizer is not None:
+                module.act, after.input_function = nn.Identity(), "gelu_tanh"

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from abridged.runtime import ops
 from abridged.runtime.attention import attention
 from abridged.runtime.decoding.cache import Appending
-from abridged.runtime.modules import PackedEmbedding, PackedLinear
+from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -21,7 +21,8 @@ Linear = Callable[[Tensor], Tensor]
 class Steps:
     """One-token steps through a model; a family says in `step` how a token passes its layers.
 
-    `possible` is False for a model that is not wholly on the CPU in FP32.
+    `possible` is False for a model that is not wholly on the CPU in FP32 or bf16. In bf16 the cache and attention have
+    that type, and what lies between the kernels is FP32.
     """
 
     def __init__(self, model: Any) -> None:
@@ -30,9 +31,11 @@ class Steps:
         self._places = [(m._modules, name, child) for m in self.modules for name, child in m._modules.items()]
         self._pointers = [(p, p.data_ptr()) for p in model.parameters()]
         self._threads = torch.get_num_threads()
-        self.possible = all(
-            p.device.type == "cpu" and (p.dtype == torch.float32 or p.dtype == torch.uint8) for p in model.parameters()
-        )
+        # `model.dtype` may be that of the scales of packed weights, which stay FP32
+        plain = (p for m in self.modules if not isinstance(m, PackedModule) for p in m._parameters.values())
+        self.dtype = next((p.dtype for p in plain if p is not None and p.is_floating_point()), torch.float32)
+        served = (torch.float32, torch.bfloat16, torch.uint8)
+        self.possible = all(p.device.type == "cpu" and p.dtype in served for p in model.parameters())
         if self.possible:
             self.prepare()
 
@@ -46,7 +49,7 @@ class Steps:
 
     def __call__(self, ids: Tensor, cache: Any) -> CausalLMOutputWithPast:
         logits = self.step(ids[:, 0], cache.layers, Appending.length(cache))
-        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits[:, None].to(self.dtype), past_key_values=cache)
 
     def intact(self) -> bool:
         """Whether nothing was moved, cast, replaced or hooked since `prepare`."""
@@ -62,11 +65,15 @@ class Steps:
         if isinstance(module, PackedLinear) and module.input_quantizer is not None:
             kernels = ops.kernels()
             quantizer = module.input_quantizer
-            operands = (module.weight_scale, module.bias, *quantizer.operands(), quantizer.bits, *module.storage)
+            bias = None if module.bias is None else module.bias.float()
+            operands = (module.weight_scale, bias, *quantizer.operands(), quantizer.bits, *module.storage)
+            operands = (*operands, module.input_function)
             if kernels is not None and kernels.serves_linear(
                 module.weight_scale, module.weight_scale.numel(), *module.storage
             ):
                 return kernels.prepared_linear(module.weight, *operands)
+        if self.dtype != torch.float32:
+            return lambda x: module(x.to(self.dtype)).float()
         return module
 
     def embedding(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -75,12 +82,13 @@ class Steps:
         if isinstance(module, PackedEmbedding) and kernels is not None:
             weight, scale, storage = module.weight, module.weight_scale, module.storage
             return lambda ids: kernels.embedding(ids, weight, scale, *storage)
-        return module
+        return lambda ids: module(ids).float()
 
 
 def attend(module: Any, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
-    """Attention of one query (B, heads, 1, d) to keys and values (B, key heads, S, d): (B, heads * d)."""
+    """Attention of one query (B, heads, 1, d) to keys and values (B, key heads, S, d): (B, heads * d) in FP32."""
+    query = query.to(keys.dtype)
     if getattr(module, "attention_quantizers", None) is not None:
-        return attention(module, query, keys, values, None, scaling=scaling)[0].flatten(1)
+        return attention(module, query, keys, values, None, scaling=scaling)[0].flatten(1).float()
     grouped = query.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=grouped).flatten(1)
+    return F.scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=grouped).flatten(1).float()

@@ -48,4 +48,4 @@ class Steps(base.Steps):
 
 
 def _norm(module: Any) -> tuple[Any, ...]:
-    return module.normalized_shape, module.weight, module.bias, module.eps
+    return module.normalized_shape, module.weight.float(), module.bias.float(), module.eps

@@ -55,4 +55,4 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _norm(module: Any) -> tuple[Any, ...]:
-    return module.weight.shape, module.weight, module.variance_epsilon
+    return module.weight.shape, module.weight.float(), module.variance_epsilon
