@@ -218,6 +218,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     dense = dense_model(packed, torch.float32)
     models = {
         "packed": packed,
+        "packed, loaded in bf16": load(where).to(torch.bfloat16),
         "torch FP32": dense,
         "torch bf16": dense_model(packed, torch.bfloat16),
         "torch int8, dynamic": int8_model(dense),
@@ -225,7 +226,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     prompts = {name: (lambda m=m: prompt_seconds(m, ids)) for name, m in models.items()}
     decodes = {name: (lambda m=m: decode_seconds(m, ids, options.new)) for name, m in models.items()}
     text = tokenizer.decode(ids[0])
-    decodes["packed, abridged generate"] = lambda: written(packed, tokenizer, text, options.new)
+    for name in ("packed", "packed, loaded in bf16"):
+        decodes[f"{name}, abridged generate"] = lambda m=models[name]: written(m, tokenizer, text, options.new)
     try:
         import llama_cpp
 

@@ -13,6 +13,7 @@ from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
 from abridged.runtime import kernels as module
 from abridged.runtime.decoding import Forward
+from abridged.runtime.decoding.base import Steps
 from families.test_llama import build
 from students import IDS, quantized_student
 
@@ -53,16 +54,15 @@ def gpt2(tmp_path):
 class Counting:
     """How many steps a model took in the short way."""
 
-    def __init__(self, model, monkeypatch):
+    def __init__(self, monkeypatch):
         self.steps = 0
-        original = model.forward._prepared
+        original = Steps.__call__
 
-        def prepared():
-            steps = original()
-            self.steps += steps is not None
-            return steps
+        def counted(steps, *given):
+            self.steps += 1
+            return original(steps, *given)
 
-        monkeypatch.setattr(model.forward, "_prepared", prepared)
+        monkeypatch.setattr(Steps, "__call__", counted)
 
 
 def stock(model):
@@ -90,7 +90,7 @@ def steps(model, ids, count, **more):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_logits_and_cache_are_those_of_the_stock_modules(case, batch, tmp_path, monkeypatch):
     model = make(case, tmp_path)
-    counting = Counting(model, monkeypatch)
+    counting = Counting(monkeypatch)
     ids = IDS[:batch, :5]
     ours, cache = steps(model, ids, 6)
     assert counting.steps == 6
@@ -104,7 +104,7 @@ def test_logits_and_cache_are_those_of_the_stock_modules(case, batch, tmp_path, 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
 def test_generate_writes_the_same(search, gpt2, monkeypatch):
-    counting = Counting(gpt2, monkeypatch)
+    counting = Counting(monkeypatch)
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0, "do_sample": False, **search}
     torch.manual_seed(0)
     ours = gpt2.generate(IDS[:1, :5], **settings)
@@ -114,7 +114,7 @@ def test_generate_writes_the_same(search, gpt2, monkeypatch):
 
 
 def test_padding_goes_the_stock_way(gpt2, monkeypatch):
-    counting = Counting(gpt2, monkeypatch)
+    counting = Counting(monkeypatch)
     ids, mask = IDS[:, :6].clone(), torch.ones(2, 6, dtype=torch.long)
     mask[0, :3] = 0
     settings = {"attention_mask": mask, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
@@ -156,7 +156,7 @@ def test_a_copied_cache_goes_its_own_way(gpt2):
 
 def test_hooks_and_replaced_modules_are_seen(gpt2, monkeypatch):
     steps(gpt2, IDS[:1, :5], 1)
-    counting = Counting(gpt2, monkeypatch)
+    counting = Counting(monkeypatch)
     seen = []
     handle = gpt2.transformer.h[0].mlp.register_forward_hook(lambda *_: seen.append(1))
     assert gpt2.forward._steps.intact() is False
@@ -182,7 +182,8 @@ def test_hooks_and_replaced_modules_are_seen(gpt2, monkeypatch):
 def test_in_bf16_the_short_way_is_no_less_exact(case, tmp_path, monkeypatch):
     model = make(case, tmp_path)
     exact, _ = steps(stock(model), IDS[:1, :5], 6)
-    counting = Counting(model.to(torch.bfloat16), monkeypatch)
+    model.to(torch.bfloat16)
+    counting = Counting(monkeypatch)
     ours, cache = steps(model, IDS[:1, :5], 6)
     assert counting.steps == 6
     assert ours.dtype == cache.layers[0].keys.dtype == torch.bfloat16
@@ -191,13 +192,14 @@ def test_in_bf16_the_short_way_is_no_less_exact(case, tmp_path, monkeypatch):
 
 
 def test_other_types_go_the_stock_way(gpt2, monkeypatch):
-    counting = Counting(gpt2.to(torch.float64), monkeypatch)
+    gpt2.to(torch.float64)
+    counting = Counting(monkeypatch)
     steps(gpt2, IDS[:1, :5], 2)
     assert counting.steps == 0
 
 
 def test_gradients_and_hidden_states_go_the_stock_way(gpt2, monkeypatch):
-    counting = Counting(gpt2, monkeypatch)
+    counting = Counting(monkeypatch)
     cache = gpt2(input_ids=IDS[:1, :5], use_cache=True).past_key_values
     gpt2(input_ids=IDS[:1, :1], past_key_values=cache, use_cache=True)
     with torch.no_grad():
@@ -216,3 +218,17 @@ def test_without_kernels_nothing_is_changed(tmp_path, monkeypatch):
     model = make("gpt2", tmp_path)
     assert "forward" not in vars(model)
     assert type(model.transformer.h[0].mlp.act).__name__ == "NewGELUActivation"
+
+
+def test_a_halved_cache_costs_little(gpt2):
+    exact, _ = steps(gpt2, IDS[:1, :5], 6)
+    out = gpt2(input_ids=IDS[:1, :5], use_cache=True)
+    gpt2.forward.halve(out.past_key_values)
+    logits = []
+    with torch.no_grad():
+        for _ in range(6):
+            out = gpt2(input_ids=IDS[:1, :1], past_key_values=out.past_key_values, use_cache=True)
+            logits.append(out.logits)
+    assert out.past_key_values.layers[0].keys.dtype == torch.bfloat16
+    assert out.logits.dtype == torch.float32
+    assert (torch.cat(logits, dim=1) - exact).abs().mean() < 0.01 * exact.std()

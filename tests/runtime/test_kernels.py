@@ -113,6 +113,27 @@ def test_a_function_on_the_way(path, dtype):
             assert ((ours - expected).abs() < 1.02 * step + 2**-7 * expected.abs()).all()
 
 
+@pytest.mark.parametrize("path", RUNNING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "key_heads", "length", "width"), [(12, 12, 300, 64), (8, 2, 17, 40), (3, 1, 1, 7)])
+def test_attention_of_one_query(path, dtype, heads, key_heads, length, width):
+    generator = torch.Generator().manual_seed(0)
+    query = 3 * torch.randn(2, heads, 1, width, generator=generator)
+    room = torch.randn(2, 2, key_heads, length + 5, width, generator=generator).to(dtype)
+    keys, values = room[0][:, :, :length], room[1][:, :, :length]  # with room behind them, as in a cache
+    ours = Kernels(LIBRARY, path).attend(query, keys, values, 0.3)
+    groups = heads // key_heads
+    k, v = (t.double().repeat_interleave(groups, dim=1) for t in (keys, values))
+    exact = torch.softmax(query.double() @ k.transpose(-1, -2) * 0.3, dim=-1) @ v
+    assert torch.allclose(ours.double(), exact[:, :, 0], atol=1e-5)
+
+
+def test_attention_to_keys_in_another_order_is_not_served():
+    keys = torch.randn(1, 2, 4, 8)
+    assert Kernels(LIBRARY).attend(torch.randn(1, 2, 1, 8), keys.transpose(1, 2)[:, :2], keys, 1.0) is None
+    assert Kernels(LIBRARY).attend(torch.randn(1, 2, 1, 8), keys.double(), keys.double(), 1.0) is None
+
+
 def test_an_unknown_function_is_refused():
     codes, scale, bias = packed_matrix(5, 64, "ternary", "bits", 5)
     with pytest.raises(AbridgedError, match="no input function 'gelo'"):

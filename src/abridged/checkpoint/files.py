@@ -186,8 +186,8 @@ def read_tensors(files: list[Path]) -> dict[str, TensorEntry]:
     return tensors
 
 
-def read_bytes(entry: TensorEntry, chunk: int = 1 << 22) -> Iterator[bytes]:
-    """A tensor's bytes, some MB at a time."""
+def read_bytes(entry: TensorEntry, chunk: int = 1 << 18) -> Iterator[bytes]:
+    """A tensor's bytes, a part at a time: small enough that the allocator gives the memory back."""
     try:
         with entry.file.open("rb") as file:
             file.seek(entry.begin)

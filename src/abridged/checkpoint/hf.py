@@ -99,7 +99,7 @@ class AbridgedQuantizer(HfQuantizer):
 
 def check_values(path: str, module: Any) -> None:
     """Raise :class:`AbridgedError` for codes outside the code book or scales that are not finite."""
-    import torch
+    import numpy as np
 
     from abridged.checkpoint.packing import check_codes
 
@@ -109,7 +109,7 @@ def check_values(path: str, module: Any) -> None:
         check_codes(module.weight.data, *module.storage)
     except AbridgedError as error:
         raise AbridgedError(f"{path}: {error}") from None
-    if not bool(torch.isfinite(module.weight_scale).all()):
+    if not np.isfinite(module.weight_scale.detach().cpu().numpy()).all():
         raise AbridgedError(f"{path}: a scale is not finite")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from abridged.checkpoint.code_books import (
     row_bytes,
 )
 from abridged.errors import AbridgedError
+
+CHECKED_AT_A_TIME = 1 << 16
+"""Bytes, each of which takes eight while they are counted."""
 
 
 def _place_values(code_book: str, packing: str) -> list[int]:
@@ -36,12 +40,11 @@ def byte_codes(code_book: str, packing: str) -> Tensor:
     """The codes in every byte value, (256, codes per byte) int64; places that hold no valid code say -1."""
     check_packing(code_book, packing)
     base = 3 if packing == "base3" else 1 << CODE_WIDTHS[code_book]
-    values = torch.arange(256)
-    codes = torch.stack([values // place % base for place in _place_values(code_book, packing)], dim=1)
+    codes = np.arange(256)[:, None] // np.array(_place_values(code_book, packing)) % base
     codes[codes >= len(CODE_BOOKS[code_book])] = -1
     if packing == "base3":
         codes[3**BASE3_CODES :] = -1
-    return codes
+    return torch.from_numpy(codes)
 
 
 @lru_cache(maxsize=64)
@@ -101,10 +104,13 @@ def check_packed(packed: Tensor, rows: int, columns: int, code_book: str, packin
 def check_codes(packed: Tensor, rows: int, columns: int, code_book: str, packing: str) -> None:
     """Raise :class:`AbridgedError` if a code is outside the book, or a place after a row's end is not code 0."""
     check_packed(packed, rows, columns, code_book, packing)
-    codes = byte_codes(code_book, packing).to(packed.device)
-    seen = torch.bincount(packed, minlength=256) > 0
-    if bool((codes[seen] < 0).any()):
+    # numpy, which is there already: these are the only ops that loading would need, and torch's would stay in memory
+    codes, values = byte_codes(code_book, packing).numpy(), packed.detach().cpu().numpy()
+    seen = np.zeros(256, dtype=bool)
+    for start in range(0, len(values), CHECKED_AT_A_TIME):
+        seen |= np.bincount(values[start : start + CHECKED_AT_A_TIME], minlength=256) > 0
+    if (codes[seen] < 0).any():
         raise AbridgedError(f"the packed bytes hold codes that are not {code_book} levels")
     used = columns % codes_per_byte(code_book, packing)
-    if used and bool((codes[packed.view(rows, -1)[:, -1].long()][:, used:] != 0).any()):
+    if used and (codes[values.reshape(rows, -1)[:, -1]][:, used:] != 0).any():
         raise AbridgedError("the packed bytes hold codes after the end of a row")

@@ -1,7 +1,7 @@
 """Text from a causal language model, piece by piece as it is written.
 
 A loop of our own around the model's forward: what `model.generate` adds to it for all the things that it can do costs
-as much time at each token as a small packed model itself.
+as much time at each token as a small packed model itself. A packed model's keys and values are kept in bf16.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from abridged.errors import AbridgedError
+from abridged.runtime.decoding import Forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,6 +69,8 @@ class Generation:
             with torch.inference_mode():
                 out = model(**given)
                 written.append(int(choose(out.logits[0, -1].float())))
+                if not self.tokens and isinstance(model.forward, Forward):
+                    model.forward.halve(out.past_key_values)
             given |= {"input_ids": ids.new_tensor([written[-1:]]), "past_key_values": out.past_key_values}
             piece = stream.step(tokenizer.backend_tokenizer, written[-1])
             self.tokens += 1

@@ -24,7 +24,7 @@ from abridged.errors import AbridgedError
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 2  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 3  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("int4", "bits"): 4, ("int8", "bits"): 5,
@@ -46,6 +46,9 @@ class Kernels:
         self._linear.argtypes = [*[pointer] * 7, *[int64] * 5, *[int32] * 5, int64]
         self._embedding = library.abridged_embedding
         self._embedding.argtypes = [*[pointer] * 4, *[int64] * 5, int32, int64]
+        self._attend = library.abridged_attend
+        self._attend.argtypes = [*[pointer] * 4, *[int64] * 9, ctypes.c_float, int32, int32, int64]
+        self._attend.restype = None
         library.abridged_serves.argtypes = [int32, int64, int64]
         library.abridged_use_team.argtypes = [pointer]
         library.abridged_use_team.restype = None
@@ -144,6 +147,24 @@ class Kernels:
             return y
 
         return call
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor | None:
+        """Softmax attention of one query for each head: (B, heads, width) FP32; None where it cannot be served.
+
+        query: (B, heads, 1, width) FP32. keys, values: (B, key heads, S, width) FP32 or bf16, S at least 1, on the CPU.
+        """
+        batch, heads, _, width = query.shape
+        key_heads, length = keys.shape[1:3]
+        rows = ((keys.stride(2), keys.stride(3)), (values.stride(2), values.stride(3)))
+        if keys.dtype not in _TYPES or values.dtype != keys.dtype or set(rows) != {(width, 1)} or heads % key_heads:
+            return None
+        query = query.contiguous()
+        y = torch.empty(batch, heads, width)
+        pointers = (query.data_ptr(), keys.data_ptr(), values.data_ptr(), y.data_ptr())
+        strides = (keys.stride(0), keys.stride(1), values.stride(0), values.stride(1))
+        sizes = (batch, heads, key_heads, length, width)
+        self._attend(*pointers, *sizes, *strides, scaling, _TYPES[keys.dtype], self._number, torch.get_num_threads())
+        return y
 
     def embedding(
         self, ids: Tensor, packed: Tensor, scale: Tensor, rows: int, columns: int, code_book: str, packing: str

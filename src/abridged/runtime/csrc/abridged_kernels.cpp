@@ -129,7 +129,7 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
 using namespace abridged;
 
 // Counted up whenever a function here changes what it takes; kernels.py has the number that it knows.
-ABRIDGED_API int32_t abridged_interface() { return 2; }
+ABRIDGED_API int32_t abridged_interface() { return 3; }
 
 // Give the address of torch's GOMP_parallel, or null to start threads of our own for each call.
 ABRIDGED_API void abridged_use_team(void* address) { team = reinterpret_cast<Team>(address); }
@@ -202,4 +202,17 @@ ABRIDGED_API int32_t abridged_embedding(const int64_t* ids, float* y, const void
     }
   });
   return 0;
+}
+
+// Strides are in numbers.
+ABRIDGED_API void abridged_attend(const float* query, const void* keys, const void* values, float* y, int64_t batch,
+                                  int64_t heads, int64_t key_heads, int64_t length, int64_t width,
+                                  int64_t key_batch_stride, int64_t key_head_stride, int64_t value_batch_stride,
+                                  int64_t value_head_stride, float scale, int32_t type, int32_t path, int64_t threads) {
+  const Attention a{query, keys, values, y, batch, heads, key_heads, length, width,
+                    key_batch_stride, key_head_stride, value_batch_stride, value_head_stride, scale, type};
+  const int64_t work = batch * heads * length * width, useful = work / WORTH_A_THREAD + 1;
+  const Kernels& kernels = kernels_of(path);
+  share(useful < threads ? useful : threads, batch * key_heads, 1,
+        [&](int64_t first, int64_t last) { kernels.attend(a, first, last); });
 }

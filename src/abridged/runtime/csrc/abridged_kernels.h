@@ -53,10 +53,22 @@ struct Tokens {
   int64_t chunk_bytes;  // packed bytes whose codes stand together, those of the first place of each byte first
 };
 
+// One query for each of `heads` against `length` keys and values of `key_heads`, for each of a batch: softmax attention.
+struct Attention {
+  const float* query;   // (batch, heads, width)
+  const void* keys;     // (batch, key_heads, length, width), each head's rows beside each other
+  const void* values;
+  float* y;             // (batch, heads, width)
+  int64_t batch, heads, key_heads, length, width, key_batch_stride, key_head_stride, value_batch_stride, value_head_stride;
+  float scale;
+  int32_t type;  // of keys and values
+};
+
 // What one instruction set offers.
 struct Kernels {
   void (*quantize)(const Linear&, const Tokens&, int64_t first, int64_t last);
   void (*linear)(const Linear&, const Tokens&, int64_t first_row, int64_t last_row);
+  void (*attend)(const Attention&, int64_t first_head, int64_t last_head);  // of batch * key_heads
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512vnni_kernels, amx_kernels;

@@ -221,4 +221,4 @@ void linear_in_tiles(const Linear& l, const Tokens& t, int64_t first, int64_t la
 }  // namespace
 }  // namespace abridged
 
-const abridged::Kernels abridged::amx_kernels = {quantize, linear_in_tiles};
+const abridged::Kernels abridged::amx_kernels = {quantize, linear_in_tiles, attend};

@@ -1,3 +1,3 @@
 #include "linear.hpp"
 
-const abridged::Kernels abridged::avx512vnni_kernels = {quantize, linear};
+const abridged::Kernels abridged::avx512vnni_kernels = {quantize, linear, attend};

@@ -30,6 +30,7 @@ class Steps:
         self.modules = list(model.modules())
         self._places = [(m._modules, name, child) for m in self.modules for name, child in m._modules.items()]
         self._pointers = [(p, p.data_ptr()) for p in model.parameters()]
+        self.quantized_attention = any(getattr(m, "attention_quantizers", None) is not None for m in self.modules)
         self._threads = torch.get_num_threads()
         # `model.dtype` may be that of the scales of packed weights, which stay FP32
         plain = (p for m in self.modules if not isinstance(m, PackedModule) for p in m._parameters.values())
@@ -85,10 +86,14 @@ class Steps:
         return lambda ids: module(ids).float()
 
 
-def attend(module: Any, query: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
+def attend(module: Any, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """Attention of one query (B, heads, 1, d) to keys and values (B, key heads, S, d): (B, heads * d) in FP32."""
-    query = query.to(keys.dtype)
     if getattr(module, "attention_quantizers", None) is not None:
-        return attention(module, query, keys, values, None, scaling=scaling)[0].flatten(1).float()
-    grouped = query.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=grouped).flatten(1).float()
+        return attention(module, query.to(keys.dtype), keys, values, None, scaling=scaling)[0].flatten(1).float()
+    kernels = ops.kernels()
+    y = None if kernels is None else kernels.attend(query, keys, values, scaling)
+    if y is None:
+        grouped = query.shape[1] != keys.shape[1]
+        query = query.to(keys.dtype)
+        y = F.scaled_dot_product_attention(query, keys, values, scale=scaling, enable_gqa=grouped).float()
+    return y.flatten(1)
