@@ -4,6 +4,7 @@ llama.cpp rounds activations to 8 bits in blocks, so its logits differ a little 
 activations, and a greedy text may part ways where two tokens are nearly as likely.
 """
 
+import importlib.resources
 import json
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 from typer.testing import CliRunner
 
+import abridged
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.cli.app import app
@@ -113,6 +115,23 @@ def test_llama_cpp_runs_the_bundled_student(case, text_ids, tmp_path):
     save_checkpoint(student, tmp_path / "small", tokenizer, record)
     account = export(tmp_path / "small", tmp_path / "small.gguf", format="gguf", **RECIPES[case])
     assert account["scale_error"] == 0.0
+    with closing(Engine(tmp_path / "small.gguf")) as engine:
+        compare(engine, dense_model(load(tmp_path / "small"), torch.float32), tokenizer, text_ids)
+
+
+@pytest.mark.timeout(900)
+def test_llama_cpp_runs_a_trained_llama(text_ids, tmp_path):
+    config = importlib.resources.files("abridged") / "assets" / "configs" / "small-llama.yaml"
+    settings = ["steps=60", "epochs=null", "batch_size=8", "evaluate_every=60", "compile=no"]
+    abridged.finetune(config, "wikitext-2", tmp_path / "teacher", overrides=settings)
+    tokenizer = load_tokenizer(tmp_path / "teacher")
+    short = [f"stages.*.{key}" for key in ("steps=20", "batch_size=8", "evaluate_every=20", "compile=no")]
+    record = abridged.compress(
+        tmp_path / "teacher", recipe="best-ternary-2-2-8", data="wikitext-2", output=tmp_path / "small", overrides=short
+    )
+    assert record["metrics"]["student"]["perplexity"] < 3 * record["metrics"]["teacher"]["perplexity"] < 3000
+    account = export(tmp_path / "small", tmp_path / "small.gguf", format="gguf")
+    assert account["types"] == {"TQ2_0": 29}
     with closing(Engine(tmp_path / "small.gguf")) as engine:
         compare(engine, dense_model(load(tmp_path / "small"), torch.float32), tokenizer, text_ids)
 
