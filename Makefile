@@ -12,7 +12,7 @@ help:
 	@echo "make test   the fast tests        make slow   the slow ones"
 	@echo "make paths  the kernel tests on every instruction set that this processor has"
 	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
-	@echo "make engines   the tests in llama.cpp and lm-evaluation-harness, which it installs first (some minutes)"
+	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness and servers, which it installs first (some minutes)"
 	@echo "make lint   ruff and mypy         make wheel  dist/*.whl        make clean  remove what these made"
 
 setup: $(READY)
@@ -48,7 +48,7 @@ sanitize: $(READY)
 	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py
 
 engines: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp,tasks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp,serving,tasks]'
 	$(BIN)/python -m pytest -m engine
 
 lint: $(READY)

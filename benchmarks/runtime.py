@@ -258,6 +258,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         print(key, json.dumps({name: round(value, 1) for name, value in result[key].items()}), flush=True)
     result["bandwidth_gb_per_second"] = bandwidth()
     result["memory"] = {"file_bytes": inspect(where)["file_bytes"], **memory(where)}
+    tiny = GPT2LMHeadModel(GPT2Config(n_embd=48, n_positions=32, vocab_size=100, bos_token_id=0, eos_token_id=0))
+    tiny.save_pretrained(folder / "tiny")  # what a first load costs, of whatever model
+    result["memory"]["tiny_resident_bytes"] = memory(folder / "tiny")["resident_bytes"]
     print(json.dumps({key: result[key] for key in ("bandwidth_gb_per_second", "memory")}), flush=True)
     result["forced_paths"] = forced(where, options)
     print(json.dumps(result["forced_paths"]), flush=True)

@@ -185,6 +185,89 @@ def curve() -> str:
     return f"{picture}\n\nEvery rate falls to 0 at the end of its run, which is where most is gained."
 
 
+def runtime() -> str:
+    """Speed of packed models beside torch and llama.cpp."""
+    measured = json.loads((RESULTS / "runtime.json").read_text())
+    prompt, decode = measured["prompt_tokens_per_second"], measured["decode_tokens_per_second"]
+
+    def cell(row: dict[str, float], name: str) -> list[str]:
+        return [f"{row[name]:,.0f}", f"{row[name] / row['torch FP32']:.2f}×"] if name in row else ["–", "–"]
+
+    names = list(prompt) + [name for name in decode if name not in prompt]
+    rows = [[name, *cell(prompt, name), *cell(decode, name)] for name in names]
+    tokens = f"{measured['prompt_tokens']} tokens at once"
+    header = [tokens, "tokens/s", "of FP32", f"then {measured['new_tokens']} one by one, tokens/s", "of FP32"]
+    return markdown(header, rows)
+
+
+def kernel() -> str:
+    """The other numbers of the same run."""
+    measured = json.loads((RESULTS / "runtime.json").read_text())
+    bandwidth, memory_used = measured["bandwidth_gb_per_second"], measured["memory"]
+    file = memory_used["file_bytes"]
+    rows = [
+        [f"matrix × vector, {name}, cold cache, GB/s", f"{value:.1f}", f"{value / bandwidth['copy']:.2f} of copying"]
+        for name, value in bandwidth.items()
+        if name != "copy"
+    ]
+    rows += [["copying, GB/s", f"{bandwidth['copy']:.1f}", ""], ["file, MB", f"{file / 2**20:.1f}", ""]]
+    for what, key in (("resident after load, MB", "resident_bytes"), ("peak while loading, MB", "peak_bytes")):
+        rows.append([what, f"{memory_used[key] / 2**20:.1f}", f"{memory_used[key] / file:.2f} of the file"])
+    if "tiny_resident_bytes" in memory_used:
+        tiny = memory_used["tiny_resident_bytes"] / 2**20
+        rows.append(["resident after loading a dense GPT-2 of 0.4 MB, MB", f"{tiny:.1f}", ""])
+    rows.append(["load, s", f"{memory_used['load_seconds']:.2f}", ""])
+    return markdown(["", "measured", "ratio"], rows)
+
+
+def paths() -> str:
+    """Each instruction set, forced."""
+    forced = json.loads((RESULTS / "runtime.json").read_text())["forced_paths"]
+    keys = ("prompt_tokens_per_second", "decode_tokens_per_second")
+    rows = [[name, *(f"{row[key]:,.0f}" for key in keys)] for name, row in forced.items()]
+    return markdown(["ABRIDGED_KERNELS", "prompt, tokens/s", "`model.generate`, tokens/s"], rows)
+
+
+def parity() -> str:
+    """Kernels against the reference on a whole model."""
+    rows = [
+        [
+            name,
+            f"{row['perplexity']:.3f}",
+            f"{row['perplexity_difference_percent']:+.3f}",
+            f"{row['same_likeliest_token_percent']:.2f}",
+        ]
+        for name, row in json.loads((RESULTS / "parity.json").read_text())["rows"].items()
+    ]
+    return markdown(["computed by", "perplexity", "difference %", "same likeliest token %"], rows)
+
+
+def growth() -> str:
+    """docs/cost-against-size.svg: seconds by the length of a prompt, and by the width of a matrix."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    measured = json.loads((RESULTS / "runtime.json").read_text())["growth"]
+    matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
+    for axes, xs, series, label in (
+        (left, measured["lengths"], measured["by_length"], "tokens of a prompt (whole model)"),
+        (right, measured["widths"], measured["by_width"], "width of a square matrix (64 tokens)"),
+    ):
+        for name, seconds in series.items():
+            axes.loglog(xs, [1000 * value for value in seconds], marker="o", markersize=3, label=name)
+        axes.set(xlabel=label, ylabel="milliseconds")
+        axes.set_xticks(xs, [str(x) for x in xs], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(PAGES[0].parent / "cost-against-size.svg", metadata={"Date": None})
+    plt.close(figure)
+    return "![Milliseconds against prompt length and matrix width](cost-against-size.svg)\n\nBoth axes are logarithmic."
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "widths": widths,
@@ -195,6 +278,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost": cost,
     "memory": memory,
     "curve": curve,
+    "runtime": runtime,
+    "kernel": kernel,
+    "paths": paths,
+    "parity": parity,
+    "growth": growth,
 }
 
 

@@ -5,13 +5,6 @@ activations, and a greedy text may part ways where two tokens are nearly as like
 """
 
 import importlib.resources
-import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from contextlib import closing
 
 import numpy as np
@@ -161,41 +154,3 @@ def test_what_is_no_gguf_file_is_said(file, tmp_path):
         result = CliRunner().invoke(app, ["generate", str(path), "a", "--engine", "llama.cpp"])
         assert result.exit_code == 1
         assert word in result.stderr
-
-
-def test_an_openai_server_answers_from_the_file(file):
-    """`python -m llama_cpp.server` over the export, asked by HTTP on the loopback."""
-    pytest.importorskip("fastapi")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "llama_cpp.server",
-        "--model",
-        str(file),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        asked = json.dumps({"prompt": "The river", "max_tokens": 8, "temperature": 0}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/completions", asked, {"Content-Type": "application/json"}
-        )
-        for _ in range(120):
-            assert server.poll() is None, "the server ended"
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    answer = json.load(response)
-                break
-            except urllib.error.URLError:
-                time.sleep(0.5)
-        assert answer["choices"][0]["text"].strip()
-        assert answer["usage"]["completion_tokens"] == 8
-    finally:
-        server.terminate()
-        server.wait(30)
