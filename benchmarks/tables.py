@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from abridged.recipe import Recipe
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = (HERE.parent / "docs" / "results.md", HERE.parent / "README.md")
@@ -175,8 +177,10 @@ def curve() -> str:
     matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for result in results:
-        axes.plot([step for _, step, _ in result["curve"]], [p for _, _, p in result["curve"]], label=result["recipe"])
-    axes.set(xlabel="optimiser step (4,096 tokens)", ylabel="validation perplexity", ylim=(None, 50))
+        batch = Recipe.load(result["recipe"], result["overrides"]).stages[0].training.batch_size
+        tokens = [step * batch * result["teacher"]["context"] / 1e6 for _, step, _ in result["curve"]]
+        axes.plot(tokens, [p for _, _, p in result["curve"]], label=result["recipe"])
+    axes.set(xlabel="million tokens read", ylabel="validation perplexity", ylim=(None, 60))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(PAGES[0].parent / "loss-against-steps.svg", metadata={"Date": None})

@@ -1,0 +1,60 @@
+"""`abridged bench` on a small student: every number is there, and what is measured is what it says."""
+
+import json
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from abridged.checkpoint.save import save_checkpoint
+from abridged.cli.app import app
+from abridged.errors import AbridgedError
+from abridged.evaluation.speed import bench, in_turns, memory
+from students import quantized_student
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("speed") / "small"
+    student = quantized_student(activations={"bits": 8, "attention": False})
+    save_checkpoint(student.eval(), directory, None, {"recipe": {"name": "test"}, "teacher": "t", "seed": 0})
+    return directory
+
+
+@pytest.mark.slow
+def test_bench_measures_the_packed_and_the_dense_model(small):
+    command = ["bench", str(small), "--prompt-tokens", "8", "--new-tokens", "4", "--rounds", "1"]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    for name in ("packed", "dense"):
+        row = measured[name]
+        for key in ("prompt_tokens_per_second", "decode_tokens_per_second", "load_seconds", "resident_bytes"):
+            assert 0 < row[key] < math.inf
+        assert row["peak_bytes"] >= row["resident_bytes"]
+    assert measured["packed"]["file_bytes"] < measured["dense"]["file_bytes"]
+    shown = CliRunner().invoke(app, command)
+    assert "dense, FP32" in shown.output
+
+
+def test_lengths_that_the_model_does_not_have_are_refused(small):
+    with pytest.raises(AbridgedError, match="4000 new tokens leave no room for a prompt in the model's"):
+        bench(small, new_tokens=4000)
+
+
+def test_memory_of_what_cannot_be_loaded_is_one_sentence(tmp_path):
+    with pytest.raises(AbridgedError, match="cannot measure"):
+        memory(tmp_path)
+
+
+def test_contestants_take_turns():
+    order = []
+    answers = {"a": iter([9.0, 3.0, 1.0, 2.0]), "b": iter([9.0, 4.0, 4.0, 4.0])}  # the first does not count
+
+    def contestant(name):
+        order.append(name)
+        return next(answers[name])
+
+    medians = in_turns({name: lambda n=name: contestant(n) for name in "ab"}, 3)
+    assert order == ["a", "b"] * 4
+    assert medians == {"a": 2.0, "b": 4.0}
