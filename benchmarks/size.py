@@ -1,4 +1,4 @@
-"""File sizes of the true GPT-2 shape (124M parameters), compressed as recipes would, with random weights.
+"""File sizes of the true shapes of GPT-2 (124M) and BART-base (139M), compressed as recipes would, with random weights.
 
     python benchmarks/size.py --output benchmarks/results/size.json
 
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
@@ -25,35 +25,42 @@ from abridged.recipe import Recipe
 
 MEGABYTE = 1 << 20
 QUANTIZE = "stages.0.methods.quantize"
-CASES: dict[str, tuple[str, list[str], float]] = {
-    "quantgpt-8-8-8": ("quantgpt-8-8-8", [], 121.6),
-    "quantgpt-4-4-8": ("quantgpt-4-4-8", [], 62.7),
-    "quantgpt-2-2-8": ("quantgpt-2-2-8", [], 33.2),
-    "quantgpt-2-2-8, five codes a byte": (
-        "quantgpt-2-2-8",
-        [f"{QUANTIZE}.weights.packing=base3", f"{QUANTIZE}.embeddings.packing=base3"],
-        28.0,
-    ),
-    "quantgpt at 1-1-8": (
-        "quantgpt-2-2-8",
-        [f"{QUANTIZE}.weights.bits=1", f"{QUANTIZE}.embeddings.bits=1"],
-        18.5,
-    ),
-    "best-2-2-8": ("best-2-2-8", [], 33.15),
-    "best-ternary-2-2-8": ("best-ternary-2-2-8", [], 33.15),
-    "best-1-1-8": ("best-1-1-8", [], 18.5),
+FIVE_A_BYTE = [f"{QUANTIZE}.weights.packing=base3", f"{QUANTIZE}.embeddings.packing=base3"]
+ONE_BIT = [f"{QUANTIZE}.weights.bits=1", f"{QUANTIZE}.embeddings.bits=1"]
+CASES: dict[str, tuple[str, str, list[str], float]] = {
+    "quantgpt-8-8-8": ("gpt2", "quantgpt-8-8-8", [], 121.6),
+    "quantgpt-4-4-8": ("gpt2", "quantgpt-4-4-8", [], 62.7),
+    "quantgpt-2-2-8": ("gpt2", "quantgpt-2-2-8", [], 33.2),
+    "quantgpt-2-2-8, five codes a byte": ("gpt2", "quantgpt-2-2-8", FIVE_A_BYTE, 28.0),
+    "quantgpt at 1-1-8": ("gpt2", "quantgpt-2-2-8", ONE_BIT, 18.5),
+    "best-2-2-8": ("gpt2", "best-2-2-8", [], 33.15),
+    "best-ternary-2-2-8": ("gpt2", "best-ternary-2-2-8", [], 33.15),
+    "best-1-1-8": ("gpt2", "best-1-1-8", [], 18.5),
+    "BART 8-8-8": ("bart", "quantgpt-8-8-8", [], 138.3),
+    "BART 2-2-8": ("bart", "quantgpt-2-2-8", [], 39.8),
+    "BART 2-2-8, five codes a byte": ("bart", "quantgpt-2-2-8", FIVE_A_BYTE, 34.0),
+    "BART 1-1-8": ("bart", "quantgpt-2-2-8", ONE_BIT, 23.4),
 }
-"""Name: recipe, what is changed in it, and the size in MB that must not be passed (33.15 is quantgpt-2-2-8's own)."""
+"""Name: shape, recipe, what is changed in it, and the size in MB not to be passed (33.15 is that of quantgpt-2-2-8)."""
 
 
-def measure(name: str, config: GPT2Config) -> dict:
-    """Compress a model of random weights without training, save it, load it, and say what it weighs."""
-    recipe, overrides, limit = CASES[name]
-    methods = Recipe.load(recipe, overrides).stages[-1].methods.values()
+def untrained(shape: str) -> PreTrainedModel:
+    """A model of the true shape with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        student = GPT2LMHeadModel(config).eval()
-    ids = torch.randint(config.vocab_size, (1, 16))
+        if shape == "gpt2":
+            return GPT2LMHeadModel(GPT2Config()).eval()
+        sides = {"encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}
+        heads = {"encoder_attention_heads": 12, "decoder_attention_heads": 12}
+        return BartForConditionalGeneration(BartConfig(d_model=768, **sides, **heads)).eval()
+
+
+def measure(name: str) -> dict:
+    """Compress a model of random weights without training, save it, load it, and say what it weighs."""
+    shape, recipe, overrides, limit = CASES[name]
+    methods = Recipe.load(recipe, overrides).stages[-1].methods.values()
+    student = untrained(shape)
+    ids = torch.randint(student.config.vocab_size, (1, 16))
     for method in methods:
         method.prepare(student, anatomy_of(student), lambda model: model(ids))
         method.finish(student)
@@ -87,14 +94,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/size.json"))
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     options = parser.parse_args()
-    config = GPT2Config()
     results = {}
     for name in options.cases:
-        results[name] = measure(name, config)
+        results[name] = measure(name)
         print(f"{name:34} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][-1]} MB, {results[name]['ratio']}x)")
-    shape = {key: getattr(config, key) for key in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    report = {"what": "bytes on disk, random weights", "shape": shape, "peak_memory_mb": round(peak), "cases": results}
+    report = {"what": "bytes on disk, random weights", "peak_memory_mb": round(peak), "cases": results}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -133,7 +133,7 @@ def sizes() -> str:
         ]
         for name, case in measured["cases"].items()
     ]
-    return markdown(["GPT-2 124M shape", "MB", "limit", "ratio", "bits per weight"], rows)
+    return markdown(["true shape of GPT-2 124M, or BART-base", "MB", "limit", "ratio", "bits per weight"], rows)
 
 
 def demo() -> str:

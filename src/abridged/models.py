@@ -42,6 +42,7 @@ def load_dense(name: str | Path) -> "PreTrainedModel":
         config = AutoConfig.from_pretrained(where)
         if getattr(config, "quantization_config", None) is not None:
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
+        _check_kind(name, config)
         model, notes = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, output_loading_info=True)
     except AbridgedError:
         raise
@@ -65,7 +66,19 @@ def load_any(name: str | Path) -> "PreTrainedModel":
     from abridged.checkpoint.load import load
 
     where = resolve(name)
-    return load(where) if Path(where).is_dir() and is_compressed(where) else load_dense(name)
+    if not (Path(where).is_dir() and is_compressed(where)):
+        return load_dense(name)
+    model: PreTrainedModel = load(where)
+    _check_kind(name, model.config)
+    return model
+
+
+def _check_kind(name: str | Path, config: Any) -> None:
+    """Raise AbridgedError for an encoder-decoder: a text is not what it is trained or measured on."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise AbridgedError(
+            f"'{name}' is an encoder-decoder: it can be packed, loaded and inspected, but not yet trained or measured"
+        )
 
 
 def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> "PreTrainedTokenizerBase":

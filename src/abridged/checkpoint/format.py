@@ -55,6 +55,8 @@ class MatrixSpec(BaseModel):
     num_scales: int = Field(ge=1)
     """Each scale covers rows * columns / num_scales consecutive weights of the row-major matrix."""
     scale_dtype: Float = "float32"
+    tied: str | None = None
+    """The embedding whose packed matrix this module reads instead of one of its own."""
 
     @model_validator(mode="after")
     def _check(self) -> MatrixSpec:
@@ -87,15 +89,14 @@ class MatrixSpec(BaseModel):
 
     def storage(self) -> dict[str, Any]:
         """The fields that two modules sharing one matrix must have in common."""
-        return self.model_dump(include=set(MatrixSpec.model_fields) - {"kind"})
+        return self.model_dump(include=set(MatrixSpec.model_fields) - {"kind", "tied"})
 
 
 class LinearSpec(MatrixSpec):
-    """A linear layer; ``tied`` names the embedding whose packed matrix it reads instead of one of its own."""
+    """A linear layer."""
 
     kind: Literal["linear"]
     bias: bool
-    tied: str | None = None
     input: ActivationSpec | None = None
 
 
@@ -148,7 +149,7 @@ class QuantizationSpec(BaseModel):
 
     def tied(self) -> dict[str, str]:
         """{module that reads another's matrix: module that owns it}."""
-        return {path: spec.tied for path, spec in self.modules.items() if isinstance(spec, LinearSpec) and spec.tied}
+        return {path: spec.tied for path, spec in self.matrices().items() if spec.tied}
 
 
 class ContentDigest:
@@ -207,8 +208,9 @@ def _parse_module(path: Any, data: Any) -> ModuleSpec:
 def _check_tied(spec: QuantizationSpec) -> None:
     for path, owner in spec.tied().items():
         own, shared = spec.modules[path], spec.modules.get(owner)
-        if not isinstance(shared, EmbeddingSpec):
-            raise AbridgedError(f"quantization_config: {path} is tied to {_short(owner)}, which is no embedding")
+        if not isinstance(shared, EmbeddingSpec) or shared.tied:
+            named = _short(owner)
+            raise AbridgedError(f"quantization_config: {path} is tied to {named}, which is no embedding of its own")
         if own.storage() != shared.storage():  # type: ignore[union-attr]
             raise AbridgedError(f"quantization_config: {path} is tied to {owner} but stored differently")
 

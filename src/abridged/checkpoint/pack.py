@@ -82,14 +82,15 @@ def _packed(
         }
     else:
         stored, storage = None, specs[owner].storage()  # type: ignore[union-attr]
+    tied = None if owner == path else owner
     if _is_embedding(module):
-        spec = EmbeddingSpec(kind="embedding", **storage)
+        spec = EmbeddingSpec(kind="embedding", tied=tied, **storage)
     else:
         quantizer = _frozen(module.input_quantizer)
         spec = LinearSpec(
             kind="linear",
             bias=module.bias is not None,
-            tied=None if owner == path else owner,
+            tied=tied,
             input=None if quantizer is None else _activation_spec(quantizer),
             **storage,
         )
@@ -106,6 +107,7 @@ def _packed(
             packed.bias.data = module.bias.detach().clone()
     else:
         packed.dtype_like = packed.dtype_like.to(packed.weight.device)
+        packed.embed_scale = module.embed_scale
     return spec, packed.eval()
 
 

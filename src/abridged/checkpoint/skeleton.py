@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from abridged.checkpoint.files import TensorEntry
-from abridged.checkpoint.format import AttentionSpec, EmbeddingSpec, LinearSpec, ModuleSpec, QuantizationSpec
+from abridged.checkpoint.format import (
+    AttentionSpec,
+    EmbeddingSpec,
+    LinearSpec,
+    MatrixSpec,
+    ModuleSpec,
+    QuantizationSpec,
+)
 from abridged.errors import AbridgedError
 from abridged.runtime.attention import ROLES, QuantizedAttention
 from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule, build_input_quantizer
@@ -40,6 +48,9 @@ def scope(model: nn.Module, spec: QuantizationSpec) -> QuantizationSpec:
     if prefix == "." or hasattr(model, prefix[:-1]) or not any(path.startswith(prefix) for path in paths):
         return spec
     modules = {path[len(prefix) :]: module for path, module in spec.modules.items() if path.startswith(prefix)}
+    for path, module in modules.items():
+        if isinstance(module, MatrixSpec) and module.tied:
+            modules[path] = module.model_copy(update={"tied": module.tied.removeprefix(prefix)})
     return spec.model_copy(update={"modules": modules})
 
 
@@ -58,7 +69,10 @@ def install(model: Any, spec: QuantizationSpec) -> None:
             continue
         _check_stock(path, stock, module_spec)
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, build_module(module_spec))
+        module: Any = build_module(module_spec)
+        if isinstance(module_spec, EmbeddingSpec):
+            module.embed_scale = getattr(stock, "embed_scale", 1.0)
+        setattr(model.get_submodule(parent), name, module)
 
 
 def _check_stock(path: str, stock: nn.Module, spec: LinearSpec | EmbeddingSpec) -> None:
@@ -113,7 +127,16 @@ def stored_tensors(model: nn.Module, spec: QuantizationSpec) -> dict[str, Tensor
     state = model.state_dict()
     for name in getattr(model, "all_tied_weights_keys", {}):
         state.pop(name, None)
+    for name in may_be_missing(model):  # what a model makes as zeros takes no room while it is zeros
+        if name in state and not state[name].is_meta and not bool(state[name].any()):
+            del state[name]
     return {name: tensor.to(stored_dtype(model, spec, name, tensor)) for name, tensor in state.items()}
+
+
+def may_be_missing(model: Any) -> list[str]:
+    """The buffers that the model's class makes as zeros where a checkpoint lacks them (BART's `final_logits_bias`)."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return [name for name, _ in model.named_buffers() if any(re.search(pattern, name) for pattern in patterns)]
 
 
 def stored_dtype(model: nn.Module, spec: QuantizationSpec, name: str, tensor: Tensor) -> torch.dtype:
@@ -137,6 +160,9 @@ def check_tensors(model: nn.Module, spec: QuantizationSpec, tensors: dict[str, T
         for name, tensor in model.state_dict().items()
         if name not in getattr(model, "all_tied_weights_keys", {})
     }
+    for name in may_be_missing(model):
+        if name not in tensors:
+            expected.pop(name, None)
     if missing := sorted(set(expected) - set(tensors)):
         raise AbridgedError(f"the weights lack {missing[0]}{_and_more(missing)}")
     if extra := sorted(set(tensors) - set(expected)):

@@ -50,7 +50,7 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
     layers = {
         path: module
         for path, module in packed_modules(packed).items()
-        if isinstance(module, PackedLinear) and not module.spec.tied  # type: ignore[attr-defined]
+        if isinstance(module, PackedLinear) and not module.spec.tied
     }
     if not layers:
         raise AbridgedError(f"{directory} has no packed linear layer for compressed-tensors to hold")

@@ -221,7 +221,7 @@ def _plan(model: Any, ternary: BlockType, dense_fallback: bool, dtype: str | Non
     blocks: dict[str, BlockType | None] = {}
     for path, module in packed_modules(model).items():
         spec = module.spec
-        if isinstance(module, PackedLinear) and spec.tied:  # type: ignore[attr-defined]
+        if isinstance(module, PackedLinear) and spec.tied:
             continue
         kind = ternary if spec.code_book == "ternary" else BLOCK_TYPES[spec.code_book]
         run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales

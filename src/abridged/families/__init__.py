@@ -13,6 +13,7 @@ __all__ = ["SUPPORTED", "Anatomy", "Matrix", "anatomy_of"]
 
 #: transformers' `model_type` -> the module whose `anatomy(model)` describes it.
 _FAMILIES = {
+    "bart": "abridged.families.bart",
     "gpt2": "abridged.families.gpt2",
     "llama": "abridged.families.llama",
     "mistral": "abridged.families.llama",

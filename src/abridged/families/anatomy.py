@@ -33,6 +33,6 @@ class Anatomy:
     heads: int
     context: int  #: the longest sequence that the position embeddings reach
     matrices: list[Matrix] = field(default_factory=list)
-    attentions: list[str] = field(default_factory=list)  #: paths of the self-attention modules, one a layer
+    attentions: list[str] = field(default_factory=list)  #: paths of the attention modules
     positions: list[str] = field(default_factory=list)  #: paths of the learned position embeddings
     blocks: list[str] = field(default_factory=list)  #: paths of the repeated blocks, for regional compilation

@@ -94,7 +94,10 @@ class PackedEmbedding(PackedModule):
         super().__init__(spec, device)
         # Ids carry no dtype: an empty buffer follows the model's casts and says which one to answer in.
         self.register_buffer("dtype_like", torch.empty(0, device=device), persistent=False)
+        #: Multiplies the rows, as in BART.
+        self.embed_scale = 1.0
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (...) integers -> (..., columns)."""
-        return ops.packed_embedding(ids, self.weight, self.weight_scale, *self.storage).to(self.dtype_like.dtype)
+        rows = ops.packed_embedding(ids, self.weight, self.weight_scale, *self.storage).to(self.dtype_like.dtype)
+        return rows if self.embed_scale == 1.0 else rows * self.embed_scale

@@ -120,12 +120,13 @@ class QuantizedLinear(nn.Module):
 
 
 class QuantizedEmbedding(nn.Module):
-    """Looks ids up in a quantised matrix, quantising only the rows it needs."""
+    """Looks ids up in a quantised matrix, quantising only the rows it needs; times `embed_scale`, as in BART."""
 
-    def __init__(self, source: QuantizedWeight) -> None:
+    def __init__(self, source: QuantizedWeight, embed_scale: float = 1.0) -> None:
         super().__init__()
-        self.source = source
+        self.source, self.embed_scale = source, embed_scale
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (...) int64 to (..., columns)."""
-        return self.source.rows(ids)
+        rows = self.source.rows(ids)
+        return rows if self.embed_scale == 1.0 else rows * self.embed_scale

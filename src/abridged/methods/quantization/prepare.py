@@ -28,13 +28,20 @@ def prepare(model: nn.Module, anatomy: Any, calibrate: Calibrate, method: Quanti
     matrices = [matrix for matrix in anatomy.matrices if settings[matrix.name].bits is not None]
     inputs: dict[str, nn.Module | None] = {}
     for matrix in matrices:
-        for path in (matrix.name,) if matrix.kind == "linear" else matrix.tied:
+        for path in (matrix.name, *matrix.tied):
+            if is_embedding(model.get_submodule(path)):
+                continue
             inputs[path] = input_quantizer(model.get_submodule(path), method.activations, matrix.input == "symmetric")
     install_attention(model, anatomy.attentions, method.activations)
     calibrate_inputs(model, inputs, calibrate)
     for matrix in matrices:
         install(model, matrix, settings[matrix.name], inputs)
     model.unquantized_dtype = method.unquantized  # type: ignore[assignment]
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Whether a module looks up ids, in full precision or quantised."""
+    return isinstance(module, (nn.Embedding, QuantizedEmbedding))
 
 
 def input_quantizer(module: nn.Module, settings: ActivationSettings, symmetric: bool) -> nn.Module | None:
@@ -108,8 +115,8 @@ def install(model: nn.Module, matrix: Any, settings: WeightSettings, inputs: dic
     for path in (matrix.name, *matrix.tied):
         old = model.get_submodule(path)
         new: nn.Module
-        if path == matrix.name and matrix.kind == "embedding":
-            new = QuantizedEmbedding(source)
+        if is_embedding(old):
+            new = QuantizedEmbedding(source, getattr(old, "embed_scale", 1.0))
         else:
             new = QuantizedLinear(source, getattr(old, "bias", None), inputs[path])
         parent, _, leaf = path.rpartition(".")
