@@ -55,9 +55,11 @@ def main() -> None:
         load_tokenizer("bundled").save_pretrained(folder / "teacher")
         (folder / "text.txt").write_text(load_text("wikitext-2").train[:200_000])
         checkpointing = ["stages.*.gradient_checkpointing=true"]
+        accumulation = ["stages.*.gradient_accumulation=2"]  # the same batch, half of it at a time
         rows = {
             "as shipped": compress(options, options.recipe, [], folder),
             "gradient checkpointing": compress(options, options.recipe, checkpointing, folder),
+            "gradient accumulation of 2": compress(options, options.recipe, accumulation, folder),
         }
     for name, row in rows.items():
         row["within"] = row["peak_bytes"] <= LIMIT
