@@ -15,7 +15,7 @@ from abridged.models import load_any, load_dense, load_tokenizer, resolve
 OUTPUT = Path("demo")
 PROMPT = " The river"
 #: Short runs, so that the demo ends within ten minutes on two cores; docs/results.md has what longer ones reach.
-STEPS = {"quantgpt-8-8-8": 60, "quantgpt-2-2-8": 300}
+STEPS = {"quantgpt-8-8-8": 60, "quantgpt-2-2-8": 450}
 
 
 def main() -> None:
