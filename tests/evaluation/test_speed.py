@@ -29,7 +29,7 @@ def test_bench_measures_the_packed_and_the_dense_model(small):
     measured = json.loads(result.stdout)
     for name in ("packed", "dense"):
         row = measured[name]
-        for key in ("prompt_tokens_per_second", "decode_tokens_per_second", "load_seconds", "resident_bytes"):
+        for key in ("prompt_tokens_per_second", "decode_tokens_per_second", "load_seconds", "in_use_bytes"):
             assert 0 < row[key] < math.inf
         assert row["peak_bytes"] >= row["resident_bytes"]
     assert measured["packed"]["file_bytes"] < measured["dense"]["file_bytes"]

@@ -32,13 +32,12 @@ def bench(
             f"{row['prompt_tokens_per_second']:,.0f}",
             f"{row['decode_tokens_per_second']:,.1f}",
             megabytes(row["file_bytes"]),
-            megabytes(row["resident_bytes"]),
-            megabytes(row["peak_bytes"]),
+            megabytes(row["in_use_bytes"]),
             f"{row['load_seconds']:.2f} s",
         ]
         for name, row in ((name, result[name]) for name in ("packed", "dense"))
     ]
-    print_table(["model", "prompt tokens/s", "written tokens/s", "file", "memory", "peak", "load"], rows)
+    print_table(["model", "prompt tokens/s", "written tokens/s", "file", "memory in use", "load"], rows)
     hardware = result["hardware"]
     typer.echo(
         f"{result['prompt_tokens']} tokens read, {result['new_tokens']} written; {hardware['threads']} threads, "
