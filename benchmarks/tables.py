@@ -111,7 +111,9 @@ def targets() -> str:
             [
                 recipe,
                 f"{steps:,}",
-                f"{mean(x['seconds'] for x in results) / 60:.0f} min",
+                # a run that was taken up again knows only how long it took from there
+                ("> " if any(x.get("resumed") for x in results) else "")
+                + f"{mean(x['seconds'] for x in results) / 60:.0f} min",
                 f"{mean(x['student']['perplexity'] for x in results):.2f}",
                 spread([loss(x) for x in results]),
                 spread([loss(x, "word_perplexity") for x in results]),
