@@ -20,25 +20,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Generation:
+class Pieces:
     """The pieces of a continuation as they come, then how many `tokens` it took and how many `seconds`.
 
     `seconds` are the model's own: what the reader does between two pieces does not count. Closing it, or leaving the
     loop over it, ends it.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        ids: torch.Tensor,
-        count: int,
-        choose: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
-        """Up to `count` tokens after ids (1, T); `choose` takes one from logits (vocabulary,)."""
+    def __init__(self, pieces: Generator[str, None, None]) -> None:
         self.tokens = 0
         self.seconds = 0.0
-        self._pieces = self._write(model, tokenizer, ids, count, choose)
+        self._pieces = pieces
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -54,6 +46,21 @@ class Generation:
     def tokens_per_second(self) -> float:
         """Tokens written per second, the reading of the prompt included."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Generation(Pieces):
+    """What a model in this process writes."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        ids: torch.Tensor,
+        count: int,
+        choose: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Up to `count` tokens after ids (1, T); `choose` takes one from logits (vocabulary,)."""
+        super().__init__(self._write(model, tokenizer, ids, count, choose))
 
     def _write(
         self, model: Any, tokenizer: Any, ids: torch.Tensor, count: int, choose: Callable[[torch.Tensor], torch.Tensor]
@@ -103,6 +110,15 @@ class Sampler:
         return indices[torch.multinomial(chances, 1)]
 
 
+def check_settings(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Raise AbridgedError for a setting that is out of range."""
+    if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise AbridgedError(
+            "generation needs max_new_tokens of at least 1, temperature and top_k of at least 0, and top_p in (0, 1]; "
+            f"given {max_new_tokens}, {temperature}, {top_k}, {top_p}"
+        )
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -126,11 +142,7 @@ def generate(
     Raises:
         AbridgedError: a setting is out of range, or the prompt is empty or leaves no room in the model's positions.
     """
-    if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise AbridgedError(
-            "generation needs max_new_tokens of at least 1, temperature and top_k of at least 0, and top_p in (0, 1]; "
-            f"given {max_new_tokens}, {temperature}, {top_k}, {top_p}"
-        )
+    check_settings(max_new_tokens, temperature, top_k, top_p)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     if ids.numel() == 0:
         if tokenizer.bos_token_id is None:

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from abridged.errors import AbridgedError
+from abridged.evaluation.generation import Pieces, check_settings
 
 
-class EngineGeneration:
-    """The pieces of a continuation as llama.cpp writes them, then `tokens` and `seconds` (see `Generation`)."""
+class EngineGeneration(Pieces):
+    """What llama.cpp writes; the engine is closed at the end."""
 
     def __init__(self, model: Any, prompt: list[int], settings: dict[str, Any]) -> None:
-        self.tokens = 0
-        self.seconds = 0.0
-        self._pieces = self._write(model, prompt, settings)
+        super().__init__(self._write(model, prompt, settings))
 
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens written per second, the reading of the prompt included."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    def _write(self, model: Any, prompt: list[int], settings: dict[str, Any]) -> Iterator[str]:
-        begun = time.perf_counter()
-        for part in model.create_completion(prompt, stream=True, **settings):
-            self.seconds += time.perf_counter() - begun
-            self.tokens += 1
-            yield part["choices"][0]["text"]
+    def _write(self, model: Any, prompt: list[int], settings: dict[str, Any]) -> Generator[str, None, None]:
+        try:
             begun = time.perf_counter()
-        model.close()
+            for part in model.create_completion(prompt, stream=True, **settings):
+                self.seconds += time.perf_counter() - begun
+                self.tokens += 1
+                yield part["choices"][0]["text"]
+                begun = time.perf_counter()
+        finally:  # also where the reader stops early
+            model.close()
 
 
 def generate(
@@ -49,9 +42,10 @@ def generate(
 ) -> EngineGeneration:
     """Continue `prompt` with the GGUF file at `path`; iterate over the result to get the text as it is written.
 
-    Raises AbridgedError: llama-cpp-python is not installed, the file is none that llama.cpp reads, or the prompt is
-    empty or longer than the model's context.
+    Raises AbridgedError: a setting is out of range, llama-cpp-python is not installed, the file is none that llama.cpp
+    reads, or the prompt is empty or longer than the model's context.
     """
+    check_settings(max_new_tokens, temperature, top_k, top_p)
     try:
         from llama_cpp import Llama
     except ImportError:
