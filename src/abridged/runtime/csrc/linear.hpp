@@ -25,6 +25,15 @@ constexpr int CHUNK = 64;  // bytes
 #define UNROLL
 #endif
 
+#if !defined(__AVX512VNNI__)  // which of up to 16 numbers each of 16 places takes
+struct Lanes { int32_t from[16]; };
+inline Lanes make_lanes(const int32_t* from) {
+  Lanes l;
+  std::memcpy(l.from, from, sizeof l.from);
+  return l;
+}
+#endif
+
 #if defined(__AVX512VNNI__)
 
 using Bytes = __m512i;  // 64 of them
@@ -171,12 +180,6 @@ inline Floats add_product(Floats f, Floats a, Floats b) {
   for (int h = 0; h < 2; ++h) f.v[h] = _mm256_fmadd_ps(a.v[h], b.v[h], f.v[h]);
   return f;
 }
-struct Lanes { int32_t from[16]; };
-inline Lanes make_lanes(const int32_t* from) {
-  Lanes l;
-  std::memcpy(l.from, from, sizeof l.from);
-  return l;
-}
 inline Floats spread(const float* p, int64_t n, const Lanes& l) {
   Floats f;
   for (int h = 0; h < 2; ++h) {
@@ -263,12 +266,6 @@ inline Floats differences(const int32_t* p, int64_t n, int32_t less) {
 inline Floats add_product(Floats f, const Floats& a, const Floats& b) {
   for (int i = 0; i < 16; ++i) f.v[i] += a.v[i] * b.v[i];
   return f;
-}
-struct Lanes { int32_t from[16]; };
-inline Lanes make_lanes(const int32_t* from) {
-  Lanes l;
-  std::memcpy(l.from, from, sizeof l.from);
-  return l;
 }
 inline Floats spread(const float* p, int64_t n, const Lanes& l) {
   Floats f;
