@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from abridged.data.blocks import BlockOrder, Blocks, tokenize
+from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
 from abridged.families import anatomy_of
 from abridged.models import load_dense, load_tokenizer, public_name, set_dropout
@@ -93,12 +93,13 @@ class Bench:
         """What anyone would write with Hugging Face and torch: all logits, cross-entropy, AdamW."""
         self._compile(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-        order, steps = BlockOrder(len(self.blocks), 0), iter(range(10**9))
+        order, steps = self.blocks.order(0, 1), iter(range(10**9))
         size = self.options.batch_size
 
         def step() -> None:
             start = next(steps) * size
-            inputs, labels = (x.to(self.device) for x in self.blocks.batch(order[start : start + size]))
+            batch = self.blocks.batch(order[start : start + size]).to(self.device)
+            inputs, labels = batch.input_ids, batch.labels
             with autocast(self.settings):
                 logits = model(input_ids=inputs, use_cache=False).logits
                 loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
@@ -132,7 +133,7 @@ class Bench:
         trainer = Trainer(
             Run(
                 system=system,
-                blocks=self.blocks,
+                examples=self.blocks,
                 settings=self.settings,
                 work=Workspace(tempfile.gettempdir(), main=False),  # it writes nothing
                 targets=(lambda batch: system.teach(self.teacher, batch)) if system.needs_teacher else None,
@@ -154,9 +155,9 @@ class Bench:
                 model.get_submodule(path).compile(dynamic=False)
 
     def _calibrate(self, model: Any) -> None:
-        inputs, _ = self.blocks.batch(torch.arange(min(4, len(self.blocks))))
+        batch = self.blocks.batch(torch.arange(min(4, len(self.blocks)))).to(self.device)
         with torch.no_grad():
-            model(input_ids=inputs.to(self.device), use_cache=False)
+            model(**batch.model_inputs, use_cache=False)
 
 
 def synchronize() -> None:

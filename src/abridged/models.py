@@ -1,6 +1,7 @@
 """Loads the models that people name: a hub name, a directory, the bundled teacher, or a config of a new one."""
 
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,14 @@ from abridged.errors import AbridgedError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+#: Ids of `abridged.data.tokenizer.ENCODER_TOKENS` under the names that configs have for them.
+ENCODER_SPECIALS = {
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
 #: The name of the small teacher in the package's assets.
 BUNDLED = "bundled"
 
@@ -30,20 +39,19 @@ def _is_path(name: str | Path) -> bool:
 
 
 def load_dense(name: str | Path) -> "PreTrainedModel":
-    """Load a full-precision causal language model in FP32, in evaluation mode.
+    """Load a full-precision causal language model or encoder-decoder in FP32, in evaluation mode.
 
     Raises:
         AbridgedError: no such model, it cannot be read, or it is compressed already.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     where = resolve(name)
     try:
         config = AutoConfig.from_pretrained(where)
         if getattr(config, "quantization_config", None) is not None:
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
-        _check_kind(name, config)
-        model, notes = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, output_loading_info=True)
+        model, notes = _auto_class(config).from_pretrained(where, dtype=torch.float32, output_loading_info=True)
     except AbridgedError:
         raise
     except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
@@ -69,16 +77,19 @@ def load_any(name: str | Path) -> "PreTrainedModel":
     if not (Path(where).is_dir() and is_compressed(where)):
         return load_dense(name)
     model: PreTrainedModel = load(where)
-    _check_kind(name, model.config)
     return model
 
 
-def _check_kind(name: str | Path, config: Any) -> None:
-    """Raise AbridgedError for an encoder-decoder: a text is not what it is trained or measured on."""
-    if getattr(config, "is_encoder_decoder", False):
-        raise AbridgedError(
-            f"'{name}' is an encoder-decoder: it can be packed, loaded and inspected, but not yet trained or measured"
-        )
+def is_encoder_decoder(model: "PreTrainedModel") -> bool:
+    """Whether a model reads one text and writes another, rather than going on with one."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _auto_class(config: Any) -> Any:
+    """The class that makes a language model of `config`."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
 
 
 def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> "PreTrainedTokenizerBase":
@@ -104,9 +115,9 @@ def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> 
 
 
 def create_from_config(
-    path: Path, text: str, seed: int | None = None
+    path: Path, text: Callable[[], str], seed: int | None = None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", dict[str, Any]]:
-    """Make an untrained model and a tokenizer learned on `text`, from a YAML file.
+    """Make an untrained model and a tokenizer learned on what `text` gives, from a YAML file.
 
     The file has `architecture` (a transformers model type), `model` (its config's keys), `tokenizer` (`vocab_size`, and
     `data`: the text to learn it on, where it is not the training text) and optionally `training` (defaults for it).
@@ -114,7 +125,7 @@ def create_from_config(
     Raises:
         AbridgedError: the file cannot be read, or a key in it is unknown or wrong.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from abridged.data.text import load_text
     from abridged.data.tokenizer import learn_tokenizer
@@ -133,18 +144,21 @@ def create_from_config(
                 raise AbridgedError(f"{path}: unknown key model.{key}{nearest(key, known.to_dict())}")
         vocab_size = int(described["tokenizer"]["vocab_size"])
         learned_on = described["tokenizer"].get("data")
-        sizes = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, **described.get("model", {})}
+        encoder = bool(getattr(known, "is_encoder_decoder", False))
+        specials = dict(ENCODER_SPECIALS if encoder else {"bos_token_id": 0, "eos_token_id": 0})
+        sizes = {"vocab_size": vocab_size, **specials, **described.get("model", {})}
         config = AutoConfig.for_model(described["architecture"], **sizes)
     except AbridgedError:
         raise
     except Exception as error:
         raise AbridgedError(f"cannot make a model from {path}: {_first_line(error)}") from error
     context = int(config.max_position_embeddings)
-    tokenizer = learn_tokenizer(load_text(learned_on).train if learned_on else text, vocab_size, context)
-    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    tokenizer = learn_tokenizer(load_text(learned_on).train if learned_on else text(), vocab_size, context, encoder)
+    if not encoder:
+        config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
     training = described.get("training", {})
     torch.manual_seed(training.get("seed", 0) if seed is None else seed)
-    return AutoModelForCausalLM.from_config(config), tokenizer, training
+    return _auto_class(config).from_config(config), tokenizer, training
 
 
 def weights_hash(model: "PreTrainedModel") -> str:

@@ -1,6 +1,6 @@
 """The main job: from a teacher, a text and a recipe to a directory that is really small."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,8 @@ from abridged.recipe import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from abridged.evaluation.summaries import SearchSettings
+
 
 def compress(
     model: str | Path,
@@ -16,6 +18,7 @@ def compress(
     data: str | Path,
     output: str | Path,
     *,
+    columns: tuple[str, str] | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -27,7 +30,9 @@ def compress(
     Args:
         model: the teacher: a hub name, a directory of any supported model, or `bundled`.
         recipe: the name of a shipped recipe, a YAML file, its content, or a Recipe.
-        data: the text to train on: `wikitext-2`, a file or folder, or a `datasets` name.
+        data: what to train on: a text (`wikitext-2`, a file or folder, or a `datasets` name), or for an encoder-decoder
+            pairs of texts (a .jsonl, .csv, .tsv or .parquet file, a folder of them, or a `datasets` name).
+        columns: which columns of pairs are source and target; None = the first of those known by name.
         output: the directory to make. While the run lasts, its state is in OUTPUT.partial.
         overrides: `key=value` changes to the recipe, such as `stages.0.steps=500`.
         resume: go on with an interrupted run of the same settings; the result is that of an uninterrupted one.
@@ -44,7 +49,7 @@ def compress(
     from abridged.training.session import Session
 
     chosen = Recipe.load(recipe, overrides)
-    with Session(model, chosen, data, output, resume, overwrite, seed, teacher_cache) as session:
+    with Session(model, chosen, data, output, columns, resume, overwrite, seed, teacher_cache) as session:
         for number, stage in session.remaining_stages():
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)
@@ -53,26 +58,69 @@ def compress(
 
 
 def evaluate(
-    model: str | Path, data: str | Path, *, context: int | None = None, stride: int | None = None
+    model: str | Path,
+    data: str | Path,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    columns: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Perplexity of a compressed directory or of any causal language model, on the test part of a text.
+    """Perplexity of a compressed directory or of any language model on the test part of a text; of pairs, that of the
+    targets.
 
     Returns:
-        See `abridged.evaluation.perplexity.perplexity`.
+        See `abridged.evaluation.perplexity.perplexity` and `abridged.evaluation.references.reference_perplexity`.
 
     Raises:
-        AbridgedError: the model or the text cannot be read, or they do not fit each other.
+        AbridgedError: the model or the data cannot be read, or they do not fit each other.
     """
-    from abridged.data.text import load_text
-    from abridged.evaluation.perplexity import perplexity
+    from abridged.tasks import task_for
 
-    text = load_text(data)
     loaded, tokenizer = load_model(model)
-    return perplexity(loaded, tokenizer, text.to_evaluate, context, stride)
+    return task_for(loaded, tokenizer, data, columns).evaluate(loaded, context, stride)
+
+
+def evaluate_summaries(
+    model: str | Path,
+    data: str | Path,
+    *,
+    columns: tuple[str, str] | None = None,
+    limit: int | None = None,
+    settings: "SearchSettings | None" = None,
+    show: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """ROUGE of what an encoder-decoder writes for the sources of pairs, on their test part.
+
+    Args:
+        limit: pairs at most, the first ones.
+        show: called with how many are done, of how many.
+
+    Returns:
+        See `abridged.evaluation.summaries.rouge`; and `pairs`, `sources_cut`, `tokens_per_second`, `settings`.
+
+    Raises:
+        AbridgedError: as `evaluate`, or rouge-score is not installed.
+    """
+    from abridged.data.pairs import load_pairs
+    from abridged.evaluation.summaries import SearchSettings, require_rouge, rouge, summarize
+
+    require_rouge()
+    pairs = load_pairs(data, columns).to_evaluate[:limit]
+    loaded, tokenizer = load_model(model)
+    settings = settings or SearchSettings()
+    sources = [pair.source for pair in pairs]
+    written = summarize(loaded, tokenizer, sources, settings, lambda done: show(done, len(pairs)))
+    return {
+        **rouge(written.texts, pairs),
+        "pairs": len(pairs),
+        "sources_cut": written.cut,
+        "tokens_per_second": written.tokens / max(written.seconds, 1e-9),
+        "settings": settings.arguments(loaded),
+    }
 
 
 def load_model(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A compressed directory (packed) or any causal language model (dense), with its tokenizer.
+    """A compressed directory (packed) or any language model or encoder-decoder (dense), with its tokenizer.
 
     Raises:
         AbridgedError: one of them cannot be loaded, or they do not fit each other.
@@ -84,7 +132,7 @@ def load_model(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizer
 
 
 def finetune(model: str | Path, data: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:
-    """Train a full-precision model on a text: see `abridged.training.finetune.finetune`."""
+    """Train a full-precision model on a text or on pairs: see `abridged.training.finetune.finetune`."""
     from abridged.training import finetune as module
 
     return module.finetune(model, data, output, **options)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from abridged.data import blocks as module
-from abridged.data.blocks import BlockOrder, Blocks, tokenize
+from abridged.data.blocks import Blocks, tokenize
+from abridged.data.examples import Order
 from abridged.data.tokenizer import END_OF_TEXT, learn_tokenizer
 from abridged.errors import AbridgedError
 
@@ -50,7 +51,8 @@ def test_an_empty_text_has_no_tokens(tokenizer):
 
 def test_blocks_predict_every_token_once_but_the_first():
     blocks = Blocks(np.arange(33, dtype=np.int32), 8)
-    inputs, labels = blocks.batch(torch.arange(len(blocks)))
+    batch = blocks.batch(torch.arange(len(blocks)))
+    inputs, labels = batch.input_ids, batch.labels
     assert len(blocks) == 4
     assert labels.flatten().tolist() == list(range(1, 33))
     assert torch.equal(inputs + 1, labels)
@@ -76,15 +78,15 @@ def test_a_fingerprint_tells_texts_and_contexts_apart():
 
 
 def test_every_epoch_reads_each_block_once_in_an_order_of_its_own():
-    order = BlockOrder(10, seed=3)
+    order = Order(10, seed=3)
     epochs = order[0:30].view(3, 10).tolist()
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != list(range(10))
-    assert BlockOrder(10, seed=4)[0:10].tolist() != epochs[0]
+    assert Order(10, seed=4)[0:10].tolist() != epochs[0]
 
 
 def test_the_order_depends_on_nothing_but_seed_and_position():
-    straight = BlockOrder(7, seed=0)[0:40]
-    order = BlockOrder(7, seed=0)
+    straight = Order(7, seed=0)[0:40]
+    order = Order(7, seed=0)
     for start in (33, 5, 12, 0):  # within epochs and across their ends, backwards too
         assert order[start : start + 7].tolist() == straight[start : start + 7].tolist()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from abridged.objectives.base import Batch, ObjectiveContext
+from abridged.data.batch import Batch
+from abridged.objectives.base import ObjectiveContext
 
 VOCABULARY, CONTEXT, BLOCKS = 11, 8, 5
 

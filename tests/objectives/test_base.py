@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives import OBJECTIVES
-from abridged.objectives.base import Batch, StudentForward, outputs_of
+from abridged.objectives.base import StudentForward, outputs_of
 from abridged.objectives.settings import Contrastive, Hidden, Labels, Logits
 
 
@@ -89,7 +90,7 @@ def test_perfect_student_loses_nothing(teacher, batch, context):
 
 
 def test_batch_moves(batch):
-    moved = Batch(batch.input_ids, batch.labels, batch.index, torch.ones(3, 8)).to("meta")
+    moved = Batch(batch.input_ids, batch.labels, batch.index, *(torch.ones(3, 8) for _ in range(3))).to("meta")
     assert {x.device.type for x in vars(moved).values()} == {"meta"}
     assert batch.to("cpu").attention_mask is None
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives.bank import Bank
-from abridged.objectives.base import Batch, CachedOutputs, Head, ObjectiveContext, Outputs
+from abridged.objectives.base import CachedOutputs, Head, ObjectiveContext, Outputs
 from abridged.objectives.contrastive import ContrastiveDistillation
 from abridged.objectives.settings import Contrastive
 

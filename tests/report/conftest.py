@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from abridged.report.data import ModelRow, PartBytes, ReportData, Sample
+from abridged.report.data import ModelRow, PartBytes, ReportData, SampleGroup
 from abridged.report.pictures import matrix_picture, token_picture
 
 WORDS = [
@@ -114,10 +114,14 @@ def make_report(layers: int = 4) -> ReportData:
         ],
         matrices=matrices,
         tokens=picture,
-        prompt="The river",
         samples=[
-            Sample("teacher", "teacher", " is fed by three streams that rise north of the town .\n It was"),
-            Sample("student", "student", " was the first of the three to be crossed by a bridge , built in 1987 ."),
+            SampleGroup.of(
+                "The river",
+                {
+                    "teacher": " is fed by three streams that rise north of the town .\n It was",
+                    "student": " was the first of the three to be crossed by a bridge , built in 1987 .",
+                },
+            )
         ],
         modules=modules,
         directory="small-gpt2",

@@ -6,14 +6,21 @@ import torch
 
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.save import save_checkpoint
+from abridged.data.batch import Batch
 from abridged.data.tokenizer import learn_tokenizer
 from abridged.families import anatomy_of
 from abridged.recipe import Recipe
 from abridged.report.collect import collect, hidden_states, picture_tokens, picture_weights, read_metrics
+from abridged.report.data import SampleGroup
 from abridged.report.page import write_report
 from students import IDS, quantized_student
 
 TERNARY = {"weights": {"bits": 2}, "embeddings": {"bits": 2}}
+
+
+def batch_of(ids):
+    tokens = torch.tensor([ids])
+    return Batch(tokens, tokens, torch.zeros(1, dtype=torch.int64))
 
 
 def by_name(student):
@@ -67,7 +74,7 @@ def test_full_precision_modules_have_no_picture():
 
 def test_hidden_states_are_those_the_head_reads():
     student = quantized_student(**TERNARY)
-    states = hidden_states(student, IDS[0].tolist())
+    states = hidden_states(student, batch_of(IDS[0].tolist()))
     with torch.no_grad():
         expected = student(IDS[:1], output_hidden_states=True).hidden_states[-1][0]
     np.testing.assert_allclose(states, expected.numpy(), atol=1e-6)
@@ -85,7 +92,7 @@ def test_from_a_student_to_a_page(tmp_path):
     text = "The river runs north . The old bridge was built of stone in 1987 .\n" * 8
     tokenizer = learn_tokenizer(text, 280, 32)
     ids = [token % 128 for token in tokenizer(text)["input_ids"]][:32]
-    teacher = hidden_states(quantized_student(weights={"bits": 8}, embeddings={"bits": 8}), ids)
+    teacher = hidden_states(quantized_student(weights={"bits": 8}, embeddings={"bits": 8}), batch_of(ids))
     directory = tmp_path / "small"
     save_checkpoint(student, directory, tokenizer, {})
     metrics = tmp_path / "metrics.jsonl"
@@ -103,9 +110,8 @@ def test_from_a_student_to_a_page(tmp_path):
         rounded_metrics={**measured, "perplexity": 900.0},
         metrics=metrics,
         matrices=picture_weights(student, anatomy_of(student)),
-        tokens=picture_tokens(tokenizer, ids, {"teacher": teacher, "student": hidden_states(student, ids)}),
-        prompt="The river",
-        continuations={"teacher": " runs", "student": " runs"},
+        tokens=picture_tokens(tokenizer, ids, {"teacher": teacher, "student": hidden_states(student, batch_of(ids))}),
+        samples=[SampleGroup.of("The river", {"teacher": " runs", "student": " runs"})],
         environment={"versions": {"torch": "2"}, "hardware": {"cores": 2}},
         seconds={"training": 12.5},
         peak_memory={"peak memory": 2**30},

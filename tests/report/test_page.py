@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from abridged.report.data import ModelRow, ReportData, Sample
+from abridged.report.data import ModelRow, ReportData, SampleGroup
 from abridged.report.page import render, write_report
 from abridged.report.pictures import token_picture
 from abridged.report.sections import SECTIONS, shown_matrices, what_was_lost
@@ -87,10 +87,10 @@ def test_figures_take_the_pages_colours(report):
 def test_hostile_text_stays_text(make_report, tmp_path):
     report, hostile = make_report(layers=2), " ".join(HOSTILE)
     clean = Page(render(report))
-    report.title = report.recipe = report.base_model = report.data = report.prompt = report.directory = hostile
+    report.title = report.recipe = report.base_model = report.data = report.directory = hostile
     report.recipe_description = report.paper = report.date = hostile
     report.summary[1] = ModelRow(hostile, "rounded", 3.0)
-    report.samples = [Sample(hostile, "teacher", hostile), Sample("student", "student", hostile)]
+    report.samples = [SampleGroup.of(hostile, {hostile: hostile, "student": hostile}, hostile)]
     report.machine = {hostile: hostile}
     report.modules[0]["name"] = hostile
     report.parts[0].name = hostile

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from abridged.data.blocks import BlockOrder, Blocks
+from abridged.data.blocks import Blocks
+from abridged.data.examples import Order
 from abridged.errors import AbridgedError
 from abridged.models import set_checkpointing
-from abridged.objectives.base import Batch, ObjectiveContext, StudentForward
+from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.training.loop import Run, train
 from abridged.training.optimizer import rate_factor
@@ -59,7 +60,8 @@ def test_it_is_a_bare_torch_loop(tmp_path, blocks):
     optimizer = torch.optim.AdamW(groups, betas=settings.betas)
     losses = []
     for step in range(6):
-        inputs, labels = blocks.batch(BlockOrder(len(blocks), 3)[step * 4 : step * 4 + 4])
+        batch = blocks.batch(Order(len(blocks), 3)[step * 4 : step * 4 + 4])
+        inputs, labels = batch.input_ids, batch.labels
         loss = nn.functional.cross_entropy(model(inputs).logits.flatten(0, 1), labels.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -90,16 +92,16 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(blocks):
     plain = student(blocks).train()
     saving = copy.deepcopy(plain)
     set_checkpointing(saving.model, True)
-    inputs, labels = blocks.batch(torch.arange(4))
+    batch = blocks.batch(torch.arange(4))
     values = []
     for system in (plain, saving):
-        loss, _ = system(Batch(inputs, labels, torch.arange(4)))
+        loss, _ = system(batch)
         loss.backward()
         values.append([loss.detach(), *(p.grad for p in system.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
     calls = []
     saving.model.transformer.h[0].ln_1.register_forward_hook(lambda *_: calls.append(1))
-    saving(Batch(inputs, labels, torch.arange(4)))[0].backward()
+    saving(batch)[0].backward()
     assert len(calls) == 2  # it really runs again
 
 

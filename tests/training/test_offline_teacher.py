@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from abridged.data.blocks import Blocks
 from abridged.errors import AbridgedError
 from abridged.models import weights_hash
-from abridged.objectives.base import Batch, ObjectiveContext, StudentForward, outputs_of
+from abridged.objectives.base import ObjectiveContext, StudentForward, outputs_of
 from abridged.objectives.settings import Contrastive, Logits
 from abridged.training import offline_teacher
 from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
@@ -39,8 +39,7 @@ def blocks(monkeypatch):
 
 
 def batch_of(blocks, *index):
-    inputs, labels = blocks.batch(torch.tensor(index))
-    return Batch(inputs, labels, torch.tensor(index))
+    return blocks.batch(torch.tensor(index))
 
 
 def quiet_cache(*args, **kwargs):

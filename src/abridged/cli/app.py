@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from abridged.cli import bench, compress, evaluate, export, finetune, generate, inspect, recipes
+from abridged.cli import bench, compress, evaluate, export, finetune, generate, inspect, recipes, summarize
 from abridged.errors import AbridgedError
 
 RESUMABLE = {"compress", "finetune"}
@@ -44,6 +44,7 @@ app.command()(finetune.finetune)
 app.command()(compress.compress)
 app.command()(evaluate.evaluate)
 app.command()(generate.generate)
+app.command()(summarize.summarize)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(bench.bench)

@@ -13,6 +13,7 @@ def compress(
     data: options.Data,
     output: options.Output,
     recipe: Annotated[str, typer.Option(help="Name (see `abridged recipes`) or YAML file.", show_default=False)],
+    columns: options.Columns = None,
     overrides: options.Set = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -29,9 +30,11 @@ def compress(
 ) -> None:
     """Train a small model against MODEL by a recipe, and store it in the few bits it needs.
 
-    Prints perplexity on the text's test part and sizes on disk (MB of 2^20 bytes; the teacher's in FP32).
+    Prints perplexity on the data's test part (of pairs that of the targets, and ROUGE) and sizes on disk (MB of 2^20
+    bytes; the teacher's in FP32).
 
-    Example: abridged compress gpt2 --recipe quantgpt-2-2-8 --data wikitext-2 --output small --set stages.0.steps=500
+    Examples: abridged compress gpt2 --recipe quantgpt-2-2-8 --data wikitext-2 --output small;
+    abridged compress my-bart --recipe quantbart-2-2-8 --data pairs.csv --columns document,summary --output small
     """
     from abridged.recipe import Recipe
 
@@ -44,6 +47,7 @@ def compress(
         described,
         data,
         output,
+        columns=options.two_columns(columns),
         resume=resume,
         overwrite=overwrite,
         seed=seed,
@@ -59,9 +63,13 @@ def compress(
     if "untrained" in metrics:
         rows.append(["same bits, without training", metrics["untrained"], size["file_bytes"]])
     rows.append([record["recipe"]["name"], metrics["student"], size["file_bytes"]])
+    rouge = ["ROUGE-1", "ROUGE-2", "ROUGE-L"] if "rouge" in metrics["teacher"] else []
     print_table(
-        ["model", "perplexity per token", "loss", "per word", "loss", "on disk", "ratio"],
-        [[name, *_against(metrics["teacher"], measured), *_size(size, count)] for name, measured, count in rows],
+        ["model", "perplexity per token", "loss", "per word", "loss", *rouge, "on disk", "ratio"],
+        [
+            [name, *_against(metrics["teacher"], measured), *_rouge(measured), *_size(size, count)]
+            for name, measured, count in rows
+        ],
     )
     typer.echo(f"written to {output}; the account is in {output / 'report.html'}")
 
@@ -71,6 +79,11 @@ def _against(teacher: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     keys = ("perplexity", "word_perplexity")
     pairs = [(f"{measured[key]:,.2f}", f"{100 * (measured[key] / teacher[key] - 1):+,.1f} %") for key in keys]
     return [cell for pair in pairs for cell in pair]
+
+
+def _rouge(measured: dict[str, Any]) -> list[str]:
+    found = measured.get("rouge", {})
+    return [f"{found[key]:.2f}" for key in ("rouge1", "rouge2", "rougeL") if key in found]
 
 
 def _size(size: dict[str, Any], count: int) -> list[str]:

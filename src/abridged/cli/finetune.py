@@ -19,6 +19,7 @@ def finetune(
     ],
     data: options.Data,
     output: options.Output,
+    columns: options.Columns = None,
     overrides: options.Set = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -26,15 +27,27 @@ def finetune(
     dtype: Annotated[str, typer.Option(help="What the weights are stored in: float32 or float16.")] = "float32",
     json: options.Json = False,
 ) -> None:
-    """Train MODEL at full precision on your text, to be the teacher of a small one.
+    """Train MODEL at full precision on your data, to be the teacher of a small one.
 
-    Example: abridged finetune gpt2 --data my-text.txt --output teacher --set epochs=2
+    A language model goes on with a text; an encoder-decoder learns from pairs, or to restore one text from noise.
+
+    Examples: abridged finetune gpt2 --data my-text.txt --output teacher --set epochs=2;
+    abridged finetune facebook/bart-base --data pairs.jsonl --columns document,summary --output teacher
     """
     quiet()
+    from abridged.evaluation.summaries import ROUGE
     from abridged.pipeline import finetune as run
 
     record = run(
-        model, data, output, overrides=overrides or (), resume=resume, overwrite=overwrite, seed=seed, dtype=dtype
+        model,
+        data,
+        output,
+        columns=options.two_columns(columns),
+        overrides=overrides or (),
+        resume=resume,
+        overwrite=overwrite,
+        seed=seed,
+        dtype=dtype,
     )
     if not record:  # one of several processes, and not the one that writes
         return
@@ -42,10 +55,12 @@ def finetune(
         print_json(record)
         return
     before, after = record["validation"]["before"], record["validation"]["after"]
+    rouge = (record["test"] or {}).get("rouge")
     print_pairs(
         {
             "perplexity before": f"{before['perplexity']:.2f} per token (validation)" if before else "untrained",
             "perplexity after": f"{after['perplexity']:.2f} per token (validation)",
+            **({"ROUGE-1, 2, L": ", ".join(f"{rouge[k]:.2f}" for k in ROUGE) + " (test)"} if rouge else {}),
             "written to": str(output),
         }
     )

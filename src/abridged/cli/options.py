@@ -28,10 +28,25 @@ Data = Annotated[
     str,
     typer.Option(
         help="wikitext-2 (bundled), ptb or wikitext-103 (from the hub), a .txt, .jsonl or .parquet file, a folder of "
-        "them, or the name of a `datasets` dataset.",
+        "them, or the name of a `datasets` dataset; for BART also pairs of texts (.jsonl, .csv, .tsv, .parquet).",
         show_default=False,
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE,TARGET",
+        help="Columns of the pairs that an encoder-decoder learns from.",
+        show_default="the first known, such as document,summary",
+    ),
+]
+Beams = Annotated[
+    int | None, typer.Option(min=1, help="Hypotheses kept in beam search.", show_default="the model's own, or 4")
+]
+SummaryTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of a summary at most.", show_default="the model's own, or 64")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Documents that are read at once.")]
 Output = Annotated[Path, typer.Option(metavar="DIR", help="The directory to write.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output directory if it exists.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
@@ -43,3 +58,13 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a setting; may be given several times.", show_default=False
     ),
 ]
+
+
+def two_columns(text: str | None) -> tuple[str, str] | None:
+    """The value of `--columns` as a pair."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if len(names) != 2 or not all(names):
+        raise typer.BadParameter("give two names with a comma between them", param_hint="--columns")
+    return names[0], names[1]

@@ -1,4 +1,4 @@
-"""Tokenised text cut into blocks, and the order in which training reads them."""
+"""Tokenised text, and the blocks that it is cut into."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from abridged.data.batch import Batch
+from abridged.data.examples import Order
 from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
@@ -56,34 +58,27 @@ class Blocks:
                 "it: give more text, or a shorter context"
             )
 
+    @property
+    def tokens_in_example(self) -> float:
+        return self.context
+
+    @property
+    def same_length(self) -> bool:
+        return True
+
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.context)
 
-    def batch(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and the tokens after them, each (len(index), context) int64."""
+    def batch(self, index: torch.Tensor) -> Batch:
+        """The blocks at `index`, unpadded."""
         windows = np.stack([self.tokens[i * self.context : (i + 1) * self.context + 1] for i in index.tolist()])
         ids = torch.from_numpy(windows.astype(np.int64))
-        return ids[:, :-1], ids[:, 1:]
+        return Batch(ids[:, :-1], ids[:, 1:], index)
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """The order in which training reads the blocks."""
+        return Order(len(self), seed)
 
     def fingerprint(self) -> str:
         """A hash of the tokens and the context."""
         return hashlib.sha256(self.tokens.tobytes() + str(self.context).encode()).hexdigest()[:16]
-
-
-class BlockOrder:
-    """An endless shuffled order of blocks that is a pure function of the seed: resuming needs only the step."""
-
-    def __init__(self, blocks: int, seed: int) -> None:
-        self.blocks, self.seed = blocks, seed
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def __getitem__(self, position: slice) -> torch.Tensor:
-        """Block numbers at positions start…stop of the endless order, int64 (stop - start,)."""
-        return torch.stack([self._at(i) for i in range(position.start, position.stop)])
-
-    def _at(self, position: int) -> torch.Tensor:
-        epoch, place = divmod(position, self.blocks)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.blocks, generator=generator)
-        return self._order[place]

@@ -16,7 +16,7 @@ _HUB = {
     "ptb": ("ptb-text-only/ptb_text_only", None, "sentence"),
 }
 BUILT_IN = ("wikitext-2", *_HUB)
-_SPLITS = {"train": {"train"}, "validation": {"validation", "valid", "dev"}, "test": {"test"}}
+SPLITS = {"train": {"train"}, "validation": {"validation", "valid", "dev"}, "test": {"test"}}
 _SUFFIXES = (".txt", ".tokens", ".txt.xz", ".jsonl", ".parquet")
 #: Held out of a text that has no validation split of its own.
 VALIDATION_SHARE = 0.05
@@ -97,14 +97,15 @@ def _folder(name: str, folder: Path) -> TextData:
         raise AbridgedError(f"the folder {name} holds no {', '.join(_SUFFIXES)} file")
 
     def of(split: str) -> list[Path]:
-        return [p for p in paths if _words(p.relative_to(folder)) & _SPLITS[split]]
+        return [p for p in paths if words_of_path(p.relative_to(folder)) & SPLITS[split]]
 
     if not of("train"):
         return _without_splits(name, "\n".join(map(_read, paths)))
-    return _with_splits(name, {split: "\n".join(map(_read, of(split))) for split in _SPLITS})
+    return _with_splits(name, {split: "\n".join(map(_read, of(split))) for split in SPLITS})
 
 
-def _words(path: Path) -> set[str]:
+def words_of_path(path: Path) -> set[str]:
+    """The words in a path: a split's name among them says what a file is for."""
     return set(re.split("[^a-z]+", str(path).lower()))
 
 

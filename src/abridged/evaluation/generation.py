@@ -14,6 +14,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from abridged.errors import AbridgedError
+from abridged.models import is_encoder_decoder
 from abridged.runtime.decoding import Forward
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def generate(
         AbridgedError: a setting is out of range, or the prompt is empty or leaves no room in the model's positions.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p)
+    if is_encoder_decoder(model):
+        raise AbridgedError("an encoder-decoder makes one text of another and does not go on with one: use summarize")
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     if ids.numel() == 0:
         if tokenizer.bos_token_id is None:

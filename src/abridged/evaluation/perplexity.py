@@ -86,8 +86,8 @@ def perplexity(
     model.train(was_training)
     words = count_words(text)
     return {
-        "perplexity": _exp(nll / counted),
-        "word_perplexity": _exp(nll / max(1, words)),
+        "perplexity": exp(nll / counted),
+        "word_perplexity": exp(nll / max(1, words)),
         "bits_per_byte": nll / math.log(2) / max(1, len(text.encode())),
         "tokens": counted,
         "words": words,
@@ -96,5 +96,6 @@ def perplexity(
     }
 
 
-def _exp(value: float) -> float:
+def exp(value: float) -> float:
+    """e to the `value`, infinite where that is beyond what a float holds."""
     return math.exp(value) if value < 700 else math.inf

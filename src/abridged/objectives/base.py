@@ -8,39 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives.settings import Objective
-
-
-@dataclass
-class Batch:
-    """Blocks of the training text.
-
-    Attributes:
-        input_ids: (B, T) int64.
-        labels: (B, T) int64, `labels[:, t]` is the token after input t; -100 never counts.
-        index: (B,) int64, number of each block in the training text.
-        attention_mask: (B, T), 0 where padded; None = nothing is padded.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    index: Tensor
-    attention_mask: Tensor | None = None
-
-    @property
-    def counted(self) -> Tensor:
-        """(B, T) bool: the tokens that enter the losses."""
-        return self.labels != -100
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        return Batch(
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            index=self.index.to(device, non_blocking=True),
-            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=True),
-        )
 
 
 class Head:
@@ -49,8 +19,10 @@ class Head:
     Made anew in every forward pass, so that a quantised weight is computed once for all terms that need it.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, bias: Tensor | None = None) -> None:
+        """`bias` (V,) is the head's where its module holds none."""
         self._module = module
+        self._bias = getattr(module, "bias", None) if bias is None else bias
         self._weight: Tensor | None = None
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
@@ -59,7 +31,7 @@ class Head:
             prepare = getattr(self._module, "prepared_weight", None)
             self._weight = self._module.weight if prepare is None else prepare()  # type: ignore[assignment]
         assert self._weight is not None
-        return self._weight, getattr(self._module, "bias", None)
+        return self._weight, self._bias
 
     def inputs(self, hidden: Tensor) -> Tensor:
         """`hidden` (..., d) as it enters the matrix product: quantised where the head's input is."""
@@ -74,14 +46,18 @@ class Outputs:
     Attributes:
         last_hidden: (B, T, d), what the head reads.
         head: the output layer.
-        hidden_states: layers + 1 tensors (B, T, d), embedding output first, if asked for.
-        attentions: one tensor (B, heads, T, T) of probabilities per layer, if asked for.
+        hidden_states: layers + 1 tensors (B, T, d), embedding output first, if asked for; of an encoder-decoder the
+            encoder's (B, S, d) and then the decoder's.
+        attentions: one tensor (B, heads, T, T) of probabilities per layer, if asked for; of an encoder-decoder the
+            encoder's (S, S), the decoder's (T, T), and those across (T, S).
+        encoder_layers: how many layers the encoder has; 0 where there is none.
     """
 
     last_hidden: Tensor
     head: Head
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    encoder_layers: int = 0
 
 
 @dataclass
@@ -147,7 +123,7 @@ class Term(nn.Module):
 
 
 def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, attentions: bool = False) -> Outputs:
-    """Runs a Hugging Face causal language model up to its head; no logits are made.
+    """Runs a Hugging Face language model or encoder-decoder up to its head; no logits are made.
 
     Args:
         model: any model with `base_model` and `get_output_embeddings()`.
@@ -156,15 +132,25 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
         attentions: also return every layer's attention probabilities.
     """
     states = model.base_model(  # type: ignore[operator]
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
+        **batch.model_inputs,
         use_cache=False,
         output_hidden_states=hidden_states,
         output_attentions=attentions,
         return_dict=True,
     )
-    head = Head(model.get_output_embeddings())  # type: ignore[operator]
-    return Outputs(states.last_hidden_state, head, states.hidden_states, states.attentions)
+    bias = getattr(model, "final_logits_bias", None)  # BART's: a buffer of the model, usually all zeros
+    head = Head(model.get_output_embeddings(), None if bias is None else bias.flatten())  # type: ignore[operator]
+    if batch.source_ids is None:
+        return Outputs(states.last_hidden_state, head, states.hidden_states, states.attentions)
+    return Outputs(
+        last_hidden=states.last_hidden_state,
+        head=head,
+        hidden_states=states.encoder_hidden_states + states.decoder_hidden_states if hidden_states else None,
+        attentions=states.encoder_attentions + states.decoder_attentions + states.cross_attentions
+        if attentions
+        else None,
+        encoder_layers=model.config.encoder_layers,  # type: ignore[union-attr, arg-type]
+    )
 
 
 class StudentForward(nn.Module):

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives.bank import Bank
-from abridged.objectives.base import Batch, ObjectiveContext, Outputs, TeacherOutputs, Term
+from abridged.objectives.base import ObjectiveContext, Outputs, TeacherOutputs, Term
 from abridged.objectives.settings import Contrastive
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from abridged.objectives.base import Batch, Outputs, TeacherOutputs, Term
+from abridged.data.batch import Batch
+from abridged.objectives.base import Outputs, TeacherOutputs, Term
 from abridged.objectives.chunked import label_cross_entropy
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
-from abridged.objectives.base import Batch, Outputs, TeacherOutputs, Term
+from abridged.objectives.base import Outputs, TeacherOutputs, Term
 from abridged.objectives.chunked import label_losses, teacher_divergence, uniform_weights
 from abridged.objectives.settings import Logits
 

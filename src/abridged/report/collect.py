@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abridged.checkpoint.code_books import CODE_BOOKS
-from abridged.report.data import MatrixPicture, ModelRow, PartBytes, ReportData, Sample, TokenPicture
+from abridged.report.data import MatrixPicture, ModelRow, PartBytes, ReportData, SampleGroup, TokenPicture
 from abridged.report.pictures import matrix_picture, token_picture
 from abridged.report.text import duration, megabytes
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from abridged.data.batch import Batch
     from abridged.families import Anatomy
     from abridged.recipe import Recipe
 
@@ -38,8 +39,7 @@ def collect(
     metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str] = (),
     matrices: Sequence[MatrixPicture] = (),
     tokens: TokenPicture | None = None,
-    prompt: str = "",
-    continuations: Mapping[str, str] | None = None,
+    samples: Sequence[SampleGroup] = (),
     environment: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
     peak_memory: Mapping[str, int] | None = None,
@@ -56,7 +56,7 @@ def collect(
         metrics: the lines of metrics.jsonl, or its path.
         matrices: of `picture_weights(student, anatomy)`, taken from the student before it is packed.
         tokens: of `picture_tokens(…)`.
-        prompt, continuations: a prompt and what "teacher" and "student" wrote after it.
+        samples: what the models wrote.
         environment: `versions` and `hardware`, as in abridged.json.
         seconds: wall time by name, such as {"training": 372.1, "evaluation": 20.4}.
         peak_memory: bytes by name, such as {"peak memory": 3 * 2**30}.
@@ -69,7 +69,6 @@ def collect(
         # the same grid, the same bytes: only the values differ
         summary.append(_row(rounded_name, "rounded", rounded_metrics, size, ratio, bits))
     summary.append(_row(f"student, {name}", "student", student_metrics, size, ratio, bits))
-    roles = {"teacher": "teacher", "student": "student"}
     return ReportData(
         title=f"{name} of {_last(base_model)}",
         recipe=name,
@@ -85,8 +84,7 @@ def collect(
         parts=_parts(account["parts"]),
         matrices=list(matrices),
         tokens=tokens,
-        prompt=prompt,
-        samples=[Sample(who, roles.get(who, "rounded"), text) for who, text in (continuations or {}).items()],
+        samples=list(samples),
         modules=[dict(module) for module in account["modules"]],
         directory=Path(directory).name,
         machine=_flat(environment or {}),
@@ -150,17 +148,25 @@ def picture_tokens(
     return token_picture(labels, {name: (roles.get(name, "rounded"), array) for name, array in states.items()})
 
 
-def hidden_states(model: "PreTrainedModel", token_ids: Sequence[int]) -> np.ndarray:
-    """Last-layer states of one text, (tokens, hidden) FP32, after the final norm; the model's mode is kept."""
+def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
+    """Last-layer states of a batch's tokens, (tokens, hidden) FP32, after the final norm; the model's mode is kept."""
     import torch
+
+    from abridged.objectives.base import outputs_of
 
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        ids = torch.as_tensor(list(token_ids), device=next(iter(model.parameters())).device).unsqueeze(0)
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        batch = batch.to(next(iter(model.parameters())).device)
+        states = outputs_of(model, batch).last_hidden[batch.counted][:TOKENS]
     model.train(was_training)
     return _numpy(states.float())
+
+
+def token_ids(batch: "Batch") -> list[int]:
+    """The tokens whose states `hidden_states` gives."""
+    ids: list[int] = batch.input_ids[batch.counted][:TOKENS].tolist()
+    return ids
 
 
 def read_metrics(metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -179,7 +185,9 @@ def read_metrics(metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str]) 
 
 
 def _row(name: str, role: str, metrics: Mapping[str, Any], size: int, ratio: float, bits: float) -> ModelRow:
-    return ModelRow(name, role, metrics.get("perplexity"), metrics.get("word_perplexity"), size, ratio, bits)
+    names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+    scores = {shown: metrics["rouge"][key] for key, shown in names.items()} if "rouge" in metrics else {}
+    return ModelRow(name, role, metrics.get("perplexity"), metrics.get("word_perplexity"), size, ratio, bits, scores)
 
 
 def _parts(parts: Mapping[str, Mapping[str, Any]]) -> list[PartBytes]:

@@ -1,5 +1,6 @@
 """What a report shows, as plain data: numbers, strings and numpy arrays, no tensors and no models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class ModelRow:
     file_bytes: int | None = None  #: on disk (for the teacher: its dense FP32 size)
     ratio: float | None = None  #: the teacher's bytes over these
     bits_per_weight: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)  #: of the task, such as ROUGE in per cent: more is better
 
 
 @dataclass
@@ -87,6 +89,21 @@ class Sample:
 
 
 @dataclass
+class SampleGroup:
+    """The same prompt, or document, as several models go on from it, or sum it up."""
+
+    prompt: str
+    samples: list[Sample]
+    label: str = "Prompt"  #: what the prompt is
+
+    @classmethod
+    def of(cls, prompt: str, texts: Mapping[str, str], label: str = "Prompt") -> "SampleGroup":
+        """From texts by who wrote them: "teacher", "student", "reference", or any name for the untrained student."""
+        roles = {"teacher": "teacher", "student": "student", "reference": "reference"}
+        return cls(prompt, [Sample(who, roles.get(who, "rounded"), text) for who, text in texts.items()], label)
+
+
+@dataclass
 class ReportData:
     """Everything a report can show. A field left empty leaves its section out."""
 
@@ -104,8 +121,7 @@ class ReportData:
     parts: list[PartBytes] = field(default_factory=list)
     matrices: list[MatrixPicture] = field(default_factory=list)
     tokens: TokenPicture | None = None
-    prompt: str = ""
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[SampleGroup] = field(default_factory=list)
     modules: list[dict[str, Any]] = field(default_factory=list)  #: as `inspect` lists them
     directory: str = ""  #: name of the checkpoint's directory, for the loading example
     machine: dict[str, str] = field(default_factory=dict)  #: machine and versions, in the order shown

@@ -62,6 +62,7 @@ def summary(data: ReportData) -> Section | None:
                 ("loss", _loss_cell(row, teacher, "perplexity")),
                 ("perplexity per word", number(row.word_perplexity)),
                 ("loss per word", _loss_cell(row, teacher, "word_perplexity")),
+                *((name, number(row.scores.get(name))) for name in teacher.scores),
                 ("MB on disk", megabytes(row.file_bytes)),
                 ("ratio", MISSING if row.ratio is None else f"{number(row.ratio, 1)}{THIN}×"),
                 ("bits per weight", number(row.bits_per_weight)),
@@ -107,6 +108,13 @@ def what_was_lost(data: ReportData) -> list[str]:
     else:
         better = f"{percent(-loss)} better than" if loss < -0.0005 else "the same as"
         sentences.append(f"Its perplexity{text} is {number(student.perplexity)}, {better} {gave}: nothing was lost.")
+    for name, own in student.scores.items():
+        before = teacher.scores.get(name)
+        if before:
+            change = own / before - 1
+            less = f"{percent(-change)} less" if change < 0 else f"{percent(change)} more"
+            sentences.append(f"Its {name}{text} is {number(own)} against {number(before)}, {less}.")
+            break  # the first is the one that people quote
     cost = None if rounded is None else loss_of(rounded, teacher)
     if rounded is not None and cost is not None and math.isfinite(cost) and cost > max(loss, 0.0005):
         bridged = 1 - math.log1p(max(loss, 0.0)) / math.log1p(cost)
@@ -271,11 +279,19 @@ def gamma(data: ReportData) -> Section | None:
 
 
 def samples(data: ReportData) -> Section | None:
-    """The same prompt continued by each model."""
+    """The same prompts continued, or documents summed up, by each model."""
     if not data.samples:
         return None
-    texts = [{"name": s.name, "role": s.role, "text": readable(s.text.strip())} for s in data.samples]
-    return {"title": "The same prompt, continued", "prompt": readable(data.prompt), "samples": texts}
+    groups = [
+        {
+            "label": group.label,
+            "prompt": readable(group.prompt),
+            "samples": [{"name": s.name, "role": s.role, "text": readable(s.text.strip())} for s in group.samples],
+        }
+        for group in data.samples
+    ]
+    continued = data.samples[0].label == "Prompt"
+    return {"title": "The same prompt, continued" if continued else "The same documents, summed up", "groups": groups}
 
 
 def modules(data: ReportData) -> Section | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from abridged.data.blocks import Blocks, tokenize
-from abridged.data.text import TextData, load_text
+from abridged.data.examples import Examples
+from abridged.data.pairs import load_pairs, looks_like_pairs
+from abridged.data.text import load_text
 from abridged.errors import AbridgedError
-from abridged.evaluation.perplexity import perplexity
 from abridged.families import anatomy_of
 from abridged.models import (
     create_from_config,
@@ -27,10 +28,11 @@ from abridged.models import (
 from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.settings_text import apply_overrides
+from abridged.tasks import Task, task_for
 from abridged.training.loop import Run, train
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import together
-from abridged.training.record import environment, quick_validation
+from abridged.training.record import environment
 from abridged.training.settings import TrainingSettings
 from abridged.training.workspace import METRICS, Workspace
 
@@ -43,16 +45,20 @@ def finetune(
     data: str | Path,
     output: str | Path,
     *,
+    columns: tuple[str, str] | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     seed: int | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Train `model` on the text `data` with hard labels, and write a Hugging Face directory to `output`.
+    """Train `model` on `data` with hard labels, and write a Hugging Face directory to `output`.
+
+    An encoder-decoder learns from pairs of texts, or, where `data` is one text, to restore it from noise, as BART does.
 
     Args:
         model: a hub name, a directory, `bundled`, or a .yaml file that describes a model to train from scratch.
+        columns: which columns of rows are source and target; None = the first of those known by name.
         overrides: `key=value` settings of `TrainingSettings`, such as `epochs=2` or `learning_rate=1e-3`.
         dtype: what the weights are stored in, `float32` or `float16`.
 
@@ -69,35 +75,36 @@ def finetune(
     main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     with together():
         work = Workspace(output, resume=resume, overwrite=overwrite, main=main)
-        text = load_text(data)
-        dense, tokenizer, described = _model(model, text, seed)
+        dense, tokenizer, described = _model(model, data, columns, seed)
+        task = task_for(dense, tokenizer, data, columns)
         settings = apply_overrides(TrainingSettings, _length({**DEFAULTS, **described}, overrides), overrides)
         settings = settings.model_copy(update={"seed": settings.seed if seed is None else seed})
         anatomy = anatomy_of(dense)
-        context = settings.context_within(anatomy.context)
-        blocks = Blocks(tokenize(tokenizer, text.train), context)
-        validate = quick_validation(dense, tokenizer, text, settings)
+        examples = task.examples(settings)
+        validate = task.validation(dense, settings)
+    for sentence in task.notes if main else ():
+        print(sentence, file=sys.stderr)
     if settings.dropout is not None:
         set_dropout(dense, settings.dropout)
     with ExitStack() as stack:
         with together():
             stack.enter_context(work)
-            run = {"model": weights_hash(dense), "settings": settings.model_dump(), "text": blocks.fingerprint()}
+            run = {"model": weights_hash(dense), "settings": settings.model_dump(), "text": examples.fingerprint()}
             work.check_same_run(run)
-        before = perplexity(dense, tokenizer, text.validation) if main and not described else None
+        before = task.measure(dense, "validation", settings) if main and not described else None
         sizes = ObjectiveContext(
             hidden_size=anatomy.hidden_size,
             teacher_hidden_size=anatomy.hidden_size,
             vocab_size=dense.config.vocab_size,
-            num_blocks=len(blocks),
-            context=context,
+            num_blocks=len(examples),
+            context=examples.context,
             layers=anatomy.layers,
         )
         set_checkpointing(dense, settings.gradient_checkpointing)
         train(
             Run(
                 system=StudentForward(dense, {"labels": Labels()}, sizes),
-                blocks=blocks,
+                examples=examples,
                 settings=settings,
                 work=work,
                 validate=validate,
@@ -110,19 +117,28 @@ def finetune(
         with torch.no_grad():  # what is measured is what is stored
             for parameter in dense.parameters():
                 parameter.copy_(parameter.to(getattr(torch, dtype)))
-        record = _record(model, text, settings, work, blocks)
-        record["validation"] = {"before": before, "after": perplexity(dense, tokenizer, text.validation)}
-        record["test"] = perplexity(dense, tokenizer, text.test) if text.test != text.validation else None
+        record = _record(model, task, settings, work, examples)
+        record["validation"] = {"before": before, "after": task.measure(dense, "validation", settings)}
+        record["test"] = task.measure(dense, "test", settings) if task.has_test else None
         work.publish(_write(dense.to(getattr(torch, dtype)), tokenizer, work, record))
     return record
 
 
-def _model(model: str | Path, text: TextData, seed: int | None) -> tuple[Any, Any, dict[str, Any]]:
+def _model(
+    model: str | Path, data: str | Path, columns: tuple[str, str] | None, seed: int | None
+) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and the settings that come with them: those of a .yaml file, none else."""
     if str(model).endswith((".yaml", ".yml")):
-        return create_from_config(Path(model), text.train, seed)
+        return create_from_config(Path(model), lambda: _text(data, columns), seed)
     dense = load_dense(model)
     return dense, load_tokenizer(model, dense), {}
+
+
+def _text(data: str | Path, columns: tuple[str, str] | None) -> str:
+    """All that there is to learn a tokenizer on."""
+    if looks_like_pairs(data, columns):
+        return "\n".join(f"{pair.source}\n{pair.target}" for pair in load_pairs(data, columns).train)
+    return load_text(data).train
 
 
 def _length(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -132,15 +148,15 @@ def _length(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def _record(
-    model: str | Path, text: TextData, settings: TrainingSettings, work: Workspace, blocks: Blocks
+    model: str | Path, task: Task, settings: TrainingSettings, work: Workspace, examples: Examples
 ) -> dict[str, Any]:
     return {
         "kind": "finetune",
         "model": public_name(model),
-        "data": public_name(text.name),
+        "data": public_name(task.name),
         "settings": settings.model_dump(),
-        "steps": total_steps(settings, blocks),
-        "train_tokens": len(blocks.tokens),
+        "steps": total_steps(settings, examples),
+        **task.facts(),
         "curve": [m for m in work.metrics() if m["event"] == "evaluate"],
         "environment": environment(),
     }

@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from abridged.data.blocks import BlockOrder, Blocks
+from abridged.data.batch import Batch
+from abridged.data.examples import Examples
 from abridged.errors import AbridgedError
-from abridged.objectives.base import Batch
 from abridged.training.hardware import can_compile
 from abridged.training.optimizer import make_optimizer, rate_factor, total_steps
 from abridged.training.processes import autocast, make_accelerator, together
@@ -34,7 +34,7 @@ class Run:
     """All that training one stage needs."""
 
     system: nn.Module  #: the student and its objectives; forward(batch, targets) -> (loss, named terms)
-    blocks: Blocks
+    examples: Examples
     settings: TrainingSettings
     work: Workspace
     stage: int = 0
@@ -59,7 +59,7 @@ def train(run: Run) -> None:
         AbridgedError: the batch does not divide among the processes, or the loss is not finite for a second time
             (after the first, the run goes back to its last checkpoint and goes on at a tenth of the rate).
     """
-    if total_steps(run.settings, run.blocks) > 0:
+    if total_steps(run.settings, run.examples) > 0:
         trainer = Trainer(run)
         try:
             trainer.train()
@@ -72,11 +72,11 @@ class Trainer:
 
     def __init__(self, run: Run) -> None:
         self.run, self.settings, self.work = run, run.settings, run.work
-        self.steps = total_steps(run.settings, run.blocks)
+        self.steps = total_steps(run.settings, run.examples)
         self.accelerator = make_accelerator(run.settings)
         self.passes = run.settings.gradient_accumulation
         self.sequences = self._sequences_per_pass()
-        self.order = BlockOrder(len(run.blocks), run.settings.seed)
+        self.order = run.examples.order(run.settings.seed, run.settings.batch_size)
         run.system.to(self.accelerator.device)
         optimizer = make_optimizer(run.system, run.settings, run.groups)
         self.system, self.optimizer = self.accelerator.prepare(run.system, optimizer)
@@ -125,9 +125,10 @@ class Trainer:
 
     def _compile(self) -> bool:
         wanted = self.settings.compile == "auto" and self.steps >= _COMPILE_FROM_STEPS and can_compile()
+        wanted = wanted and self.run.examples.same_length
         wanted = wanted or self.settings.compile == "yes"
         for block in self.run.compile if wanted else ():
-            block.compile(dynamic=False)
+            block.compile(dynamic=not self.run.examples.same_length)
         return wanted
 
     def step(self) -> None:
@@ -162,8 +163,7 @@ class Trainer:
         first = step * self.settings.batch_size
         start = first + (self.accelerator.process_index * self.passes + number) * self.sequences
         index = self.order[start : start + self.sequences]
-        inputs, labels = self.run.blocks.batch(index)
-        return Batch(inputs, labels, index).to(self.accelerator.device)
+        return self.run.examples.batch(index).to(self.accelerator.device)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast(self.settings):
@@ -181,7 +181,7 @@ class Trainer:
         if not math.isfinite(means["loss"]) or ((save or evaluate) and not self._is_sound()):
             self._go_back()
             return
-        speed = (step - self.since) * self.settings.batch_size * self.run.blocks.context / self._seconds()
+        speed = (step - self.since) * self.settings.batch_size * self.run.examples.tokens_in_example / self._seconds()
         with together():
             rate = self.settings.learning_rate * self._rate_factor(step - 1)
             record = {"stage": self.run.stage, "step": step, "lr": rate, **means}

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from abridged.data.batch import Batch
 from abridged.data.blocks import Blocks
 from abridged.errors import AbridgedError
 from abridged.models import weights_hash
-from abridged.objectives.base import Batch, CachedOutputs, Outputs, TopLogits, outputs_of
+from abridged.objectives.base import CachedOutputs, Outputs, TopLogits, outputs_of
 from abridged.objectives.chunked import compute_dtype, log_softmax, rows_in_chunk
 from abridged.training.progress import progress
 
@@ -108,8 +109,7 @@ def _answers(
     batches = []
     for first in range(start, stop, batch_size):
         index = torch.arange(first, min(first + batch_size, stop))
-        inputs, labels = blocks.batch(index)
-        batch = Batch(inputs, labels, index).to(device)
+        batch = blocks.batch(index).to(device)
         outputs = outputs_of(teacher, batch)
         tensors = {}
         if "last_hidden" in kept["parts"]:

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from abridged.data.blocks import Blocks
+from abridged.data.examples import Examples
 from abridged.errors import AbridgedError
 from abridged.training.settings import TrainingSettings
 
 
-def total_steps(settings: TrainingSettings, blocks: Blocks) -> int:
+def total_steps(settings: TrainingSettings, examples: Examples) -> int:
     """Optimiser steps of a stage."""
     if settings.epochs is not None:
-        return max(1, round(settings.epochs * len(blocks) / settings.batch_size))
+        return max(1, round(settings.epochs * len(examples) / settings.batch_size))
     return settings.steps
 
 

@@ -39,3 +39,12 @@ def progress(title: str, steps: int, done: int = 0, show: bool = True) -> Iterat
             bar.update(task, completed=step, words="  ".join(words.values()))
 
         yield update
+
+
+@contextmanager
+def counter(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `update(done, of)` for work whose size is known when it begins; draws only on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

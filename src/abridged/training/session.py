@@ -14,23 +14,24 @@ from torch import nn
 
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
-from abridged.data.blocks import BlockOrder, Blocks, tokenize
-from abridged.data.text import load_text
-from abridged.evaluation.generation import generate
-from abridged.evaluation.perplexity import perplexity
+from abridged.data.batch import Batch
+from abridged.data.blocks import Blocks
+from abridged.data.examples import Examples
+from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
 from abridged.models import load_dense, load_tokenizer, public_name, set_checkpointing, set_dropout, weights_hash
-from abridged.objectives.base import Batch, ObjectiveContext, StudentForward, TeacherOutputs
+from abridged.objectives.base import ObjectiveContext, StudentForward, TeacherOutputs
 from abridged.recipe import Recipe, Stage
-from abridged.report.collect import TOKENS, collect, hidden_states, picture_tokens, picture_weights
+from abridged.report.collect import collect, hidden_states, picture_tokens, picture_weights, token_ids
 from abridged.report.page import write_report
+from abridged.tasks import task_for
 from abridged.training.hardware import peak_memory
 from abridged.training.loop import Run, train
 from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import autocast, make_accelerator, together
-from abridged.training.record import environment, quick_validation
+from abridged.training.record import environment
 from abridged.training.workspace import METRICS, Workspace
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 
 #: Sequences that activation quantisers see before training.
 CALIBRATION_SEQUENCES = 16
-PROMPT = " The river"
-#: The teacher's perplexity, by weights, text and context: several runs in one process measure it once.
+#: The teacher's perplexity, by weights, data and context: several runs in one process measure it once.
 _MEASURED: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
@@ -47,7 +47,7 @@ class Session:
     """The teacher, the student that is being made of it, and the workspace that makes the run resumable.
 
     Raises:
-        AbridgedError: bad input, in one sentence (see `Workspace`, `load_dense`, `load_text`, `Blocks`).
+        AbridgedError: bad input, in one sentence (see `Workspace`, `load_dense`, `task_for`).
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Session:
         recipe: Recipe,
         data: str | Path,
         output: str | Path,
+        columns: tuple[str, str] | None = None,
         resume: bool = False,
         overwrite: bool = False,
         seed: int | None = None,
@@ -74,20 +75,22 @@ class Session:
         self._done = -1
         with together():
             self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
-            self._load(model, data)
+            self._load(model, data, columns)
+        for sentence in self.task.notes if self.main else []:
+            print(sentence, file=sys.stderr)
 
-    def _load(self, model: str | Path, data: str | Path) -> None:
-        self.text = load_text(data)
+    def _load(self, model: str | Path, data: str | Path, columns: tuple[str, str] | None) -> None:
         self._source, self._teacher = model, None
         self.tokenizer = load_tokenizer(model, self.teacher)
         self.anatomy = anatomy_of(self.teacher)
-        self.train_tokens = tokenize(self.tokenizer, self.text.train)
+        self.task = task_for(self.teacher, self.tokenizer, data, columns)
+        self._examples(0)
         self.hash = weights_hash(self.teacher)
         self.student = copy.deepcopy(self.teacher).requires_grad_(True)
         self.student.config.use_cache = False
 
     def __enter__(self) -> "Session":
-        texts = [self._blocks(number).fingerprint() for number in range(len(self.recipe.stages))]
+        texts = [self._examples(number).fingerprint() for number in range(len(self.recipe.stages))]
         run = {"recipe": self.recipe.model_dump(mode="json"), "teacher": self.hash, "text": texts}
         with together():
             self.work.__enter__()
@@ -130,8 +133,8 @@ class Session:
         """Train the student on what the stage's objectives ask of it."""
         if number <= self._done:
             return
-        settings, blocks = stage.training, self._blocks(number)
-        system = StudentForward(self.student, stage.objectives, self._sizes(blocks))
+        settings, examples = stage.training, self._examples(number)
+        system = StudentForward(self.student, stage.objectives, self._sizes(examples))
         groups: dict[str, list[nn.Parameter]] = {}
         for method in methods:
             for name, parameters in method.parameter_groups(self.student).items():
@@ -145,14 +148,14 @@ class Session:
         train(
             Run(
                 system=system,
-                blocks=blocks,
+                examples=examples,
                 settings=settings,
                 work=self.work,
                 stage=number,
-                targets=self._targets(system, stage, blocks) if system.needs_teacher else None,
+                targets=self._targets(system, stage, examples) if system.needs_teacher else None,
                 before_step=step_methods,
                 after_step=system.after_step,
-                validate=quick_validation(self.student, self.tokenizer, self.text, settings),
+                validate=self.task.validation(self.student, settings),
                 groups=groups,
                 compile=[m.get_submodule(p) for m in (self.student, self._teacher) if m for p in self.anatomy.blocks],
             )
@@ -175,11 +178,11 @@ class Session:
         metrics = {name: self.measure(model) for name, model in models.items()}
         finished = self.work.folder / self.work.output.name
         record = save_checkpoint(models["student"], finished, self.tokenizer, self._account(metrics))
-        ids = tokenize(self.tokenizer, self.text.test[:20_000])[: min(TOKENS, self.anatomy.context)].tolist()
+        batch = self.task.picture()
         report = collect(
             recipe=self.recipe,
             base_model=self.model_name,
-            data=self.text.name,
+            data=self.task.name,
             directory=self.work.output,
             account=record["size"],
             teacher_metrics=metrics["teacher"],
@@ -187,9 +190,10 @@ class Session:
             rounded_metrics=metrics.get("untrained"),
             metrics=self.work.metrics(),
             matrices=matrices,
-            tokens=picture_tokens(self.tokenizer, ids, {name: hidden_states(m, ids) for name, m in models.items()}),
-            prompt=PROMPT.strip(),
-            continuations={name: self._continue(models[name]) for name in ("teacher", "student")},
+            tokens=picture_tokens(
+                self.tokenizer, token_ids(batch), {name: hidden_states(model, batch) for name, model in models.items()}
+            ),
+            samples=self.task.samples(models),
             environment=record["environment"],
             seconds=self.seconds,
             peak_memory={"peak memory": record["peak_memory_bytes"]},
@@ -207,9 +211,9 @@ class Session:
             "kind": "compress",
             "recipe": self.recipe.model_dump(mode="json"),
             "teacher": {"name": self.model_name, "hash": self.hash},
-            "data": {"name": public_name(self.text.name), "train_tokens": len(self.train_tokens)},
+            "data": {"name": public_name(self.task.name), **self.task.facts()},
             "seed": self.recipe.stages[0].training.seed,
-            "steps": [total_steps(stage.training, self._blocks(i)) for i, stage in enumerate(self.recipe.stages)],
+            "steps": [total_steps(stage.training, self._examples(i)) for i, stage in enumerate(self.recipe.stages)],
             "metrics": metrics,
             "loss_percent": {key: 100 * (student[key] / teacher[key] - 1) for key in ("perplexity", "word_perplexity")},
             "seconds": self.seconds,
@@ -217,41 +221,43 @@ class Session:
             "environment": environment(),
         }
 
-    def _blocks(self, number: int) -> Blocks:
-        return Blocks(self.train_tokens, self.recipe.stages[number].training.context_within(self.anatomy.context))
+    def _examples(self, number: int) -> Examples:
+        return self.task.examples(self.recipe.stages[number].training)
 
-    def _sizes(self, blocks: Blocks) -> ObjectiveContext:
+    def _sizes(self, examples: Examples) -> ObjectiveContext:
         return ObjectiveContext(
             hidden_size=self.anatomy.hidden_size,
             teacher_hidden_size=self.anatomy.hidden_size,
             vocab_size=self.student.config.vocab_size,
-            num_blocks=len(blocks),
-            context=blocks.context,
+            num_blocks=len(examples),
+            context=examples.context,
             layers=self.anatomy.layers,
             device=self.device,
         )
 
-    def _targets(self, system: StudentForward, stage: Stage, blocks: Blocks) -> Callable[[Batch], TeacherOutputs]:
+    def _targets(self, system: StudentForward, stage: Stage, examples: Examples) -> Callable[[Batch], TeacherOutputs]:
         """What says what the teacher has to say of a batch: the teacher, or its cached answers without it."""
         if self.teacher_cache is None:
             return lambda batch: system.teach(self.teacher, batch)
+        if not isinstance(examples, Blocks):
+            raise AbridgedError("a teacher cache holds answers on a text: train an encoder-decoder without one")
         parts = frozenset().union(*(o.cached_parts() for s in self.recipe.stages for o in s.objectives.values()))
-        folder = Path(self.teacher_cache) / f"context-{blocks.context}"
+        folder = Path(self.teacher_cache) / f"context-{examples.context}"
         temperature = getattr(stage.objectives.get("logits"), "temperature", 1.0)
         with autocast(stage.training):
-            cache_teacher(self.teacher, blocks, folder, parts=parts, temperature=temperature, show=self.main)
+            cache_teacher(self.teacher, examples, folder, parts=parts, temperature=temperature, show=self.main)
         self._teacher = None  # training does without it; what comes after loads it again
-        return OfflineTeacher(folder, blocks, self.hash)
+        return OfflineTeacher(folder, examples, self.hash)
 
     def _calibrate(self, model: nn.Module, number: int) -> None:
-        blocks = self._blocks(number)
-        order = BlockOrder(len(blocks), self.recipe.stages[number].training.seed)
+        examples = self._examples(number)
+        order = examples.order(self.recipe.stages[number].training.seed, 4)
         was_training = model.training
         model.eval()
         with torch.no_grad():
             for start in range(0, CALIBRATION_SEQUENCES, 4):
-                inputs, _ = blocks.batch(order[start : start + 4])
-                model(input_ids=inputs.to(self.device), use_cache=False)
+                batch = examples.batch(order[start : start + 4]).to(self.device)
+                model(**batch.model_inputs, use_cache=False)
         model.train(was_training)
 
     def _without_training(self) -> Any:
@@ -266,14 +272,11 @@ class Session:
         return pack_model(rounded.eval())
 
     def measure(self, model: Any) -> dict[str, Any]:
-        """Perplexity of `model` on the test text (see `abridged.evaluation.perplexity`)."""
-        context = self.recipe.stages[-1].training.context
+        """`model` on the test part (see `Task.measure`)."""
+        settings = self.recipe.stages[-1].training
         if model is not self._teacher:
-            return perplexity(model, self.tokenizer, self.text.test, context)
-        key = (self.hash, self._blocks(-1).fingerprint(), self.text.name)
+            return self.task.measure(model, "test", settings)
+        key = (self.hash, self._examples(-1).fingerprint(), self.task.name)
         if key not in _MEASURED:
-            _MEASURED[key] = perplexity(model, self.tokenizer, self.text.test, context)
+            _MEASURED[key] = self.task.measure(model, "test", settings)
         return _MEASURED[key]
-
-    def _continue(self, model: Any) -> str:
-        return "".join(generate(model, self.tokenizer, PROMPT, max_new_tokens=60, temperature=0.8, top_k=40, seed=1))

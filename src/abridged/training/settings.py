@@ -18,6 +18,9 @@ class TrainingSettings(BaseModel):
     context: int | None = Field(
         None, ge=2, description="tokens per sequence; null is all that the model's positions allow"
     )
+    target_context: int | None = Field(
+        None, ge=3, description="tokens per target, where an encoder-decoder learns from pairs; null is the context"
+    )
     learning_rate: float = Field(5e-4, gt=0, description="peak rate of the weights")
     learning_rates: dict[str, float] = Field(
         default_factory=dict,

@@ -1,0 +1,71 @@
+"""What a model is trained for: its data, how it is validated and measured, and what a report shows of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from abridged.data.batch import Batch
+from abridged.data.examples import Examples
+from abridged.errors import AbridgedError
+from abridged.report.data import SampleGroup
+from abridged.training.settings import TrainingSettings
+
+Split = Literal["validation", "test"]
+
+
+class Task(ABC):
+    """Data and metrics of one kind of work.
+
+    Attributes:
+        name: of the data, as the person named them.
+        notes: what a person should know of the data before training begins, one sentence each; usually nothing.
+        has_test: whether the test part is another than the validation part.
+    """
+
+    name: str
+    notes: list[str]
+    has_test: bool
+
+    @abstractmethod
+    def examples(self, settings: TrainingSettings) -> Examples:
+        """The training data, tokenised."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What abridged.json says of the data, such as how many tokens there are to train on."""
+
+    @abstractmethod
+    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
+        """A function that measures `model` on some of the validation part; it gives at least `perplexity`."""
+
+    @abstractmethod
+    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
+        """Measure `model` on all of a part; gives at least `perplexity` and `word_perplexity`."""
+
+    @abstractmethod
+    def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:
+        """Perplexity of a finished `model` on the test part, or on all of what came without parts.
+
+        Args:
+            context: tokens that are read at once; all that the positions allow when None.
+            stride: tokens between windows of a text that a model goes on with.
+
+        Raises:
+            AbridgedError: they do not fit the model.
+        """
+
+    @abstractmethod
+    def picture(self) -> Batch:
+        """A text of the test part, whose tokens the report draws as the models see them."""
+
+    @abstractmethod
+    def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:
+        """What "teacher", "untrained" and "student" make of the same prompts, for the report."""
+
+
+def refuse_stride(stride: int | None) -> None:
+    """Raise AbridgedError where a stride is asked of an encoder-decoder."""
+    if stride is not None:
+        raise AbridgedError("a stride is for a text that a model goes on with, not for an encoder-decoder")

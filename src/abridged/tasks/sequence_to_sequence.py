@@ -1,0 +1,123 @@
+"""Making one text of another, such as a summary of a document: what BART is fine-tuned for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abridged.data.batch import Batch
+from abridged.data.pairs import Pair, Specials, TokenPairs, load_pairs
+from abridged.evaluation.references import reference_perplexity
+from abridged.evaluation.summaries import has_rouge, rouge, summarize
+from abridged.report.data import SampleGroup
+from abridged.tasks.base import Split, Task, refuse_stride
+from abridged.training.settings import TrainingSettings
+
+_PICTURED = 16  #: pairs whose targets the report draws, token by token
+_SAMPLES = 4
+#: Pairs of the test part that ROUGE is measured on after compressing; `abridged evaluate` reads all.
+ROUGE_PAIRS = 256
+
+
+class SequenceToSequence(Task):
+    """Pairs in three parts; measured by the perplexity of the targets and by ROUGE.
+
+    Raises:
+        AbridgedError: see `load_pairs` and `Specials.of`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, data: str | Path, columns: tuple[str, str] | None) -> None:
+        self.pairs = load_pairs(data, columns)
+        self.name, self.notes = self.pairs.name, []
+        self.has_test = self.pairs.test is not self.pairs.validation
+        self.tokenizer, self.specials = tokenizer, Specials.of(tokenizer, model.config)
+        self.limit = int(model.config.max_position_embeddings)
+        self._encoded: dict[tuple[str, int, int], TokenPairs] = {}
+        if self.pairs.dropped:
+            self.notes.append(f"{self.pairs.dropped} rows without a source or a target are left out")
+        if not has_rouge():
+            self.notes.append("ROUGE is left out of what is measured: pip install 'abridged[summaries]' brings it")
+
+    def examples(self, settings: TrainingSettings) -> TokenPairs:
+        found = self._of("train", settings)
+        for what, cut in (("source", found.source_cut), ("target", found.target_cut)):
+            limit = settings.context_within(self.limit) if what == "source" else self._target(settings)
+            note = f"{cut} of {len(found)} {what}s are longer than {limit} tokens and lose their ends"
+            if cut and note not in self.notes:
+                self.notes.append(note)
+        return found
+
+    def _target(self, settings: TrainingSettings) -> int:
+        return min(settings.target_context or self.limit, self.limit)
+
+    def _of(self, split: str, settings: TrainingSettings) -> TokenPairs:
+        key = (split, settings.context_within(self.limit), self._target(settings))
+        if key not in self._encoded:
+            self._encoded[key] = TokenPairs.of(getattr(self.pairs, split), self.tokenizer, self.specials, *key[1:])
+        return self._encoded[key]
+
+    def facts(self) -> dict[str, Any]:
+        found = next(e for (split, *_), e in self._encoded.items() if split == "train")
+        return {
+            "columns": list(self.pairs.columns),
+            "train_pairs": len(found),
+            "train_tokens": round(found.tokens_in_example * len(found)),
+            "sources_cut": found.source_cut,
+            "targets_cut": found.target_cut,
+            "rows_dropped": self.pairs.dropped,
+        }
+
+    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
+        examples = self._of("validation", settings)
+        limit = max(1, round(settings.evaluate_tokens / examples.tokens_in_example))
+
+        def validate() -> dict[str, float]:
+            measured = self._perplexity(model, "validation", settings, limit)
+            return {key: measured[key] for key in ("perplexity", "word_perplexity")}
+
+        return validate
+
+    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
+        """Perplexity of all targets; of the test part also ROUGE of the first `ROUGE_PAIRS`, where it is installed."""
+        measured = self._perplexity(model, split, settings)
+        if split != "test" or not has_rouge():
+            return measured
+        some = self.pairs.test[:ROUGE_PAIRS]
+        written = summarize(model, self.tokenizer, [pair.source for pair in some])
+        return {**measured, "rouge": rouge(written.texts, some), "rouge_pairs": len(some)}
+
+    def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:
+        refuse_stride(stride)
+        context = TrainingSettings(context=context).context_within(self.limit)
+        pairs = self.pairs.to_evaluate
+        encoded = TokenPairs.of(pairs, self.tokenizer, self.specials, context, self.limit)
+        words = sum(len(pair.target.split()) + 1 for pair in pairs)
+        measured = reference_perplexity(model, encoded, words, len(self.specials.before))
+        return {**measured, "sources_cut": encoded.source_cut, "targets_cut": encoded.target_cut}
+
+    def _perplexity(
+        self, model: Any, split: str, settings: TrainingSettings, limit: int | None = None
+    ) -> dict[str, Any]:
+        words = sum(len(pair.target.split()) + 1 for pair in getattr(self.pairs, split))
+        return reference_perplexity(model, self._of(split, settings), words, len(self.specials.before), limit)
+
+    def picture(self) -> Batch:
+        some = self._shown(_PICTURED)
+        pairs = TokenPairs.of(some, self.tokenizer, self.specials, self.limit, self.limit)
+        return pairs.batch(torch.arange(len(some)))
+
+    def _shown(self, count: int) -> list[Pair]:
+        return self.pairs.test[:count]
+
+    def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:
+        some = self._shown(_SAMPLES)
+        sources = [pair.source for pair in some]
+        written = {name: summarize(model, self.tokenizer, sources).texts for name, model in models.items()}
+        groups = []
+        for number, pair in enumerate(some):
+            texts = {"reference": pair.target, **{name: texts[number] for name, texts in written.items()}}
+            groups.append(SampleGroup.of(pair.source, texts, label="Document"))
+        return groups
