@@ -4,11 +4,14 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from abridged.data.tokenizer import learn_tokenizer
+from abridged.models import ENCODER_SPECIALS
 
 CONTEXT = 16
+#: Sixteen fables and their morals.
+FABLES = Path(__file__).parent / "assets" / "fables" / "fables.jsonl"
 QUANTIZE = {
     "weights": {"bits": 4, "quantizer": "dynamic", "granularity": "tensor"},
     "embeddings": {"bits": 4, "quantizer": "dynamic", "granularity": "row"},
@@ -66,4 +69,19 @@ def write_teacher(directory: Path, text: Path, **config) -> Path:
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     GPT2LMHeadModel(GPT2Config(**sizes, **ends, initializer_range=0.1)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_bart(directory: Path, text: str, **config) -> Path:
+    """A BART of width 32 with two layers on each side, random but for its scale, and a tokenizer learned on `text`."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 400, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
+    inner = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = BartForConditionalGeneration(
+        BartConfig(**sizes, **inner, **ENCODER_SPECIALS, dropout=0.0, init_std=0.15, **config)
+    )
+    model.save_pretrained(directory)
+    learn_tokenizer(text, sizes["vocab_size"], sizes["max_position_embeddings"], encoder=True).save_pretrained(
+        directory
+    )
     return directory

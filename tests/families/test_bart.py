@@ -16,7 +16,6 @@ from abridged.errors import AbridgedError
 from abridged.exporters.dense import dense_model
 from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
-from abridged.models import load_any
 
 IDS = torch.randint(4, 128, (2, 12), generator=torch.Generator().manual_seed(1))
 MASK = torch.ones_like(IDS)
@@ -136,13 +135,6 @@ def test_it_is_accounted_for(tmp_path):
         "embedding", "attention", "ffn", "norms", "biases", "positions", "headers", "activation quantizers"
     }  # fmt: skip
     assert inspected["parameters"] == sum(p.numel() for p in build().parameters())
-
-
-def test_a_text_is_not_what_it_is_trained_or_measured_on(tmp_path):
-    build().save_pretrained(tmp_path / "dense")
-    for directory in (tmp_path / "dense", save(student(), tmp_path / "small")):
-        with pytest.raises(AbridgedError, match="is an encoder-decoder"):
-            load_any(directory)
 
 
 def test_ties_that_a_config_makes_up_are_refused(tmp_path):

@@ -7,7 +7,8 @@ import torch
 
 from abridged.errors import AbridgedError
 from abridged.objectives.base import outputs_of
-from abridged.objectives.hidden import HiddenDistillation, layer_map
+from abridged.objectives.hidden import HiddenDistillation
+from abridged.objectives.layers import layer_map, layer_maps
 from abridged.objectives.settings import Hidden
 
 
@@ -17,6 +18,10 @@ from abridged.objectives.settings import Hidden
 )
 def test_layer_map(ours, theirs, expected):
     assert layer_map(ours, theirs) == expected
+
+
+def test_an_encoder_answers_to_an_encoder():
+    assert layer_maps([3, 2], [5, 2]) == {0: 0, 1: 2, 2: 4, 3: 5, 4: 6}
 
 
 def test_mean_over_layers_and_counted_tokens(student, teacher, batch, context):

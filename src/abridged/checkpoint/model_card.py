@@ -19,7 +19,9 @@ def model_card(name: str, record: dict[str, Any]) -> str:
     """
     teacher, data, recipe = (_named(record.get(key)) for key in ("teacher", "data", "recipe"))
     size = record.get("size", {})
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [abridged, quantized]"]
+    pairs = "columns" in data
+    auto, tag = ("AutoModelForSeq2SeqLM", "summarization") if pairs else ("AutoModelForCausalLM", "text-generation")
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", "tags: [abridged, quantized]"]
     for key, value in (("license", teacher.get("license")), ("base_model", _hub_name(teacher.get("name")))):
         if value:
             lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
@@ -40,9 +42,9 @@ def model_card(name: str, record: dict[str, Any]) -> str:
         "",
         "```python",
         "import abridged  # pip install abridged; teaches transformers this format",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto}, AutoTokenizer",
         "",
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+        f'model = {auto}.from_pretrained("{name}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
         "```",
         "",

@@ -8,4 +8,5 @@ OBJECTIVES: dict[str, str] = {
     "labels": "abridged.objectives.settings:Labels",
     "contrastive": "abridged.objectives.settings:Contrastive",
     "hidden": "abridged.objectives.settings:Hidden",
+    "attention": "abridged.objectives.settings:Attention",
 }

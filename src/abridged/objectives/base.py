@@ -39,6 +39,10 @@ class Head:
         return hidden if prepare is None else prepare(hidden)
 
 
+#: transformers' attention implementations that hold the probabilities; the second is that of quantised attention.
+_SHOW_PROBABILITIES = ("eager", "abridged")
+
+
 @dataclass
 class Outputs:
     """What a model made of a batch.
@@ -131,6 +135,8 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
         hidden_states: also return every layer's output.
         attentions: also return every layer's attention probabilities.
     """
+    if attentions and getattr(model.config, "_attn_implementation", None) not in _SHOW_PROBABILITIES:
+        model.set_attn_implementation("eager")  # type: ignore[operator]
     states = model.base_model(  # type: ignore[operator]
         **batch.model_inputs,
         use_cache=False,

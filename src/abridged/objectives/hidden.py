@@ -8,13 +8,8 @@ from torch import Tensor, nn
 from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives.base import ObjectiveContext, Outputs, TeacherOutputs, Term
+from abridged.objectives.layers import check_layers, layer_maps, rows_that_count
 from abridged.objectives.settings import Hidden
-
-
-def layer_map(student_states: int, teacher_states: int) -> dict[int, int]:
-    """Every student state to a teacher state, first to first and last to last, evenly spread between."""
-    last = max(1, student_states - 1)
-    return {i: round(i * (teacher_states - 1) / last) for i in range(student_states)}
 
 
 class HiddenDistillation(Term):
@@ -33,32 +28,18 @@ class HiddenDistillation(Term):
         if not isinstance(teacher, Outputs) or teacher.hidden_states is None or student.hidden_states is None:
             raise AbridgedError("hidden-state distillation needs the teacher in memory")
         ours, theirs = student.hidden_states, teacher.hidden_states
-        pairs = self.settings.layers or _layer_map(student, teacher)
-        beyond = [f"{i}: {j}" for i, j in pairs.items() if not (0 <= i < len(ours) and 0 <= j < len(theirs))]
-        if beyond:
-            raise AbridgedError(
-                f"objectives.hidden.layers has {beyond[0]}, but the student's states end at {len(ours) - 1} and the "
-                f"teacher's at {len(theirs) - 1}"
-            )
+        pairs = self.settings.layers or layer_maps(_parts(student), _parts(teacher))
+        check_layers("hidden", pairs, len(ours), len(theirs))
         errors = []
         for i, j in pairs.items():
-            counted = batch.counted if i >= _encoder_states(student) else batch.source_mask
-            assert counted is not None
+            counted = rows_that_count(batch, encoder=len(_parts(student)) == 2 and i < _parts(student)[0])
             error = (self.projection(ours[i]).float() - theirs[j].detach().float()).square().mean(-1)
             errors.append((error * counted).sum() / counted.sum().clamp_min(1))
         return torch.stack(errors).mean()
 
 
-def _encoder_states(outputs: Outputs) -> int:
-    """How many of the hidden states are an encoder's."""
-    return outputs.encoder_layers + 1 if outputs.encoder_layers else 0
-
-
-def _layer_map(student: Outputs, teacher: Outputs) -> dict[int, int]:
-    """`layer_map` of both models' states; an encoder's to an encoder's."""
-    assert student.hidden_states is not None
-    assert teacher.hidden_states is not None
-    ours, theirs = _encoder_states(student), _encoder_states(teacher)
-    encoder = layer_map(ours, theirs) if ours else {}
-    decoder = layer_map(len(student.hidden_states) - ours, len(teacher.hidden_states) - theirs)
-    return encoder | {ours + i: theirs + j for i, j in decoder.items()}
+def _parts(outputs: Outputs) -> list[int]:
+    """How many hidden states the encoder has, where there is one, and the decoder."""
+    assert outputs.hidden_states is not None
+    encoder = outputs.encoder_layers
+    return [encoder + 1, len(outputs.hidden_states) - encoder - 1] if encoder else [len(outputs.hidden_states)]

@@ -124,11 +124,32 @@ class Hidden(Objective):
 
     layers: dict[int, int] | None = Field(
         default=None,
-        description="student layer: teacher layer, 0 = embedding output; null = every student layer, evenly spread "
-        "over the teacher's",
+        description="student layer: teacher layer, 0 = embedding output (an encoder's come first); null = every "
+        "student layer, evenly spread over the teacher's",
     )
 
     def build(self, context: ObjectiveContext) -> Term:
         from abridged.objectives.hidden import HiddenDistillation
 
         return HiddenDistillation(self, context)
+
+
+class Attention(Objective):
+    """Divergence between the attention probabilities of the student and the teacher; rules out fused attention."""
+
+    needs_attentions: ClassVar[bool] = True
+
+    loss: Literal["kl", "mse"] = Field(
+        default="kl",
+        description="kl: divergence of the student's distributions from the teacher's; mse: of the numbers",
+    )
+    layers: dict[int, int] | None = Field(
+        default=None,
+        description="student layer: teacher layer, from 0; of an encoder-decoder the encoder's come first, then the "
+        "decoder's, then those across; null = every student layer, evenly spread over the teacher's",
+    )
+
+    def build(self, context: ObjectiveContext) -> Term:
+        from abridged.objectives.attention import AttentionDistillation
+
+        return AttentionDistillation(self)

@@ -1,0 +1,107 @@
+"""What data are to a model, and how it is measured on them."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from abridged.errors import AbridgedError
+from abridged.evaluation.references import reference_perplexity
+from abridged.models import load_dense, load_tokenizer
+from abridged.tasks import task_for
+from abridged.tasks.denoising import TextDenoising
+from abridged.tasks.language_modeling import LanguageModeling
+from abridged.tasks.sequence_to_sequence import SequenceToSequence
+from abridged.training.settings import TrainingSettings
+from teachers import FABLES, write_bart
+
+SETTINGS = TrainingSettings(evaluate_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory):
+    directory = write_bart(tmp_path_factory.mktemp("bart"), FABLES.read_text())
+    model = load_dense(directory)
+    return model, load_tokenizer(directory, model)
+
+
+def test_the_model_and_the_data_say_what_the_task_is(bart, teacher, text, tmp_path):
+    gpt2 = load_dense(teacher)
+    assert type(task_for(gpt2, load_tokenizer(teacher), text)) is LanguageModeling
+    assert type(task_for(*bart, FABLES)) is SequenceToSequence
+    assert type(task_for(*bart, text)) is TextDenoising
+    (tmp_path / "text.jsonl").write_text('{"text": "only a text"}\n' * 40)
+    assert type(task_for(*bart, tmp_path / "text.jsonl")) is TextDenoising
+    with pytest.raises(AbridgedError, match="for an encoder-decoder"):
+        task_for(gpt2, load_tokenizer(teacher), FABLES, ("text", "summary"))
+
+
+def test_perplexity_of_targets_is_that_of_each_pair_on_its_own(bart):
+    model, tokenizer = bart
+    task = task_for(model, tokenizer, FABLES)
+    total = count = 0
+    for pair in task.pairs.to_evaluate:
+        source = tokenizer(pair.source, return_tensors="pt", truncation=True, max_length=64)["input_ids"]
+        target = tokenizer(pair.target, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=source, labels=target).logits
+        total += F.cross_entropy(logits[0, 1:], target[0, 1:], reduction="sum").item()
+        count += target.shape[1] - 1
+    measured = task.evaluate(model, None, None)
+    assert measured["tokens"] == count
+    assert measured["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert measured["words"] == sum(len(pair.target.split()) + 1 for pair in task.pairs.to_evaluate)
+    with pytest.raises(AbridgedError, match="a stride is for"):
+        task.evaluate(model, None, 8)
+
+
+def test_what_is_cut_is_counted_and_said(bart):
+    task = task_for(*bart, FABLES)
+    examples = task.examples(TrainingSettings(context=32, target_context=8))
+    assert max(map(len, examples.sources)) == 32
+    assert max(map(len, examples.targets)) == 8
+    assert task.facts()["sources_cut"] == examples.source_cut == len(examples)
+    assert f"{len(examples)} of {len(examples)} sources are longer than 32 tokens and lose their ends" in task.notes
+    assert any(note.endswith("targets are longer than 8 tokens and lose their ends") for note in task.notes)
+    assert task.examples(TrainingSettings(context=32, target_context=8)) is examples
+    with pytest.raises(AbridgedError, match=r"training.context is 65, but the model's positions end at 64"):
+        task.examples(TrainingSettings(context=65))
+
+
+def test_rows_that_are_left_out_are_said(bart, tmp_path):
+    rows = [json.loads(line) for line in FABLES.read_text().splitlines()]
+    rows[3]["summary"] = "  "
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = task_for(*bart, tmp_path / "rows.jsonl")
+    assert "1 rows without a source or a target are left out" in task.notes
+
+
+def test_validation_reads_part_of_what_measuring_reads(bart):
+    model, _ = bart
+    task = task_for(*bart, FABLES)
+    quick = task.validation(model, SETTINGS.model_copy(update={"evaluate_tokens": 10_000}))()
+    assert quick["perplexity"] == pytest.approx(task.measure(model, "validation", SETTINGS)["perplexity"])
+
+
+def test_denoising_is_measured_on_the_same_noise_and_leaves_the_generator_alone(bart, text):
+    model, _ = bart
+    task = task_for(*bart, text)
+    torch.manual_seed(5)
+    task.examples(SETTINGS)
+    first = task.measure(model, "test", SETTINGS)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))
+    assert task.measure(model, "test", SETTINGS) == first
+    assert task.facts()["train_tokens"] == len(task.examples(SETTINGS).text)
+    assert task.samples({}) == []
+
+
+def test_a_limit_reads_the_first_ones(bart):
+    model, _ = bart
+    examples = task_for(*bart, FABLES).examples(SETTINGS)
+    some = reference_perplexity(model, examples, words=100, limit=3)
+    assert some["examples"] == 3
+    assert some["tokens"] == sum(len(target) - 1 for target in examples.targets[:3])
