@@ -114,6 +114,7 @@ def train_and_measure(
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)
             session.finish(number, methods)
+        session.task.rouge_pairs = None  # all
         teacher, student = session.measure(session.teacher), session.measure(pack_model(session.student))
         validation = [m for m in session.work.metrics() if m["event"] == "evaluate"]
         folder = session.work.folder
@@ -125,13 +126,22 @@ def train_and_measure(
         "teacher_hash": session.hash,
         "teacher": teacher,
         "student": student,
-        "loss_percent": {k: round(100 * (student[k] / teacher[k] - 1), 3) for k in ("perplexity", "word_perplexity")},
+        "loss_percent": loss_percent(teacher, student),
         "validation": validation[-1],
         "curve": [[m["stage"], m["step"], m["perplexity"]] for m in validation],
         "seconds": round(session.seconds["training"], 1),
         "resumed": resumed,
         "environment": environment(),
     }
+
+
+def loss_percent(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
+    """By how much perplexities rose, and ROUGE, where it was measured, fell."""
+    lost = {key: 100 * (student[key] / teacher[key] - 1) for key in ("perplexity", "word_perplexity")}
+    if "rouge" in teacher:
+        scores = ("rouge1", "rouge2", "rougeL")
+        lost |= {key: 100 * (1 - student["rouge"][key] / teacher["rouge"][key]) for key in scores}
+    return {key: round(value, 3) for key, value in lost.items()}
 
 
 def main() -> None:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from abridged.checkpoint.inspect import inspect as inspect
     from abridged.checkpoint.load import load as load
     from abridged.evaluation.generation import generate as generate
+    from abridged.evaluation.summaries import summarize as summarize
     from abridged.exporters import export as export
     from abridged.pipeline import compress as compress
     from abridged.pipeline import evaluate as evaluate
+    from abridged.pipeline import evaluate_summaries as evaluate_summaries
     from abridged.pipeline import finetune as finetune
     from abridged.recipe import Recipe as Recipe
 
@@ -31,11 +33,13 @@ __all__ = [
     "Recipe",
     "compress",
     "evaluate",
+    "evaluate_summaries",
     "export",
     "finetune",
     "generate",
     "inspect",
     "load",
+    "summarize",
 ]
 
 # A public name may not also be the name of a submodule: importing that would put the module in its place.
@@ -43,11 +47,13 @@ _HOMES = {
     "Recipe": "abridged.recipe",
     "compress": "abridged.pipeline",
     "evaluate": "abridged.pipeline",
+    "evaluate_summaries": "abridged.pipeline",
     "export": "abridged.exporters",
     "finetune": "abridged.pipeline",
     "generate": "abridged.evaluation.generation",
     "inspect": "abridged.checkpoint.inspect",
     "load": "abridged.checkpoint.load",
+    "summarize": "abridged.evaluation.summaries",
 }
 
 _install_hook()  # teaches transformers the "abridged" format once it is imported, whichever comes first

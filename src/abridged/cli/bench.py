@@ -39,7 +39,8 @@ def bench(
     ]
     print_table(["model", "prompt tokens/s", "written tokens/s", "file", "memory in use", "load"], rows)
     hardware = result["hardware"]
+    search = f" by search with {result['beams']} beams" if result["beams"] > 1 else ""
     typer.echo(
-        f"{result['prompt_tokens']} tokens read, {result['new_tokens']} written; {hardware['threads']} threads, "
-        f"kernels {result['kernels']}, {hardware['cpu']}"
+        f"{result['prompt_tokens']} tokens read, {result['new_tokens']} written{search}; "
+        f"{hardware['threads']} threads, kernels {result['kernels']}, {hardware['cpu']}"
     )

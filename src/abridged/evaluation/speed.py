@@ -1,4 +1,4 @@
-"""How fast a causal language model reads and writes, and how much memory it takes, on this machine."""
+"""How fast a language model or encoder-decoder reads and writes, and how much memory it takes, on this machine."""
 
 from __future__ import annotations
 
@@ -15,22 +15,34 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abridged.errors import AbridgedError
+from abridged.models import is_encoder_decoder
 from abridged.training.hardware import describe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: Hypotheses that an encoder-decoder keeps: summaries are searched for, not drawn.
+BEAMS = 4
+
+
 def prompt_seconds(model: PreTrainedModel, ids: torch.Tensor) -> float:
-    """Seconds in which a model reads ids (1, T) and gives the logits of the last position."""
+    """Seconds in which a model reads ids (B, T) and gives the logits of the last position; or an encoder its states."""
     begun = time.perf_counter()
     with torch.inference_mode():
-        model(input_ids=ids, logits_to_keep=1, use_cache=True)
+        if is_encoder_decoder(model):
+            model.get_encoder()(input_ids=ids)
+        else:
+            model(input_ids=ids, logits_to_keep=1, use_cache=True)
     return time.perf_counter() - begun
 
 
 def decode_seconds(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> float:
-    """Seconds for each of `tokens` that `generate` writes one by one after ids (1, T), the prompt's left out."""
+    """Seconds for each of `tokens` that `generate` writes one by one after ids (B, T), the prompt's left out.
+
+    An encoder-decoder searches with `BEAMS` hypotheses.
+    """
+    beams = BEAMS if is_encoder_decoder(model) else 1
 
     def seconds(count: int) -> float:
         begun = time.perf_counter()
@@ -39,6 +51,7 @@ def decode_seconds(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> fl
             attention_mask=torch.ones_like(ids),
             max_new_tokens=count,
             min_new_tokens=count,
+            num_beams=beams,
             do_sample=False,
             pad_token_id=0,
         )
@@ -110,7 +123,7 @@ def bench(directory: str | Path, *, prompt_tokens: int = 512, new_tokens: int = 
 
     Returns "packed" and "dense", each with "prompt_tokens_per_second", "decode_tokens_per_second", "file_bytes" and
     what `memory` says; and the lengths, the path through the kernels and the hardware.
-    Raises AbridgedError for a directory that is no compressed causal language model.
+    Raises AbridgedError for a directory that is no compressed language model.
     """
     from abridged.checkpoint.inspect import inspect
     from abridged.checkpoint.load import load
@@ -121,8 +134,9 @@ def bench(directory: str | Path, *, prompt_tokens: int = 512, new_tokens: int = 
     if not packed.can_generate():
         raise AbridgedError(f"{directory} is not a model that writes text, which is what is measured here")
     limit = packed.config.max_position_embeddings
-    prompt_tokens = min(prompt_tokens, limit - new_tokens - 1)
-    if prompt_tokens < 1:
+    both = is_encoder_decoder(packed)  # then source and summary have positions of their own
+    prompt_tokens = min(prompt_tokens, limit if both else limit - new_tokens - 1)
+    if prompt_tokens < 1 or new_tokens + 2 > limit:
         raise AbridgedError(f"{new_tokens} new tokens leave no room for a prompt in the model's {limit} positions")
     models = {"packed": packed, "dense": dense_model(packed, torch.float32)}
     ids = torch.randint(packed.config.vocab_size, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
@@ -132,6 +146,7 @@ def bench(directory: str | Path, *, prompt_tokens: int = 512, new_tokens: int = 
     result: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
+        "beams": BEAMS if both else 1,
         "kernels": "reference" if compiled is None else compiled.path,
         "hardware": describe(),
     }

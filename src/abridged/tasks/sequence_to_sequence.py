@@ -18,12 +18,15 @@ from abridged.training.settings import TrainingSettings
 
 _PICTURED = 16  #: pairs whose targets the report draws, token by token
 _SAMPLES = 4
-#: Pairs of the test part that ROUGE is measured on after compressing; `abridged evaluate` reads all.
+#: Pairs of the test part that ROUGE is measured on after training; `abridged evaluate` reads all.
 ROUGE_PAIRS = 256
 
 
 class SequenceToSequence(Task):
     """Pairs in three parts; measured by the perplexity of the targets and by ROUGE.
+
+    Attributes:
+        rouge_pairs: how many of the test part ROUGE is measured on; all when None.
 
     Raises:
         AbridgedError: see `load_pairs` and `Specials.of`.
@@ -34,6 +37,7 @@ class SequenceToSequence(Task):
         self.name, self.notes = self.pairs.name, []
         self.has_test = self.pairs.test is not self.pairs.validation
         self.tokenizer, self.specials = tokenizer, Specials.of(tokenizer, model.config)
+        self.rouge_pairs: int | None = ROUGE_PAIRS
         self.limit = int(model.config.max_position_embeddings)
         self._encoded: dict[tuple[str, int, int], TokenPairs] = {}
         if self.pairs.dropped:
@@ -81,11 +85,11 @@ class SequenceToSequence(Task):
         return validate
 
     def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
-        """Perplexity of all targets; of the test part also ROUGE of the first `ROUGE_PAIRS`, where it is installed."""
+        """Perplexity of all targets; of the test part also ROUGE of the first `rouge_pairs`, where it is installed."""
         measured = self._perplexity(model, split, settings)
         if split != "test" or not has_rouge():
             return measured
-        some = self.pairs.test[:ROUGE_PAIRS]
+        some = self.pairs.test[: self.rouge_pairs]
         written = summarize(model, self.tokenizer, [pair.source for pair in some])
         return {**measured, "rouge": rouge(written.texts, some), "rouge_pairs": len(some)}
 

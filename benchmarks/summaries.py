@@ -1,0 +1,175 @@
+"""Encoder-decoders: a small BART made from nothing, and students of it, measured on e-mails and their subject lines.
+
+    python benchmarks/summaries.py teacher --data FOLDER --output TEACHER
+    python benchmarks/summaries.py students --data FOLDER --model TEACHER [--steps 600] [--minutes 60] [--only PATTERN]
+
+FOLDER holds aeslc/{train,dev,test}.jsonl (AESLC, CC BY-NC-SA 4.0: not part of the package), novels/{train,valid}.txt.xz
+and wikitext-2/wiki.{train,valid}.tokens. The teacher restores text from noise, first in short windows, where copying is
+learned sooner, then in long ones; then it learns subject lines. Each student is one JSON in benchmarks/results/summaries
+and is not made again where that is there, so that the command can be stopped and started. ROUGE is on the whole test part.
+"""
+
+import argparse
+import json
+import lzma
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+
+from quantizers import train_and_measure
+
+import abridged
+from abridged.data.pairs import Pair, load_pairs
+from abridged.evaluation.summaries import rouge
+from abridged.recipe import Recipe
+from abridged.training.record import environment
+from abridged.training.workspace import write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "summaries"
+CONFIG = str(files("abridged") / "assets" / "configs" / "small-bart.yaml")
+NOVELS = 20_000_000  #: characters of the novels: with all 70 million, e-mails would be a seventh of the text
+#: What the teacher learns in turn: name, what on, settings.
+LESSONS: list[tuple[str, str, list[str]]] = []
+#: How every student is trained, whatever its recipe says for its own field of use.
+EQUAL = ["batch_size=32", "target_context=64", "learning_rate=5e-4", "warmup=0.05"]
+TBT = [f"stages.*.methods.quantize.{part}.quantizer=tbt" for part in ("weights", "embeddings")]
+ONE_BIT = [f"stages.*.methods.quantize.{part}.bits=1" for part in ("weights", "embeddings")]
+#: name -> recipe and what is changed in it
+STUDENTS: dict[str, tuple[str, list[str]]] = {
+    "best-2-2-8": ("best-bart-2-2-8", []),
+    "quantbart-2-2-8": ("quantbart-2-2-8", []),
+    "best-1-1-8": ("best-bart-1-1-8", []),
+    "no-contrastive-2-2-8": ("quantbart-2-2-8", ["stages.*.objectives.contrastive=null"]),
+    "tbt-2-2-8": ("twn-2-2-8", TBT),
+    "lsq-2-2-8": ("lsq-2-2-8", []),
+    "twn-2-2-8": ("twn-2-2-8", []),
+    "laq-2-2-8": ("laq-2-2-8", []),
+    "pact-2-2-8": ("pact-2-2-8", []),
+    "minmax-2-2-8": ("minmax-2-2-8", []),
+    "tbt-1-1-8": ("twn-2-2-8", [*TBT, *ONE_BIT]),
+    "quantbart-1-1-8": ("quantbart-2-2-8", ONE_BIT),
+    "quantbart-8-8-8": ("quantbart-8-8-8", []),
+}
+COMPARED = ("best-2-2-8", "quantbart-2-2-8", "best-1-1-8", "no-contrastive-2-2-8", "tbt-2-2-8", "lsq-2-2-8")
+COMMON = frozenset(
+    """the a an and or of to in for on is are was be i you we it that this with as at have has by from will not your my our
+    me if they he she can would please any all but so do am been were which there their his her its also just""".split()
+)
+
+
+def write_texts(data: Path, folder: Path) -> Path:
+    """What is to be restored from noise: novels, WikiText-2 and the bodies of e-mails."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def novels(split: str, count: int) -> str:
+        return lzma.decompress((data / "novels" / f"{split}.txt.xz").read_bytes()).decode()[:count]
+
+    def articles(split: str) -> str:
+        return (data / "wikitext-2" / f"wiki.{split}.tokens").read_text()
+
+    def mails(split: str) -> str:
+        lines = (data / "aeslc" / f"{split}.jsonl").read_text().splitlines()
+        return "\n\n".join(json.loads(line)["body"] for line in lines)
+
+    (folder / "train.txt").write_text("\n".join([novels("train", NOVELS), articles("train"), mails("train")]))
+    few = [mails("dev")[:400_000], novels("valid", 200_000), articles("valid")[:200_000]]
+    (folder / "validation.txt").write_text("\n".join(few))
+    return folder
+
+
+def first_sentence(pair: Pair) -> str:
+    return re.split(r"(?<=[.!?])\s+|\n", pair.source)[0]
+
+
+def frequent_words(pair: Pair) -> str:
+    words = [word for word in re.findall(r"[a-z0-9']+", pair.source.lower()) if word not in COMMON]
+    return " ".join(word for word, _ in Counter(words).most_common(5))
+
+
+def first_words(pair: Pair) -> str:
+    return " ".join(pair.source.split()[:8])
+
+
+BASELINES: dict[str, Callable[[Pair], str]] = {
+    "first sentence": first_sentence,
+    "first eight words": first_words,
+    "five most frequent words": frequent_words,
+}
+
+
+def make_teacher(options: argparse.Namespace) -> None:
+    """The lessons, one after another; one whose result is there is not given again."""
+    output, data = Path(options.output), Path(options.data)
+    texts = write_texts(data, output.with_name(output.name + ".texts"))
+    before: str | Path = CONFIG
+    records = {}
+    for number, (name, what, settings) in enumerate(LESSONS):
+        last = number + 1 == len(LESSONS)
+        where = output if last else output.with_name(f"{output.name}.{name}")
+        if not where.exists():
+            source = texts if what == "texts" else data / "aeslc"
+            resume = where.with_name(where.name + ".partial").exists()
+            abridged.finetune(before, source, where, overrides=settings, resume=resume)
+        record = json.loads((where / "abridged.json").read_text())
+        records[name] = {key: record[key] for key in ("settings", "steps", "validation", "curve") if key in record}
+        before = where
+    pairs = load_pairs(data / "aeslc").test
+    result = {
+        "lessons": records,
+        "teacher": abridged.evaluate_summaries(output, data / "aeslc"),
+        "perplexity": abridged.evaluate(output, data / "aeslc"),
+        "baselines": {name: rouge([make(pair) for pair in pairs], pairs) for name, make in BASELINES.items()},
+        "environment": environment(),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_atomically(RESULTS / "teacher.json", json.dumps(result, indent=1) + "\n")
+    for name, scores in {"teacher": result["teacher"], **result["baselines"]}.items():
+        print(f"{name}: ROUGE-1 {scores['rouge1']:.2f}, ROUGE-2 {scores['rouge2']:.2f}, ROUGE-L {scores['rougeL']:.2f}")
+
+
+def plan() -> Iterator[tuple[str, str, list[str], int]]:
+    """(name, recipe, overrides, seed) of every run, in order: one seed of all, then more of what is compared."""
+    for seed in (0, 1, 2):
+        for name, (recipe, overrides) in STUDENTS.items():
+            if seed == 0 or name in COMPARED:
+                yield f"{name}-seed{seed}", recipe, overrides, seed
+
+
+def make_students(options: argparse.Namespace) -> None:
+    """Every student of the plan whose result is not there yet."""
+    began = time.monotonic()
+    equal = [f"stages.*.{setting}" for setting in [f"steps={options.steps}", *EQUAL]]
+    for name, recipe, overrides, seed in plan():
+        path = RESULTS / f"{name}.json"
+        if path.exists() or not fnmatch(name, options.only):
+            continue
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+        chosen = Recipe.load(recipe, [*equal, *overrides])
+        result = train_and_measure(path, chosen, options.model, str(Path(options.data) / "aeslc"), seed)
+        result |= {"name": name, "recipe": recipe, "overrides": [*equal, *overrides], "steps": options.steps}
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
+        lost = result["loss_percent"]
+        print(f"{name}: ROUGE-1 -{lost['rouge1']:.1f} %, perplexity +{lost['perplexity']:.1f} %", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["teacher", "students"])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", default="bart-teacher", help="where the teacher is to be")
+    parser.add_argument("--model", default="bart-teacher", help="the students' teacher")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (make_teacher if options.what == "teacher" else make_students)(options)
+
+
+if __name__ == "__main__":
+    main()
