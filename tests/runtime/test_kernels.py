@@ -99,14 +99,15 @@ def test_types(path, dtype):
 
 @pytest.mark.parametrize("path", RUNNING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_function_on_the_way(path, dtype):
+@pytest.mark.parametrize("function", ["gelu_tanh", "gelu"])
+def test_a_function_on_the_way(path, dtype, function):
     storage = (128, 128, "int8", "bits")
     identity, one = pack(torch.eye(128, dtype=torch.int8), "int8", "bits"), torch.ones(1)
     kernels = Kernels(LIBRARY, path)
     for low, high, step in ((-12, 0, 0.18 / 127), (-1, 1, 1 / 127), (-50, 100, 100 / 127)):
         x = torch.linspace(low, high, 40 * 128).view(40, 128).to(dtype)
         for tokens in (1, 40):
-            given = (x[:tokens].contiguous(), identity, one, None, torch.tensor([step]), None, 8, *storage, "gelu_tanh")
+            given = (x[:tokens].contiguous(), identity, one, None, torch.tensor([step]), None, 8, *storage, function)
             ours, expected = kernels.linear(*given).float(), ops._quantized_linear(*given).float()
             wrong = (ours - expected).abs() > (1e-5 if dtype == torch.float32 else 2**-8) * expected.abs()
             assert wrong.float().mean() < 0.002  # values in the middle of two codes may go to either

@@ -24,12 +24,12 @@ from abridged.errors import AbridgedError
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 3  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 4  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("int4", "bits"): 4, ("int8", "bits"): 5,
 }  # fmt: skip
-_FUNCTIONS = {"identity": 0, "gelu_tanh": 1}
+_FUNCTIONS = {"identity": 0, "gelu_tanh": 1, "gelu": 2}
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 

@@ -33,7 +33,7 @@ LIBRARY.define(
     "int rows, int columns, str code_book, str packing) -> Tensor"
 )
 
-INPUT_FUNCTIONS = ("identity", "gelu_tanh")
+INPUT_FUNCTIONS = ("identity", "gelu_tanh", "gelu")
 """What quantized_linear can do to its input before it rounds it."""
 
 SLICE_WEIGHTS = 1 << 22
@@ -103,7 +103,7 @@ def check_function(name: str) -> None:
 def apply_function(x: Tensor, name: str) -> Tensor:
     """x, or in FP32 what becomes of it."""
     check_function(name)
-    return x if name == "identity" else F.gelu(x.float(), approximate="tanh")
+    return x if name == "identity" else F.gelu(x.float(), approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def _quantized_linear(

@@ -13,7 +13,7 @@ namespace abridged {
 
 enum Book : int32_t { BINARY, TERNARY, TERNARY_BASE3, QUATERNARY, INT4, INT8 };
 enum Type : int32_t { FLOAT32, BFLOAT16 };
-enum Function : int32_t { IDENTITY, GELU_TANH };
+enum Function : int32_t { IDENTITY, GELU_TANH, GELU };
 enum Path : int32_t { PORTABLE, AVX2, AVX512VNNI, AMX };
 
 // A code is unsigned, a level is multiplier * code + offset. Codes lie `per_byte` to a byte, in the order of columns.

@@ -443,6 +443,18 @@ void apply(int32_t function, const T* x, int64_t n, float* y) {
       const float v = widen(x[i]);
       y[i] = v / (1.0f + exponential(-1.59576912f * (v + 0.044715f * v * v * v)));
     }
+  if (function == GELU)  // x / 2 erfc(-x / sqrt(2)); erfc as in Abramowitz and Stegun, 7.1.26: to 1.5e-7
+    for (int64_t i = 0; i < n; ++i) {
+      const float v = widen(x[i]), z = std::fabs(v) * 0.707106781f;
+      const float t = 1.0f / (1.0f + 0.3275911f * z);
+      float p = 1.061405429f;
+      p = p * t - 1.453152027f;
+      p = p * t + 1.421413741f;
+      p = p * t - 0.284496736f;
+      p = p * t + 0.254829592f;
+      const float tail = p * t * exponential(-z * z);
+      y[i] = 0.5f * v * (v < 0 ? tail : 2.0f - tail);
+    }
 }
 
 template <typename T>

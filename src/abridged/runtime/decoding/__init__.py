@@ -14,8 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.cache_utils import EncoderDecoderCache
 
+from abridged.models import is_encoder_decoder
 from abridged.runtime import ops
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.modules import PackedLinear
@@ -38,6 +40,15 @@ _KNOWN = {
     "return_dict",
     "logits_to_keep",
 }
+
+#: transformers' feed-forward modules -> their activation, and the layer that reads it.
+_FEED_FORWARD = {
+    "GPT2MLP": ("act", "c_proj"),
+    "BartEncoderLayer": ("activation_fn", "fc2"),
+    "BartDecoderLayer": ("activation_fn", "fc2"),
+}
+#: transformers' activations -> `ops.INPUT_FUNCTIONS`.
+_GELU = {"NewGELUActivation": "gelu_tanh", "GELUActivation": "gelu"}
 
 
 class Forward:
@@ -98,23 +109,36 @@ class Forward:
 
 
 def install(model: Any) -> None:
-    """Let a packed model on the CPU use what the compiled kernels have: steps of one token, and GELU on the way."""
+    """Let a packed model on the CPU use what the compiled kernels have: steps of one token, GELU on the way, beams."""
     family = _FAMILIES.get(model.config.model_type)
     if ops.kernels() is None or getattr(model, "hf_device_map", None):
         return
     fuse_gelu(model)
+    if is_encoder_decoder(model):
+        model._reorder_cache = reorder_beams
     if family is not None and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
         make = import_module(f"abridged.runtime.decoding.{family}").Steps
         model.forward = Forward(model, make)
 
 
 def fuse_gelu(model: nn.Module) -> None:
-    """Leave the tanh form of GELU to the layer after it: as a pass of its own it takes as long as that layer's."""
-    from transformers.activations import NewGELUActivation
-    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-
+    """Leave GELU to the layer after it: as a pass of its own it takes as long as a good part of that layer."""
     for module in model.modules():
-        if isinstance(module, GPT2MLP) and isinstance(module.act, NewGELUActivation):
-            after = module.c_proj
-            if isinstance(after, PackedLinear) and after.input_quantizer is not None:
-                module.act, after.input_function = nn.Identity(), "gelu_tanh"
+        if type(module).__name__ not in _FEED_FORWARD:
+            continue
+        activation, after = _FEED_FORWARD[type(module).__name__]
+        name, layer = _GELU.get(type(getattr(module, activation)).__name__), getattr(module, after)
+        if name is not None and isinstance(layer, PackedLinear) and layer.input_quantizer is not None:
+            setattr(module, activation, nn.Identity())
+            layer.input_function = name
+
+
+def reorder_beams(cache: Any, beams: Tensor) -> Any:
+    """Let a cache follow its beams (B,), as `generate` asks in beam search.
+
+    The beams of a document share what the decoder sees of it, so that keys and values across stay as they are;
+    transformers copies them at every token.
+    """
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    own.reorder_cache(beams)
+    return cache
