@@ -15,7 +15,7 @@ from abridged.cli import app as command
 from abridged.errors import AbridgedError
 from abridged.recipe import Recipe
 
-VERBS = ("finetune", "compress", "evaluate", "generate", "inspect", "export", "recipes")
+VERBS = ("finetune", "compress", "evaluate", "generate", "summarize", "inspect", "export", "bench", "recipes")
 
 
 @pytest.fixture
