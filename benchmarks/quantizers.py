@@ -21,7 +21,7 @@ from typing import Any
 from abridged.checkpoint.pack import pack_model
 from abridged.recipe import Recipe
 from abridged.training.record import environment
-from abridged.training.session import Session
+from abridged.training.session import Session, loss_percent
 from abridged.training.workspace import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "quantizers"
@@ -126,22 +126,13 @@ def train_and_measure(
         "teacher_hash": session.hash,
         "teacher": teacher,
         "student": student,
-        "loss_percent": loss_percent(teacher, student),
+        "loss_percent": {key: round(value, 3) for key, value in loss_percent(teacher, student).items()},
         "validation": validation[-1],
         "curve": [[m["stage"], m["step"], m["perplexity"]] for m in validation],
         "seconds": round(session.seconds["training"], 1),
         "resumed": resumed,
         "environment": environment(),
     }
-
-
-def loss_percent(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
-    """By how much perplexities rose, and ROUGE, where it was measured, fell."""
-    lost = {key: 100 * (student[key] / teacher[key] - 1) for key in ("perplexity", "word_perplexity")}
-    if "rouge" in teacher:
-        scores = ("rouge1", "rouge2", "rougeL")
-        lost |= {key: 100 * (1 - student["rouge"][key] / teacher["rouge"][key]) for key in scores}
-    return {key: round(value, 3) for key, value in lost.items()}
 
 
 def main() -> None:

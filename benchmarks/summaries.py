@@ -5,8 +5,8 @@
 
 FOLDER holds aeslc/{train,dev,test}.jsonl (AESLC, CC BY-NC-SA 4.0: not part of the package), novels/{train,valid}.txt.xz
 and wikitext-2/wiki.{train,valid}.tokens. The teacher restores text from noise, first in short windows, where copying is
-learned sooner, then in long ones; then it learns subject lines. Each student is one JSON in benchmarks/results/summaries
-and is not made again where that is there, so that the command can be stopped and started. ROUGE is on the whole test part.
+learned sooner, then in long ones; then it learns subject lines. Each student is a JSON in benchmarks/results/summaries,
+and not made again where that is there: the command can be stopped and started. ROUGE is on the whole test part.
 """
 
 import argparse
@@ -33,7 +33,25 @@ RESULTS = Path(__file__).parent / "results" / "summaries"
 CONFIG = str(files("abridged") / "assets" / "configs" / "small-bart.yaml")
 NOVELS = 20_000_000  #: characters of the novels: with all 70 million, e-mails would be a seventh of the text
 #: What the teacher learns in turn: name, what on, settings.
-LESSONS: list[tuple[str, str, list[str]]] = []
+LESSONS: list[tuple[str, str, list[str]]] = [
+    (
+        "short",
+        "texts",
+        ["steps=800", "context=64", "batch_size=128", "learning_rate=1e-3", "warmup=0.1", "schedule=constant"],
+    ),
+    (
+        "long",
+        "texts",
+        ["steps=300", "context=256", "batch_size=32", "learning_rate=1e-3", "warmup=0.02", "schedule=linear"]
+        + ["final_rate=0.2", "weight_decay=0.05", "betas=[0.9,0.98]"],
+    ),
+    (
+        "subjects",
+        "pairs",
+        ["epochs=4", "context=256", "target_context=64", "batch_size=32", "learning_rate=5e-4", "warmup=0.05"]
+        + ["schedule=linear", "weight_decay=0.05", "dropout=0.1", "betas=[0.9,0.98]", "evaluate_every=225"],
+    ),
+]
 #: How every student is trained, whatever its recipe says for its own field of use.
 EQUAL = ["batch_size=32", "target_context=64", "learning_rate=5e-4", "warmup=0.05"]
 TBT = [f"stages.*.methods.quantize.{part}.quantizer=tbt" for part in ("weights", "embeddings")]
@@ -55,9 +73,9 @@ STUDENTS: dict[str, tuple[str, list[str]]] = {
     "quantbart-8-8-8": ("quantbart-8-8-8", []),
 }
 COMPARED = ("best-2-2-8", "quantbart-2-2-8", "best-1-1-8", "no-contrastive-2-2-8", "tbt-2-2-8", "lsq-2-2-8")
-COMMON = frozenset(
-    """the a an and or of to in for on is are was be i you we it that this with as at have has by from will not your my our
-    me if they he she can would please any all but so do am been were which there their his her its also just""".split()
+COMMON = (  # words that say little
+    "the a an and or of to in for on is are was be i you we it that this with as at have has by from will not your my "
+    "our me if they he she can would please any all but so do am been were which there their his her its also just"
 )
 
 
@@ -86,7 +104,7 @@ def first_sentence(pair: Pair) -> str:
 
 
 def frequent_words(pair: Pair) -> str:
-    words = [word for word in re.findall(r"[a-z0-9']+", pair.source.lower()) if word not in COMMON]
+    words = [word for word in re.findall(r"[a-z0-9']+", pair.source.lower()) if word not in COMMON.split()]
     return " ".join(word for word, _ in Counter(words).most_common(5))
 
 

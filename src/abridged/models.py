@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,10 @@ from abridged.errors import AbridgedError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+#: Heads of encoders that a config may name.
+_HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM")
+#: Where the weights of a head for labels are, which a model without one lacks.
+_LABEL_HEADS = ("classifier.", "score.", "bert.pooler.", "roberta.pooler.")
 #: Ids of `abridged.data.tokenizer.ENCODER_TOKENS` under the names that configs have for them.
 ENCODER_SPECIALS = {
     "bos_token_id": 0,
@@ -38,8 +43,12 @@ def _is_path(name: str | Path) -> bool:
     return isinstance(name, Path) or name.startswith(("~", ".", "/")) or Path(name).exists()
 
 
-def load_dense(name: str | Path) -> "PreTrainedModel":
-    """Load a full-precision causal language model or encoder-decoder in FP32, in evaluation mode.
+def load_dense(name: str | Path, labels: "LabelSet | None" = None) -> "PreTrainedModel":
+    """Load a full-precision model in FP32, in evaluation mode: a language model, an encoder-decoder, or an encoder
+    with the head that its config names.
+
+    Args:
+        labels: give it a head for these labels; one that it has is kept where it is for the same labels.
 
     Raises:
         AbridgedError: no such model, it cannot be read, or it is compressed already.
@@ -51,13 +60,17 @@ def load_dense(name: str | Path) -> "PreTrainedModel":
         config = AutoConfig.from_pretrained(where)
         if getattr(config, "quantization_config", None) is not None:
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
-        model, notes = _auto_class(config).from_pretrained(where, dtype=torch.float32, output_loading_info=True)
+        new_head = labels is not None and not labels.fit(config)
+        model, notes = _auto_class(config, labels is not None).from_pretrained(
+            where, dtype=torch.float32, output_loading_info=True, **(labels.settings() if labels and new_head else {})
+        )
     except AbridgedError:
         raise
     except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
         raise AbridgedError(f"cannot load the model '{name}': {_first_line(error)}") from error
-    if notes["missing_keys"]:  # transformers would go on with random numbers
-        raise AbridgedError(f"the model '{name}' lacks the weights of {min(notes['missing_keys'])}")
+    missing = [key for key in notes["missing_keys"] if not (new_head and key.startswith(_LABEL_HEADS))]
+    if missing:  # transformers would go on with random numbers
+        raise AbridgedError(f"the model '{name}' lacks the weights of {min(missing)}")
     bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
     if bad:
         raise AbridgedError(f"the model '{name}' holds numbers that are not finite, in {bad}")
@@ -85,11 +98,62 @@ def is_encoder_decoder(model: "PreTrainedModel") -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
-def _auto_class(config: Any) -> Any:
-    """The class that makes a language model of `config`."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+def is_encoder(name: str | Path) -> bool:
+    """Whether the model of that name reads texts and writes none; False where its config cannot be read."""
+    from transformers import AutoConfig
 
-    return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+    try:
+        return AutoConfig.from_pretrained(resolve(name)).model_type in ("bert", "roberta")
+    except Exception:  # loading the model says what is wrong
+        return False
+
+
+def labels_texts(model: Any) -> bool:
+    """Whether a model gives a label or a score to a text."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def is_language_model(model: Any) -> bool:
+    """Whether a model goes on with a text."""
+    return bool(model.can_generate()) and not is_encoder_decoder(model)
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """What a model that labels texts is to tell apart; no names = it is to give a score."""
+
+    names: tuple[str, ...] | None
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of a config."""
+        if self.names is None:
+            return {"num_labels": 1, "problem_type": "regression"}
+        ids = dict(enumerate(self.names))
+        return {"num_labels": len(ids), "id2label": ids, "label2id": {name: i for i, name in ids.items()}}
+
+    def fit(self, config: Any) -> bool:
+        """Whether the model of `config` has a head for them already, in whatever order."""
+        if not _architecture(config).endswith("ForSequenceClassification"):
+            return False
+        return config.num_labels == 1 if self.names is None else set(self.names) == set(config.label2id)
+
+
+def _architecture(config: Any) -> str:
+    return str((getattr(config, "architectures", None) or [""])[0])
+
+
+def _auto_class(config: Any, labels: bool = False) -> Any:
+    """The class that makes a model of `config`: with the head that it names, else to write text."""
+    import transformers
+
+    if labels:
+        return transformers.AutoModelForSequenceClassification
+    for head in _HEADS:
+        if _architecture(config).endswith(f"For{head}"):
+            return getattr(transformers, f"AutoModelFor{head}")
+    if getattr(config, "is_encoder_decoder", False):
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
 
 
 def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> "PreTrainedTokenizerBase":

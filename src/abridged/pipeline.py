@@ -18,7 +18,8 @@ def compress(
     data: str | Path,
     output: str | Path,
     *,
-    columns: tuple[str, str] | None = None,
+    columns: tuple[str, ...] | None = None,
+    task: str | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -32,7 +33,8 @@ def compress(
         recipe: the name of a shipped recipe, a YAML file, its content, or a Recipe.
         data: what to train on: a text (`wikitext-2`, a file or folder, or a `datasets` name), or for an encoder-decoder
             pairs of texts (a .jsonl, .csv, .tsv or .parquet file, a folder of them, or a `datasets` name).
-        columns: which columns of pairs are source and target; None = the first of those known by name.
+        columns: of rows, which are source and target, or (text, label), or (text, second text, label).
+        task: one of GLUE's, whose files `data` has.
         output: the directory to make. While the run lasts, its state is in OUTPUT.partial.
         overrides: `key=value` changes to the recipe, such as `stages.0.steps=500`.
         resume: go on with an interrupted run of the same settings; the result is that of an uninterrupted one.
@@ -49,7 +51,7 @@ def compress(
     from abridged.training.session import Session
 
     chosen = Recipe.load(recipe, overrides)
-    with Session(model, chosen, data, output, columns, resume, overwrite, seed, teacher_cache) as session:
+    with Session(model, chosen, data, output, columns, task, resume, overwrite, seed, teacher_cache) as session:
         for number, stage in session.remaining_stages():
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)
@@ -63,13 +65,15 @@ def evaluate(
     *,
     context: int | None = None,
     stride: int | None = None,
-    columns: tuple[str, str] | None = None,
+    columns: tuple[str, ...] | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Perplexity of a compressed directory or of any language model on the test part of a text; of pairs, that of the
-    targets.
+    targets; of a model that labels texts, the metrics of its task.
 
     Returns:
-        See `abridged.evaluation.perplexity.perplexity` and `abridged.evaluation.references.reference_perplexity`.
+        See `abridged.evaluation.perplexity.perplexity`, `abridged.evaluation.references.reference_perplexity` and
+        `abridged.evaluation.scores.score`.
 
     Raises:
         AbridgedError: the model or the data cannot be read, or they do not fit each other.
@@ -77,7 +81,7 @@ def evaluate(
     from abridged.tasks import task_for
 
     loaded, tokenizer = load_model(model)
-    return task_for(loaded, tokenizer, data, columns).evaluate(loaded, context, stride)
+    return task_for(loaded, tokenizer, data, columns, task).evaluate(loaded, context, stride)
 
 
 def evaluate_summaries(

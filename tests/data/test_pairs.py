@@ -85,7 +85,7 @@ def test_a_reference_that_is_missing_in_a_row_is_dropped_and_a_missing_column_na
         ("", "has no rows"),
         ('{"a": "b"}\n', "has the columns a: say which are source and target"),
         ('{"document": "", "summary": "b"}\n', "no row of .* has both a document and a summary"),
-        ("{nonsense\n", "cannot read pairs from"),
+        ("{nonsense\n", "cannot read rows from"),
         ('["document", "summary"]\n', "line 1 is not an object"),
     ],
 )

@@ -58,7 +58,7 @@ def test_forward_is_the_model_with_quantised_weights(model, calibrate, ids):
     for parameter in model.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
     student = copy.deepcopy(model)
-    prepared(student, calibrate, weights={"bits": 4}, activations={"bits": None})
+    prepared(student, calibrate, weights={"bits": 4}, activations={"bits": None}, positions=True)
     for matrix in anatomy_of(model).matrices:
         weight = student.get_submodule(matrix.name).source()
         model.get_submodule(matrix.name).weight.copy_(weight.t() if matrix.transposed else weight)

@@ -90,7 +90,7 @@ def test_perfect_student_loses_nothing(teacher, batch, context):
 
 
 def test_batch_moves(batch):
-    moved = Batch(batch.input_ids, batch.labels, batch.index, *(torch.ones(3, 8) for _ in range(3))).to("meta")
+    moved = Batch(batch.input_ids, batch.labels, batch.index, *(torch.ones(3, 8) for _ in range(4))).to("meta")
     assert {x.device.type for x in vars(moved).values()} == {"meta"}
     assert batch.to("cpu").attention_mask is None
 

@@ -30,7 +30,7 @@ def test_terms_rates_and_perplexity_are_told_apart():
     )
     assert [curve.name for curve in found.losses] == ["loss", "logits", "contrastive"]
     assert [curve.name for curve in found.rates] == ["weights"]
-    assert found.perplexity.values.tolist() == [40.0]
+    assert found.watched.values.tolist() == [40.0]
 
 
 def test_rates_by_group():

@@ -77,6 +77,9 @@ class AbridgedQuantizer(HfQuantizer):
 
         for path, module in packed_modules(model).items():
             check_values(path, module)
+            bias = getattr(module, "bias", None)
+            if bias is not None:  # transformers pads that of a tied head to the length of what is tied, here of codes
+                bias.data = bias.data[: module.spec.rows]
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         install(model)

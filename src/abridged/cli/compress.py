@@ -14,6 +14,7 @@ def compress(
     output: options.Output,
     recipe: Annotated[str, typer.Option(help="Name (see `abridged recipes`) or YAML file.", show_default=False)],
     columns: options.Columns = None,
+    task: options.Task = None,
     overrides: options.Set = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -40,6 +41,7 @@ def compress(
 
     described = Recipe.load(recipe, overrides or ())  # a misspelt key is reported before torch is imported
     quiet()
+    from abridged.evaluation.scores import METRICS
     from abridged.pipeline import compress as run
 
     record = run(
@@ -47,7 +49,8 @@ def compress(
         described,
         data,
         output,
-        columns=options.two_columns(columns),
+        columns=options.columns_of(columns),
+        task=task,
         resume=resume,
         overwrite=overwrite,
         seed=seed,
@@ -64,10 +67,18 @@ def compress(
         rows.append(["same bits, without training", metrics["untrained"], size["file_bytes"]])
     rows.append([record["recipe"]["name"], metrics["student"], size["file_bytes"]])
     rouge = ["ROUGE-1", "ROUGE-2", "ROUGE-L"] if "rouge" in metrics["teacher"] else []
+    head = ["perplexity per token", "loss", "per word", "loss"] if "perplexity" in metrics["teacher"] else []
+    scores = [name for name in METRICS if name in metrics["teacher"]]
     print_table(
-        ["model", "perplexity per token", "loss", "per word", "loss", *rouge, "on disk", "ratio"],
+        ["model", *head, *rouge, *scores, "on disk", "ratio"],
         [
-            [name, *_against(metrics["teacher"], measured), *_rouge(measured), *_size(size, count)]
+            [
+                name,
+                *(_against(metrics["teacher"], measured) if head else ()),
+                *_rouge(measured),
+                *(f"{measured[score]:.2f}" for score in scores),
+                *_size(size, count),
+            ]
             for name, measured, count in rows
         ],
     )

@@ -30,6 +30,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Documents, or pairs, at most.", show_default="all")] = None,
     metric: Annotated[str, typer.Option(help="perplexity, or rouge of what an encoder-decoder writes.")] = "perplexity",
     columns: options.Columns = None,
+    task: options.Task = None,
     beams: options.Beams = None,
     max_new_tokens: options.SummaryTokens = None,
     batch_size: options.BatchSize = 16,
@@ -57,15 +58,23 @@ def evaluate(
             print_table(["task", "metric", "value"], rows, left=(0, 1))
         return
     assert data is not None
-    pair = options.two_columns(columns)
+    pair = options.columns_of(columns)
     if metric == "rouge":
-        _rouge(model, data, pair, limit, beams, max_new_tokens, batch_size, json)
+        from abridged.tasks import two_columns
+
+        _rouge(model, data, two_columns(pair), limit, beams, max_new_tokens, batch_size, json)
         return
+    from abridged.evaluation.scores import METRICS
     from abridged.pipeline import evaluate as run
 
-    result = run(model, data, context=context, stride=stride, columns=pair)
+    result = run(model, data, context=context, stride=stride, columns=pair, task=task)
     if json:
         print_json(result)
+        return
+    if "score" in result:
+        print_pairs(
+            {name: f"{result[name]:.2f}" for name in METRICS if name in result} | {"texts": f"{result['texts']:,}"}
+        )
         return
     if "stride" not in result:
         print_pairs(

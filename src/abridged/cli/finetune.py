@@ -20,6 +20,7 @@ def finetune(
     data: options.Data,
     output: options.Output,
     columns: options.Columns = None,
+    task: options.Task = None,
     overrides: options.Set = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -35,6 +36,7 @@ def finetune(
     abridged finetune facebook/bart-base --data pairs.jsonl --columns document,summary --output teacher
     """
     quiet()
+    from abridged.evaluation.scores import METRICS
     from abridged.evaluation.summaries import ROUGE
     from abridged.pipeline import finetune as run
 
@@ -42,7 +44,8 @@ def finetune(
         model,
         data,
         output,
-        columns=options.two_columns(columns),
+        columns=options.columns_of(columns),
+        task=task,
         overrides=overrides or (),
         resume=resume,
         overwrite=overwrite,
@@ -55,6 +58,15 @@ def finetune(
         print_json(record)
         return
     before, after = record["validation"]["before"], record["validation"]["after"]
+    if "score" in after:
+        measured = {"before, validation": before, "after, validation": after, "after, test": record["test"]}
+        shown = {
+            name: ", ".join(f"{metric} {found[metric]:.2f}" for metric in METRICS if metric in found)
+            for name, found in measured.items()
+            if found
+        }
+        print_pairs({**shown, "written to": str(output)})
+        return
     rouge = (record["test"] or {}).get("rouge")
     print_pairs(
         {

@@ -35,10 +35,14 @@ Data = Annotated[
 Columns = Annotated[
     str | None,
     typer.Option(
-        metavar="SOURCE,TARGET",
-        help="Columns of the pairs that an encoder-decoder learns from.",
+        metavar="NAME,NAME",
+        help="Columns of rows: SOURCE,TARGET of pairs; TEXT,LABEL or TEXT,TEXT,LABEL of labelled texts.",
         show_default="the first known, such as document,summary",
     ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(help="A task of GLUE, such as sst2, whose files are in the folder --data.", show_default=False),
 ]
 Beams = Annotated[
     int | None, typer.Option(min=1, help="Hypotheses kept in beam search.", show_default="the model's own, or 4")
@@ -60,11 +64,11 @@ Set = Annotated[
 ]
 
 
-def two_columns(text: str | None) -> tuple[str, str] | None:
-    """The value of `--columns` as a pair."""
+def columns_of(text: str | None) -> tuple[str, ...] | None:
+    """The value of `--columns`, name by name."""
     if text is None:
         return None
-    names = [name.strip() for name in text.split(",")]
-    if len(names) != 2 or not all(names):
-        raise typer.BadParameter("give two names with a comma between them", param_hint="--columns")
-    return names[0], names[1]
+    names = tuple(name.strip() for name in text.split(","))
+    if len(names) not in (2, 3) or not all(names):
+        raise typer.BadParameter("give two or three names with commas between them", param_hint="--columns")
+    return names

@@ -15,11 +15,13 @@ class Batch:
 
     Attributes:
         input_ids: (B, T) int64, what the language model, or an encoder-decoder's decoder, reads.
-        labels: (B, T) int64, `labels[:, t]` is the token to be predicted from input t; -100 never counts.
+        labels: (B, T) int64, `labels[:, t]` is the token, or the token's label, to be predicted from input t; -100
+            never counts. Of whole texts, (B,) int64 labels or (B,) float scores.
         index: (B,) int64, number of each example in the training data.
         attention_mask: (B, T), 0 where padded; None = nothing is padded that could be seen.
         source_ids: (B, S) int64, what the encoder of an encoder-decoder reads; None = there is none.
         source_mask: (B, S) int64, 0 where the source is padded.
+        token_types: (B, T) int64, 0 for the first text and 1 for the second; None = the model knows no types.
     """
 
     input_ids: Tensor
@@ -28,17 +30,23 @@ class Batch:
     attention_mask: Tensor | None = None
     source_ids: Tensor | None = None
     source_mask: Tensor | None = None
+    token_types: Tensor | None = None
 
     @property
     def counted(self) -> Tensor:
-        """(B, T) bool: the tokens that enter the losses."""
-        return self.labels != -100
+        """(B, T) bool: the tokens that enter the losses; of labelled texts all but the padding."""
+        if self.labels.shape == self.input_ids.shape:
+            return self.labels != -100
+        if self.attention_mask is None:
+            return torch.ones_like(self.input_ids, dtype=torch.bool)
+        return self.attention_mask.bool()
 
     @property
     def model_inputs(self) -> dict[str, Any]:
         """The arguments of a Hugging Face model's forward."""
         if self.source_ids is None:
-            return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+            types = {} if self.token_types is None else {"token_type_ids": self.token_types}
+            return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **types}
         return {
             "input_ids": self.source_ids,
             "attention_mask": self.source_mask,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,8 @@ import torch
 
 from abridged.data.batch import Batch
 from abridged.data.examples import Order
-from abridged.data.text import SPLITS, VALIDATION_SHARE, words_of_path
+from abridged.data.rows import SUFFIXES, rows, rows_by_split
+from abridged.data.text import VALIDATION_SHARE
 from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ KNOWN_COLUMNS = (
     ("source", "target"),
 )
 REFERENCES = "references"  #: the column of further references, where there is one
-_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _HUB = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0"), "xsum": ("EdinburghNLP/xsum", None)}
 #: Lengths are rounded up to this, so that matrix products are of sizes that hardware likes.
 _ROUND = 8
@@ -74,8 +72,8 @@ def looks_like_pairs(data: str | Path, columns: tuple[str, str] | None) -> bool:
     path = Path(data).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
     for file in files:
-        if file.suffix in _SUFFIXES:
-            first = next(_rows(file), None)
+        if file.suffix in SUFFIXES:
+            first = next(rows(file), None)
             return first is not None and _known(first) is not None
     return False
 
@@ -92,15 +90,9 @@ def load_pairs(data: str | Path, columns: tuple[str, str] | None = None) -> Pair
         AbridgedError: nothing is found under that name, a column is missing, or no row has both texts.
     """
     name, path = str(data), Path(data).expanduser()
-    if path.is_file():
-        parts = {"train": list(_rows(path)), "validation": [], "test": []}
-    elif path.is_dir():
-        parts = _folder(name, path)
-    elif path.suffix in _SUFFIXES or name.startswith((".", "/", "~")):
-        raise AbridgedError(f"no such file or folder: {name}")
-    else:
-        parts = _from_datasets(name)
-    first = next((rows[0] for rows in parts.values() if rows), None)
+    here = path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~"))
+    parts = rows_by_split(path) if here else _from_datasets(name)
+    first = next((some[0] for some in parts.values() if some), None)
     if first is None:
         raise AbridgedError(f"'{name}' has no rows")
     columns = columns or _known(first)
@@ -109,7 +101,7 @@ def load_pairs(data: str | Path, columns: tuple[str, str] | None = None) -> Pair
             f"'{name}' has the columns {', '.join(map(str, first))}: say which are source and target, as in "
             "--columns document,summary"
         )
-    pairs = {split: [_pair(row, columns, name) for row in rows] for split, rows in parts.items()}
+    pairs = {split: [_pair(row, columns, name) for row in some] for split, some in parts.items()}
     kept = {split: [p for p in some if p.source and p.target] for split, some in pairs.items()}
     dropped = sum(map(len, pairs.values())) - sum(map(len, kept.values()))
     if not any(kept.values()):
@@ -137,19 +129,19 @@ def read_documents(path: Path, column: str | None = None) -> list[str]:
     """
     if not path.is_file():
         raise AbridgedError(f"no such file: {path}")
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in SUFFIXES:
         try:
             return [path.read_text(encoding="utf-8")]
         except (UnicodeDecodeError, OSError) as error:
             raise AbridgedError(f"cannot read {path}: {error}") from error
-    rows = list(_rows(path))
-    if not rows:
+    found = list(rows(path))
+    if not found:
         raise AbridgedError(f"'{path}' has no rows")
-    column = column or next((source for source, _ in KNOWN_COLUMNS if source in rows[0]), None)
-    if column not in rows[0]:
+    column = column or next((source for source, _ in KNOWN_COLUMNS if source in found[0]), None)
+    if column not in found[0]:
         named = f"no column '{column}'" if column else "no column that is known for documents (name it with --column)"
-        raise AbridgedError(f"'{path}' has {named}: it has {', '.join(map(str, rows[0]))}")
-    return [text if isinstance(text := row.get(column), str) else "" for row in rows]
+        raise AbridgedError(f"'{path}' has {named}: it has {', '.join(map(str, found[0]))}")
+    return [text if isinstance(text := row.get(column), str) else "" for row in found]
 
 
 def _known(row: dict[str, Any]) -> tuple[str, str] | None:
@@ -164,38 +156,6 @@ def _pair(row: dict[str, Any], columns: tuple[str, str], name: str) -> Pair:
     source, target = (text.strip() if isinstance(text, str) else "" for text in texts)
     more = row.get(REFERENCES) or ()
     return Pair(source, target, tuple(r.strip() for r in more if isinstance(r, str) and r.strip()))
-
-
-def _folder(name: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in _SUFFIXES)
-    if not paths:
-        raise AbridgedError(f"the folder {name} holds no {', '.join(_SUFFIXES)} file")
-    of = {split: [p for p in paths if words_of_path(p.relative_to(folder)) & words] for split, words in SPLITS.items()}
-    if not of["train"]:
-        of = {"train": paths, "validation": [], "test": []}
-    return {split: [row for path in some for row in _rows(path)] for split, some in of.items()}
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"line {number} is not an object")
-                    yield row
-        elif path.suffix == ".parquet":
-            from datasets import Dataset
-
-            yield from Dataset.from_parquet(str(path))
-        else:
-            with path.open(encoding="utf-8", newline="") as lines:
-                yield from csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
-    except (UnicodeDecodeError, OSError, csv.Error, ValueError) as error:
-        raise AbridgedError(f"cannot read pairs from {path}: {error}") from error
 
 
 def _from_datasets(name: str) -> dict[str, list[dict[str, Any]]]:

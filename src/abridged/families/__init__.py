@@ -14,10 +14,12 @@ __all__ = ["SUPPORTED", "Anatomy", "Matrix", "anatomy_of"]
 #: transformers' `model_type` -> the module whose `anatomy(model)` describes it.
 _FAMILIES = {
     "bart": "abridged.families.bart",
+    "bert": "abridged.families.bert",
     "gpt2": "abridged.families.gpt2",
     "llama": "abridged.families.llama",
     "mistral": "abridged.families.llama",
     "qwen2": "abridged.families.llama",
+    "roberta": "abridged.families.bert",
 }
 
 SUPPORTED = tuple(_FAMILIES)

@@ -13,7 +13,7 @@ class Matrix:
 
     name: str  #: dotted path of the module that holds it
     kind: Literal["linear", "embedding"]
-    part: Literal["embedding", "attention", "ffn", "head"]
+    part: Literal["embedding", "positions", "attention", "ffn", "pooler", "head"]
     layer: int | None
     rows: int
     columns: int

@@ -21,7 +21,10 @@ def anatomy(model: "GPT2LMHeadModel") -> Anatomy:
     if not config.tie_word_embeddings:
         raise AbridgedError("GPT-2 with an untied head is not supported: set tie_word_embeddings in its config")
     width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
-    matrices = [Matrix("transformer.wte", "embedding", "embedding", None, config.vocab_size, width, tied=("lm_head",))]
+    matrices = [
+        Matrix("transformer.wte", "embedding", "embedding", None, config.vocab_size, width, tied=("lm_head",)),
+        Matrix("transformer.wpe", "embedding", "positions", None, config.n_positions, width),
+    ]
     for i in range(config.n_layer):
         h = f"transformer.h.{i}"
         matrices += [

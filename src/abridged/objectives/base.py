@@ -55,13 +55,26 @@ class Outputs:
         attentions: one tensor (B, heads, T, T) of probabilities per layer, if asked for; of an encoder-decoder the
             encoder's (S, S), the decoder's (T, T), and those across (T, S).
         encoder_layers: how many layers the encoder has; 0 where there is none.
+        label_logits: (B, C) of a model that labels texts (C = 1: a score), which has no `head`.
     """
 
     last_hidden: Tensor
-    head: Head
+    head: Head | None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     encoder_layers: int = 0
+    label_logits: Tensor | None = None
+
+    @property
+    def language_head(self) -> Head:
+        """The head of a language model.
+
+        Raises:
+            AbridgedError: the model labels texts and has none.
+        """
+        if self.head is None:
+            raise AbridgedError("an objective on tokens was asked of a model that labels whole texts")
+        return self.head
 
 
 @dataclass
@@ -137,6 +150,8 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
     """
     if attentions and getattr(model.config, "_attn_implementation", None) not in _SHOW_PROBABILITIES:
         model.set_attn_implementation("eager")  # type: ignore[operator]
+    if batch.labels.shape != batch.input_ids.shape:
+        return _outputs_of_labeller(model, batch, attentions)
     states = model.base_model(  # type: ignore[operator]
         **batch.model_inputs,
         use_cache=False,
@@ -156,6 +171,17 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
         if attentions
         else None,
         encoder_layers=model.config.encoder_layers,  # type: ignore[union-attr, arg-type]
+    )
+
+
+def _outputs_of_labeller(model: nn.Module, batch: Batch, attentions: bool) -> Outputs:
+    found = model(**batch.model_inputs, output_hidden_states=True, output_attentions=attentions, return_dict=True)
+    return Outputs(
+        last_hidden=found.hidden_states[-1],
+        head=None,
+        hidden_states=found.hidden_states,
+        attentions=found.attentions,
+        label_logits=found.logits,
     )
 
 

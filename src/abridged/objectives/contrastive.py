@@ -112,7 +112,7 @@ class ContrastiveDistillation(Term):
         if self.settings.negatives == "vocabulary":
             if not isinstance(teacher, Outputs):
                 raise AbridgedError("contrastive negatives 'vocabulary' need the teacher in memory")
-            weight, _ = teacher.head.weights()
+            weight, _ = teacher.language_head.weights()
             drawn = torch.randint(len(weight), (1, count or ids.shape[1]), device=ids.device)
             return self._of_teacher(weight.detach()[drawn].to(hidden.dtype)), drawn, torch.ones_like(drawn).bool()
         states = positives if self.settings.negatives == "teacher" else hidden.detach()

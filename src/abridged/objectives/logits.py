@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from abridged.data.batch import Batch
@@ -27,16 +28,28 @@ def tsld_weights(losses: Tensor, counted: Tensor, temperature: float = 10.0) -> 
     return (weights / counted.any(-1).sum().clamp_min(1)).flatten()
 
 
+def text_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) in nats per text, of label logits (B, C) both; of scores (B, 1) the mean squared error."""
+    student, teacher = student.float(), teacher.detach().float()
+    if student.shape[-1] == 1:
+        return F.mse_loss(student, teacher)
+    log_p, log_q = (x.div(temperature).log_softmax(-1) for x in (teacher, student))
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
 class LogitDistillation(Term):
-    """KL(teacher || student) in nats per token that counts."""
+    """KL(teacher || student) in nats per token that counts, or per labelled text."""
 
     def __init__(self, settings: Logits) -> None:
         super().__init__()
         self.settings = settings
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
+        if isinstance(teacher, Outputs) and student.label_logits is not None:
+            assert teacher.label_logits is not None
+            return text_divergence(student.label_logits, teacher.label_logits, self.settings.temperature)
         if isinstance(teacher, Outputs):
-            known = (teacher.head.inputs(teacher.last_hidden), *teacher.head.weights())
+            known = (teacher.language_head.inputs(teacher.last_hidden), *teacher.language_head.weights())
         elif teacher is not None and teacher.top_logits is not None:
             known = teacher.top_logits  # type: ignore[assignment]
             if teacher.top_logits.temperature != self.settings.temperature:
@@ -54,5 +67,6 @@ class LogitDistillation(Term):
             weights = tsld_weights(losses, batch.counted, self.settings.tsld_temperature)
         else:
             weights = uniform_weights(batch.counted)
-        hidden = student.head.inputs(student.last_hidden)
-        return teacher_divergence(hidden, *student.head.weights(), known, weights, self.settings.temperature)
+        head = student.language_head
+        hidden = head.inputs(student.last_hidden)
+        return teacher_divergence(hidden, *head.weights(), known, weights, self.settings.temperature)

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from abridged.families import Anatomy
     from abridged.recipe import Recipe
 
+#: Scores by the names that they have in metrics, and how they are called.
+_SCORES = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews": "Matthews",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
 TOKENS = 160  #: tokens of the text in the picture: enough to show a cloud, few enough to see single ones
 
 
@@ -185,8 +196,8 @@ def read_metrics(metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str]) 
 
 
 def _row(name: str, role: str, metrics: Mapping[str, Any], size: int, ratio: float, bits: float) -> ModelRow:
-    names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    scores = {shown: metrics["rouge"][key] for key, shown in names.items()} if "rouge" in metrics else {}
+    found = {**metrics.get("rouge", {}), **metrics}
+    scores = {shown: found[key] for key, shown in _SCORES.items() if key in found}
     return ModelRow(name, role, metrics.get("perplexity"), metrics.get("word_perplexity"), size, ratio, bits, scores)
 
 

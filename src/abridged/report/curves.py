@@ -24,7 +24,7 @@ class Training:
     """What was logged while training."""
 
     losses: list[Curve]  #: the loss, then its terms
-    perplexity: Curve | None  #: on the validation text
+    watched: Curve | None  #: what was measured on the validation part: perplexity, or a score
     rates: list[Curve]
     starts: list[float]  #: steps at which the second and later stages began
     steps: int  #: of all stages together
@@ -34,7 +34,7 @@ def read_curves(metrics: Iterable[dict[str, Any]]) -> Training | None:
     """Curves of all stages, laid end to end; None where nothing was logged.
 
     A "train" line has `stage`, `step`, `loss`, the terms by name and `lr` (a number, or numbers by group); an
-    "evaluate" line `stage`, `step` and `perplexity`. Other lines are passed over.
+    "evaluate" line `stage`, `step` and `perplexity` or `score`. Other lines are passed over.
     """
     lines = [line for line in metrics if line.get("event") in {"train", "evaluate"} and _number(line.get("step"))]
     if not lines:
@@ -56,7 +56,8 @@ def read_curves(metrics: Iterable[dict[str, Any]]) -> Training | None:
 
     for line in lines:
         if line["event"] == "evaluate":
-            add("perplexity", "perplexity", line, line.get("perplexity"))
+            watched = "perplexity" if "perplexity" in line else "score"
+            add("watched", watched, line, line.get(watched))
             continue
         add("loss", "loss", line, line.get("loss"))
         for name, value in line.items():
@@ -71,7 +72,7 @@ def read_curves(metrics: Iterable[dict[str, Any]]) -> Training | None:
         losses = losses[1:]  # a single term of weight 1 is the loss
     return Training(
         losses=losses,
-        perplexity=drawn.get(("perplexity", "perplexity")),
+        watched=next((curve for (group, _), curve in drawn.items() if group == "watched"), None),
         rates=[curve for (group, _), curve in drawn.items() if group == "rate"],
         starts=list(offsets.values())[1:],
         steps=int(total),

@@ -48,6 +48,15 @@ def _loss_cell(row: ModelRow, teacher: ModelRow, per: str) -> str:
     return MISSING if row is teacher else signed_percent(loss_of(row, teacher, per))
 
 
+def _perplexity_cells(row: ModelRow, teacher: ModelRow) -> list[tuple[str, str]]:
+    return [
+        ("perplexity per token", number(row.perplexity)),
+        ("loss", _loss_cell(row, teacher, "perplexity")),
+        ("perplexity per word", number(row.word_perplexity)),
+        ("loss per word", _loss_cell(row, teacher, "word_perplexity")),
+    ]
+
+
 def summary(data: ReportData) -> Section | None:
     """The table of teacher, rounding without training, and student, and the sentence that says what was lost."""
     if not data.summary:
@@ -58,10 +67,7 @@ def summary(data: ReportData) -> Section | None:
             "name": row.name,
             "role": row.role,
             "cells": [
-                ("perplexity per token", number(row.perplexity)),
-                ("loss", _loss_cell(row, teacher, "perplexity")),
-                ("perplexity per word", number(row.word_perplexity)),
-                ("loss per word", _loss_cell(row, teacher, "word_perplexity")),
+                *(_perplexity_cells(row, teacher) if teacher.perplexity is not None else ()),
                 *((name, number(row.scores.get(name))) for name in teacher.scores),
                 ("MB on disk", megabytes(row.file_bytes)),
                 ("ratio", MISSING if row.ratio is None else f"{number(row.ratio, 1)}{THIN}×"),
@@ -92,12 +98,19 @@ def what_was_lost(data: ReportData) -> list[str]:
             f"The student takes {megabytes(student.file_bytes)} MB on disk where its teacher takes "
             f"{megabytes(teacher.file_bytes)} MB: {number(ratio, 1)} times less{bits}."
         )
+    text = f" on {data.data}" if data.data else ""
+    for name, own in student.scores.items():
+        before = teacher.scores.get(name)
+        if before:
+            change = own / before - 1
+            less = f"{percent(-change)} less" if change < 0 else f"{percent(change)} more"
+            sentences.append(f"Its {name}{text} is {number(own)} against {number(before)}, {less}.")
+            break  # the first is the one that people quote
     loss = loss_of(student, teacher)
     if loss is None or student.perplexity is None or teacher.perplexity is None:
         return sentences
     if not math.isfinite(loss):
         return [*sentences, "Its perplexity is not finite: the student does not predict this text at all."]
-    text = f" on {data.data}" if data.data else ""
     gave = f"the teacher’s {number(teacher.perplexity)}"
     if loss > 0.0005:
         sentences.append(
@@ -108,13 +121,6 @@ def what_was_lost(data: ReportData) -> list[str]:
     else:
         better = f"{percent(-loss)} better than" if loss < -0.0005 else "the same as"
         sentences.append(f"Its perplexity{text} is {number(student.perplexity)}, {better} {gave}: nothing was lost.")
-    for name, own in student.scores.items():
-        before = teacher.scores.get(name)
-        if before:
-            change = own / before - 1
-            less = f"{percent(-change)} less" if change < 0 else f"{percent(change)} more"
-            sentences.append(f"Its {name}{text} is {number(own)} against {number(before)}, {less}.")
-            break  # the first is the one that people quote
     cost = None if rounded is None else loss_of(rounded, teacher)
     if rounded is not None and cost is not None and math.isfinite(cost) and cost > max(loss, 0.0005):
         bridged = 1 - math.log1p(max(loss, 0.0)) / math.log1p(cost)
@@ -142,12 +148,16 @@ def training(data: ReportData) -> Section | None:
 
 def _training_figures(found: Training) -> list[tuple[Any, str, str]]:
     figures = []
-    if found.perplexity is not None:
-        svg = plots.curves([found.perplexity], "Validation perplexity by step", "perplexity", found.starts)
-        best = np.nanmin(found.perplexity.values)
+    if found.watched is not None and found.watched.name == "perplexity":
+        svg = plots.curves([found.watched], "Validation perplexity by step", "perplexity", found.starts)
+        best = np.nanmin(found.watched.values)
         figures.append(
             (svg, "Validation perplexity.", f"Per token, measured while training. Lowest: {number(float(best))}.")
         )
+    elif found.watched is not None:
+        svg = plots.curves([found.watched], "Validation score by step", "score", found.starts, logarithmic=False)
+        best = np.nanmax(found.watched.values)
+        figures.append((svg, "Validation score.", f"Measured while training. Highest: {number(float(best))}."))
     if found.losses:
         svg = plots.curves(found.losses, "Loss and its terms by step", "loss", found.starts)
         caption = "Means since the point before."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from abridged.data.batch import Batch
 from abridged.data.examples import Examples
@@ -24,6 +24,10 @@ class Task(ABC):
         has_test: whether the test part is another than the validation part.
     """
 
+    #: Settings of `TrainingSettings` that fine-tuning starts from.
+    defaults: ClassVar[dict[str, Any]] = {
+        "epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "weight_decay": 0.1, "keep": "best",
+    }  # fmt: skip
     name: str
     notes: list[str]
     has_test: bool
@@ -38,11 +42,11 @@ class Task(ABC):
 
     @abstractmethod
     def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
-        """A function that measures `model` on some of the validation part; it gives at least `perplexity`."""
+        """A function that measures `model` on some of the validation part; its first number is the one to watch."""
 
     @abstractmethod
     def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
-        """Measure `model` on all of a part; gives at least `perplexity` and `word_perplexity`."""
+        """Measure `model` on all of a part: `perplexity` and `word_perplexity`, or `score` and what it is made of."""
 
     @abstractmethod
     def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:

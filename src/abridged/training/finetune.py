@@ -12,12 +12,15 @@ import torch
 from accelerate import PartialState
 
 from abridged.data.examples import Examples
+from abridged.data.labelled import load_labelled
 from abridged.data.pairs import load_pairs, looks_like_pairs
 from abridged.data.text import load_text
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
 from abridged.models import (
+    LabelSet,
     create_from_config,
+    is_encoder,
     load_dense,
     load_tokenizer,
     public_name,
@@ -28,7 +31,7 @@ from abridged.models import (
 from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.settings_text import apply_overrides
-from abridged.tasks import Task, task_for
+from abridged.tasks import Task, task_for, two_columns
 from abridged.training.loop import Run, train
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import together
@@ -36,16 +39,14 @@ from abridged.training.record import environment
 from abridged.training.settings import TrainingSettings
 from abridged.training.workspace import METRICS, Workspace
 
-#: What finetune uses where neither the config file nor the person says otherwise.
-DEFAULTS = {"epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "weight_decay": 0.1, "keep": "best"}
-
 
 def finetune(
     model: str | Path,
     data: str | Path,
     output: str | Path,
     *,
-    columns: tuple[str, str] | None = None,
+    columns: tuple[str, ...] | None = None,
+    task: str | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -54,11 +55,13 @@ def finetune(
 ) -> dict[str, Any]:
     """Train `model` on `data` with hard labels, and write a Hugging Face directory to `output`.
 
-    An encoder-decoder learns from pairs of texts, or, where `data` is one text, to restore it from noise, as BART does.
+    An encoder-decoder learns from pairs of texts, or, where `data` is one text, to restore it from noise, as BART does;
+    an encoder learns to label texts.
 
     Args:
         model: a hub name, a directory, `bundled`, or a .yaml file that describes a model to train from scratch.
-        columns: which columns of rows are source and target; None = the first of those known by name.
+        columns: of rows, which are source and target, or (text, label), or (text, second text, label).
+        task: one of GLUE's; the model is given a head for its labels.
         overrides: `key=value` settings of `TrainingSettings`, such as `epochs=2` or `learning_rate=1e-3`.
         dtype: what the weights are stored in, `float32` or `float16`.
 
@@ -75,14 +78,14 @@ def finetune(
     main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     with together():
         work = Workspace(output, resume=resume, overwrite=overwrite, main=main)
-        dense, tokenizer, described = _model(model, data, columns, seed)
-        task = task_for(dense, tokenizer, data, columns)
-        settings = apply_overrides(TrainingSettings, _length({**DEFAULTS, **described}, overrides), overrides)
+        dense, tokenizer, described = _model(model, data, columns, task, seed)
+        work_on = task_for(dense, tokenizer, data, columns, task)
+        settings = apply_overrides(TrainingSettings, _length({**work_on.defaults, **described}, overrides), overrides)
         settings = settings.model_copy(update={"seed": settings.seed if seed is None else seed})
         anatomy = anatomy_of(dense)
-        examples = task.examples(settings)
-        validate = task.validation(dense, settings)
-    for sentence in task.notes if main else ():
+        examples = work_on.examples(settings)
+        validate = work_on.validation(dense, settings)
+    for sentence in work_on.notes if main else ():
         print(sentence, file=sys.stderr)
     if settings.dropout is not None:
         set_dropout(dense, settings.dropout)
@@ -91,7 +94,7 @@ def finetune(
             stack.enter_context(work)
             run = {"model": weights_hash(dense), "settings": settings.model_dump(), "text": examples.fingerprint()}
             work.check_same_run(run)
-        before = task.measure(dense, "validation", settings) if main and not described else None
+        before = work_on.measure(dense, "validation", settings) if main and not described else None
         sizes = ObjectiveContext(
             hidden_size=anatomy.hidden_size,
             teacher_hidden_size=anatomy.hidden_size,
@@ -117,20 +120,24 @@ def finetune(
         with torch.no_grad():  # what is measured is what is stored
             for parameter in dense.parameters():
                 parameter.copy_(parameter.to(getattr(torch, dtype)))
-        record = _record(model, task, settings, work, examples)
-        record["validation"] = {"before": before, "after": task.measure(dense, "validation", settings)}
-        record["test"] = task.measure(dense, "test", settings) if task.has_test else None
+        record = _record(model, work_on, settings, work, examples)
+        record["validation"] = {"before": before, "after": work_on.measure(dense, "validation", settings)}
+        record["test"] = work_on.measure(dense, "test", settings) if work_on.has_test else None
         work.publish(_write(dense.to(getattr(torch, dtype)), tokenizer, work, record))
     return record
 
 
 def _model(
-    model: str | Path, data: str | Path, columns: tuple[str, str] | None, seed: int | None
+    model: str | Path, data: str | Path, columns: tuple[str, ...] | None, task: str | None, seed: int | None
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and the settings that come with them: those of a .yaml file, none else."""
     if str(model).endswith((".yaml", ".yml")):
-        return create_from_config(Path(model), lambda: _text(data, columns), seed)
-    dense = load_dense(model)
+        return create_from_config(Path(model), lambda: _text(data, two_columns(columns)), seed)
+    labels = None
+    if task is not None or is_encoder(model):
+        labels = LabelSet(load_labelled(data, task, columns).labels)
+    torch.manual_seed(seed or 0)  # a new head is drawn at random
+    dense = load_dense(model, labels)
     return dense, load_tokenizer(model, dense), {}
 
 

@@ -25,6 +25,8 @@ from abridged.training.settings import TrainingSettings
 from abridged.training.state import TrainingState
 from abridged.training.workspace import Workspace
 
+#: What falls as a model gets better; anything else rises.
+LESS_IS_BETTER = ("perplexity",)
 #: Steps from which compiling the blocks repays the time it takes.
 _COMPILE_FROM_STEPS = 200
 
@@ -44,7 +46,7 @@ class Run:
     before_step: Callable[[float], None] = lambda progress: None
     #: called after each step, with the accelerator
     after_step: Callable[[Accelerator], None] = lambda accelerator: None
-    #: validation perplexity, called on the main process
+    #: what is measured now and then, on the main process; the first of its numbers is the one that is watched
     validate: Callable[[], dict[str, float]] | None = None
     #: parameters with rates of their own, by the group's name
     groups: dict[str, list[nn.Parameter]] = field(default_factory=dict)
@@ -231,9 +233,11 @@ class Trainer:
             measured = validate()
         self.run.system.train()
         self.work.log({"event": "evaluate", "stage": self.run.stage, "step": self.state.step, **measured})
-        show(self.state.step, perplexity=measured["perplexity"])
-        if measured["perplexity"] < self.state.best:
-            self.state.best = measured["perplexity"]
+        watched, value = next(iter(measured.items()))
+        show(self.state.step, watched={watched: value})
+        better = value if watched in LESS_IS_BETTER else -value
+        if better < self.state.best:
+            self.state.best = better
             if self.settings.keep == "best":
                 self.state.save_best()
 

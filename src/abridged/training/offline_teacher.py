@@ -135,8 +135,8 @@ def top_logits(outputs: Outputs, labels: Tensor, top_k: int, temperature: float 
         `log_probabilities` (B, T, k) float16, `indices` (B, T, k) int32 (uint16 up to 65,536 entries), `log_rest`
         and `label_log_probability` (B, T) float16.
     """
-    weight, bias = outputs.head.weights()
-    hidden = outputs.head.inputs(outputs.last_hidden).flatten(0, -2)
+    weight, bias = outputs.language_head.weights()
+    hidden = outputs.language_head.inputs(outputs.last_hidden).flatten(0, -2)
     dtype = compute_dtype(hidden)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     rows = min(len(hidden), rows_in_chunk(len(weight), hidden.device))

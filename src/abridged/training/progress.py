@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 @contextmanager
 def progress(title: str, steps: int, done: int = 0, show: bool = True) -> Iterator[Callable[..., None]]:
-    """Yield `update(step, loss=None, tokens_per_second=None, perplexity=None)`; draws only on a terminal."""
+    """Yield `update(step, loss=None, tokens_per_second=None, watched=None)`; draws only on a terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -28,12 +28,12 @@ def progress(title: str, steps: int, done: int = 0, show: bool = True) -> Iterat
             step: int,
             loss: float | None = None,
             tokens_per_second: float | None = None,
-            perplexity: float | None = None,
+            watched: dict[str, float] | None = None,
         ) -> None:
             if loss is not None:
                 words["loss"] = f"loss {loss:.3f}"
-            if perplexity is not None:
-                words["perplexity"] = f"perplexity {perplexity:.2f}"
+            if watched is not None:
+                words["watched"] = "  ".join(f"{name} {value:.2f}" for name, value in watched.items())
             if tokens_per_second is not None:
                 words["speed"] = f"{tokens_per_second:,.0f} tokens/s"
             bar.update(task, completed=step, words="  ".join(words.values()))

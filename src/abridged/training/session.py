@@ -56,7 +56,8 @@ class Session:
         recipe: Recipe,
         data: str | Path,
         output: str | Path,
-        columns: tuple[str, str] | None = None,
+        columns: tuple[str, ...] | None = None,
+        task: str | None = None,
         resume: bool = False,
         overwrite: bool = False,
         seed: int | None = None,
@@ -75,15 +76,15 @@ class Session:
         self._done = -1
         with together():
             self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
-            self._load(model, data, columns)
+            self._load(model, data, columns, task)
         for sentence in self.task.notes if self.main else []:
             print(sentence, file=sys.stderr)
 
-    def _load(self, model: str | Path, data: str | Path, columns: tuple[str, str] | None) -> None:
+    def _load(self, model: str | Path, data: str | Path, columns: tuple[str, ...] | None, task: str | None) -> None:
         self._source, self._teacher = model, None
         self.tokenizer = load_tokenizer(model, self.teacher)
         self.anatomy = anatomy_of(self.teacher)
-        self.task = task_for(self.teacher, self.tokenizer, data, columns)
+        self.task = task_for(self.teacher, self.tokenizer, data, columns, task)
         self._examples(0)
         self.hash = weights_hash(self.teacher)
         self.student = copy.deepcopy(self.teacher).requires_grad_(True)
@@ -206,7 +207,6 @@ class Session:
 
     def _account(self, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """What abridged.json says of the run; saving adds sizes and hashes."""
-        teacher, student = metrics["teacher"], metrics["student"]
         return {
             "kind": "compress",
             "recipe": self.recipe.model_dump(mode="json"),
@@ -215,7 +215,7 @@ class Session:
             "seed": self.recipe.stages[0].training.seed,
             "steps": [total_steps(stage.training, self._examples(i)) for i, stage in enumerate(self.recipe.stages)],
             "metrics": metrics,
-            "loss_percent": {key: 100 * (student[key] / teacher[key] - 1) for key in ("perplexity", "word_perplexity")},
+            "loss_percent": loss_percent(metrics["teacher"], metrics["student"]),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(),
             "environment": environment(),
@@ -280,3 +280,12 @@ class Session:
         if key not in _MEASURED:
             _MEASURED[key] = self.task.measure(model, "test", settings)
         return _MEASURED[key]
+
+
+def loss_percent(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
+    """By how many per cent perplexities rose, and ROUGE and scores, as far as there are any, fell."""
+    lost = {k: 100 * (student[k] / teacher[k] - 1) for k in ("perplexity", "word_perplexity") if k in teacher}
+    before = {**teacher.get("rouge", {}), "score": teacher.get("score")}
+    after = {**student.get("rouge", {}), "score": student.get("score")}
+    kept = ("rouge1", "rouge2", "rougeL", "score")
+    return lost | {key: 100 * (1 - after[key] / before[key]) for key in kept if before.get(key)}

@@ -19,7 +19,7 @@ class TrainingState:
     Attributes:
         step: optimiser steps done.
         rate_scale: factor of every learning rate; lowered when the loss was not finite.
-        best: lowest validation perplexity so far.
+        best: lowest validation perplexity so far, or the highest score with its sign turned.
         saved_step: step of the checkpoint on disk.
     """
 

@@ -28,6 +28,9 @@ class Quantize(Method):
     embeddings: EmbeddingSettings = Field(
         default=EmbeddingSettings(), description="token embedding and head; position embeddings stay full precision"
     )
+    positions: bool = Field(
+        default=False, description="quantise learned positions and token types too, as the token embedding is"
+    )
     activations: ActivationSettings = Field(default=ActivationSettings(), description="inputs of quantised matrices")
     unquantized: Literal["float32", "float16"] = Field(
         default="float32", description="storage of what is not quantised: positions, norms, biases"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from abridged.errors import AbridgedError
 from abridged.methods.quantization.activations import LearnedActivation
 from abridged.methods.quantization.modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from abridged.methods.quantization.quantizers import Dynamic, LearnedScale
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
 def prepare(model: nn.Module, anatomy: Any, calibrate: Calibrate, method: Quantize) -> None:
     """See `Quantize.prepare`. Inputs are calibrated before the weights change, on the model as it comes."""
     settings = {
-        matrix.name: method.embeddings if matrix.part in ("embedding", "head") else method.weights
+        matrix.name: method.embeddings if matrix.part in ("embedding", "positions", "head") else method.weights
         for matrix in anatomy.matrices
     }
-    matrices = [matrix for matrix in anatomy.matrices if settings[matrix.name].bits is not None]
+    if method.positions and not any(matrix.part == "positions" for matrix in anatomy.matrices):
+        raise AbridgedError(f"methods.quantize.positions: the positions of {anatomy.model_type} cannot be quantised")
+    matrices = [
+        matrix
+        for matrix in anatomy.matrices
+        if settings[matrix.name].bits is not None and (matrix.part != "positions" or method.positions)
+    ]
     inputs: dict[str, nn.Module | None] = {}
     for matrix in matrices:
         for path in (matrix.name, *matrix.tied):

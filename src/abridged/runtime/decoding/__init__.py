@@ -46,6 +46,8 @@ _FEED_FORWARD = {
     "GPT2MLP": ("act", "c_proj"),
     "BartEncoderLayer": ("activation_fn", "fc2"),
     "BartDecoderLayer": ("activation_fn", "fc2"),
+    "BertLayer": ("intermediate.intermediate_act_fn", "output.dense"),
+    "RobertaLayer": ("intermediate.intermediate_act_fn", "output.dense"),
 }
 #: transformers' activations -> `ops.INPUT_FUNCTIONS`.
 _GELU = {"NewGELUActivation": "gelu_tanh", "GELUActivation": "gelu"}
@@ -127,9 +129,10 @@ def fuse_gelu(model: nn.Module) -> None:
         if type(module).__name__ not in _FEED_FORWARD:
             continue
         activation, after = _FEED_FORWARD[type(module).__name__]
-        name, layer = _GELU.get(type(getattr(module, activation)).__name__), getattr(module, after)
+        name = _GELU.get(type(module.get_submodule(activation)).__name__)
+        layer = module.get_submodule(after)
         if name is not None and isinstance(layer, PackedLinear) and layer.input_quantizer is not None:
-            setattr(module, activation, nn.Identity())
+            module.set_submodule(activation, nn.Identity())
             layer.input_function = name
 
 
