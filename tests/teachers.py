@@ -4,7 +4,14 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from abridged.data.tokenizer import learn_tokenizer
 from abridged.models import ENCODER_SPECIALS
@@ -85,3 +92,28 @@ def write_bart(directory: Path, text: str, **config) -> Path:
         directory
     )
     return directory
+
+
+def write_bert(directory: Path, text: str, **config) -> Path:
+    """A BERT of width 32 with two layers and no head, random but for its scale, and a tokenizer learned on `text`."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    inner = {"intermediate_size": 64, "max_position_embeddings": 48, "pad_token_id": 1, "initializer_range": 0.15}
+    BertModel(BertConfig(**sizes, **inner, **config)).save_pretrained(directory)
+    tokenizer = learn_tokenizer(text, sizes["vocab_size"], inner["max_position_embeddings"], encoder=True)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_reviews(path: Path, rows: int = 240) -> Path:
+    """Sentences with a label that one of their words gives away; a .tsv with the columns text and label."""
+    draw = random.Random(1)
+    words = ["film", "actor", "plot", "scene", "music", "story", "camera", "town"]
+    lines = []
+    for _ in range(rows):
+        label = draw.choice(["bad", "good"])
+        told = draw.choice({"bad": ["dull", "poor", "weak"], "good": ["fine", "warm", "bright"]}[label])
+        text = [*draw.choices(words, k=draw.randint(2, 6)), told, *draw.choices(words, k=2)]
+        lines.append(f"{' '.join(text)}\t{label}")
+    path.write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    return path

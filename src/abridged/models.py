@@ -61,14 +61,16 @@ def load_dense(name: str | Path, labels: "LabelSet | None" = None) -> "PreTraine
         if getattr(config, "quantization_config", None) is not None:
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
         new_head = labels is not None and not labels.fit(config)
+        settings = {"ignore_mismatched_sizes": True, **labels.settings()} if labels and new_head else {}
         model, notes = _auto_class(config, labels is not None).from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, **(labels.settings() if labels and new_head else {})
+            where, dtype=torch.float32, output_loading_info=True, **settings
         )
     except AbridgedError:
         raise
     except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
         raise AbridgedError(f"cannot load the model '{name}': {_first_line(error)}") from error
-    missing = [key for key in notes["missing_keys"] if not (new_head and key.startswith(_LABEL_HEADS))]
+    absent = {*notes["missing_keys"], *(key for key, *_ in notes.get("mismatched_keys", ()))}
+    missing = [key for key in absent if not (new_head and key.startswith(_LABEL_HEADS))]
     if missing:  # transformers would go on with random numbers
         raise AbridgedError(f"the model '{name}' lacks the weights of {min(missing)}")
     bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)

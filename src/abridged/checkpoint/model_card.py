@@ -8,6 +8,12 @@ from typing import Any
 from abridged.checkpoint.format import FORMAT_VERSION
 
 MEGABYTE = 1 << 20
+#: What the record says of data of that kind alone -> the class that loads the model, and what the hub calls its work.
+_KINDS = {
+    "columns": ("AutoModelForSeq2SeqLM", "summarization"),
+    "labels": ("AutoModelForSequenceClassification", "text-classification"),
+    "": ("AutoModelForCausalLM", "text-generation"),
+}
 
 
 def model_card(name: str, record: dict[str, Any]) -> str:
@@ -19,8 +25,7 @@ def model_card(name: str, record: dict[str, Any]) -> str:
     """
     teacher, data, recipe = (_named(record.get(key)) for key in ("teacher", "data", "recipe"))
     size = record.get("size", {})
-    pairs = "columns" in data
-    auto, tag = ("AutoModelForSeq2SeqLM", "summarization") if pairs else ("AutoModelForCausalLM", "text-generation")
+    auto, tag = next(kind for key, kind in _KINDS.items() if key in data or not key)
     lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", "tags: [abridged, quantized]"]
     for key, value in (("license", teacher.get("license")), ("base_model", _hub_name(teacher.get("name")))):
         if value:

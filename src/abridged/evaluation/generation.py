@@ -14,7 +14,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from abridged.errors import AbridgedError
-from abridged.models import is_encoder_decoder
+from abridged.models import is_encoder_decoder, is_language_model
 from abridged.runtime.decoding import Forward
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ def generate(
     check_settings(max_new_tokens, temperature, top_k, top_p)
     if is_encoder_decoder(model):
         raise AbridgedError("an encoder-decoder makes one text of another and does not go on with one: use summarize")
+    if not is_language_model(model):
+        raise AbridgedError(f"a {type(model).__name__} writes no text")
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     if ids.numel() == 0:
         if tokenizer.bos_token_id is None:

@@ -1,0 +1,143 @@
+"""From a two-column .tsv to a packed classifier, through the command line."""
+
+import json
+
+import pytest
+import yaml
+from transformers import AutoModelForSequenceClassification
+
+import abridged as package
+import isolated
+from isolated import Stop
+from teachers import make_recipe, write_bert, write_reviews
+
+QUICK = ["evaluate_every=20", "save_every=7", "compile=no", "mixed_precision=no", "batch_size=8"]
+
+
+def settings(*pairs):
+    return [word for pair in (*QUICK, *pairs) for word in ("--set", pair)]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    return lambda *arguments, **launch: isolated.abridged(
+        *arguments, folder=tmp_path_factory.mktemp("process"), **launch
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("reviews")
+
+
+@pytest.fixture(scope="module")
+def reviews(folder):
+    return write_reviews(folder / "reviews.tsv")
+
+
+@pytest.fixture(scope="module")
+def teacher(command, folder, reviews):
+    model = write_bert(folder / "bert", reviews.read_text())
+    arguments = ["--data", reviews, "--output", folder / "teacher", "--json"]
+    ended = command("finetune", model, *arguments, *settings("steps=80", "learning_rate=3e-3"))
+    assert ended.code == 0, ended.stderr
+    record = json.loads(ended.stdout)
+    assert record["labels"] == ["bad", "good"]
+    assert record["validation"]["after"]["accuracy"] > 90 > record["validation"]["before"]["accuracy"]
+    return folder / "teacher"
+
+
+@pytest.fixture(scope="module")
+def recipe(folder):
+    objectives = {"logits": {"weight": 1.0}, "hidden": {"weight": 0.1}, "attention": {"weight": 0.1, "loss": "mse"}}
+    quantize = {"weights": {"bits": 1}, "embeddings": {"bits": 1}, "positions": True, "unquantized": "float16"}
+    made = make_recipe(stages=1, objectives=objectives, quantize=quantize, steps=20, learning_rate=3e-3)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(made))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def compressed(command, folder, teacher, reviews, recipe):
+    files = ["compress", teacher, "--recipe", recipe, "--data", reviews, "--output", folder / "small", "--json"]
+    ended = command(*files)
+    assert ended.code == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_the_account_and_the_report(compressed, folder):
+    assert set(compressed["metrics"]) == {"teacher", "untrained", "student"}
+    assert compressed["metrics"]["student"]["accuracy"] > 80
+    assert compressed["loss_percent"].keys() == {"score"}
+    page = (folder / "small" / "report.html").read_text()
+    assert "Validation score" in page
+    assert "accuracy" in page
+    assert "perplexity per token" not in page
+    assert "pipeline_tag: text-classification" in (folder / "small" / "README.md").read_text()
+
+
+def test_what_was_measured_is_what_was_stored(compressed, command, folder, reviews):
+    ended = command("evaluate", folder / "small", "--data", reviews, "--json")
+    assert ended.code == 0, ended.stderr
+    measured = json.loads(ended.stdout)
+    assert measured["accuracy"] == compressed["metrics"]["student"]["accuracy"]
+
+
+def test_classify(compressed, command, folder):
+    small = folder / "small"
+    ended = command("classify", small, "a bright story and a warm scene")
+    assert ended.code == 0, ended.stderr
+    assert ended.stdout.split("\t")[0] in ("good", "bad")
+    (folder / "lines.txt").write_text("plot plot dull scene\n\nplot plot fine scene\n")
+    ended = command("classify", small, "--file", folder / "lines.txt", "--json")
+    assert ended.code == 0, ended.stderr
+    rows = json.loads(ended.stdout)
+    assert len(rows) == 3
+    assert all(sum(row.values()) == pytest.approx(1) for row in rows)
+    model = AutoModelForSequenceClassification.from_pretrained(small)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    assert package.inspect(small)["ratio"] > 3
+
+
+def test_stopped_and_resumed_it_is_the_same(compressed, command, folder, teacher, reviews, recipe):
+    files = ["compress", teacher, "--recipe", recipe, "--data", reviews, "--output", folder / "again"]
+    assert command(*files, stop=Stop("abridged.training.loop:Trainer.step", 13)).code == -9
+    ended = command(*files, "--resume")
+    assert ended.code == 0, ended.stderr
+    stored = [next((folder / name).glob("*.safetensors")).read_bytes() for name in ("small", "again")]
+    assert stored[0] == stored[1]
+
+
+def test_labels_that_are_not_the_models(command, folder, teacher, recipe):
+    strange = folder / "strange.tsv"
+    strange.write_text("text\tlabel\n" + "x\tyes\ny\tno\n" * 20)
+    ended = command("compress", teacher, "--recipe", recipe, "--data", strange, "--output", folder / "no")
+    assert ended.code == 1
+    assert "has the label 'no', and the model's labels are bad, good" in ended.stderr
+    assert not (folder / "no").exists()
+
+
+def test_a_teacher_of_other_labels_gets_a_new_head(command, folder, teacher):
+    strange = folder / "other.tsv"
+    strange.write_text("text\tlabel\n" + "x\tyes\ny\tno\nz\tperhaps\n" * 20)
+    files = ["finetune", teacher, "--data", strange, "--output", folder / "three", "--json"]
+    ended = command(*files, *settings("steps=2"))
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout)["labels"] == ["no", "perhaps", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "bundled", "text"], "does not label texts"),
+        (["evaluate", "bundled", "--data", "{reviews}", "--task", "sst2"], "does not label texts"),
+        (["evaluate", "{small}", "--data", "{folder}", "--task", "sst3"], "no task called 'sst3'"),
+        (["generate", "{small}", "text"], "a BertForSequenceClassification writes no text"),
+        (["classify", "{small}", "--file", "nowhere.txt"], "cannot read nowhere.txt"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(compressed, command, folder, reviews, arguments, message):
+    filled = [a.format(small=folder / "small", reviews=reviews, folder=folder) for a in arguments]
+    ended = command(*filled)
+    assert ended.code == 1
+    assert message in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
