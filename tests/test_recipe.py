@@ -90,7 +90,7 @@ def test_a_recipe_object_takes_overrides_too_and_stays_as_it_was():
         ("stages.0.methods.quantize.weights.bitz=2", "stages.0.methods.quantize.weights.bitz, did you mean 'bits'"),
         ("stages.0.objectives.contrastiv.weight=1", "unknown objective 'contrastiv', did you mean 'contrastive'"),
         ("naem=x", "unknown key naem, did you mean 'name'"),
-        ("stages.0.zzzzzz=1", "known here: name, methods, objectives, training"),
+        ("stages.0.zzzzzz=1", "known here: name, methods, objectives, teacher, training"),
         ("stages.0.methods.quantize.weights.bits=3", "quantize.weights.bits: input should be 1, 2, 4 or 8"),
         ("stages.0.steps=-1", "stages.0.training.steps: input should be greater than or equal to 0"),
         ("stages.0.steps=many", "stages.0.training.steps: input should be a valid integer"),
@@ -180,3 +180,9 @@ def test_recipes_are_read_and_checked_without_torch():
         assert not heavy, heavy
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_the_first_stage_has_no_previous_teacher():
+    stage = {"methods": {}, "objectives": {"logits": {}}, "teacher": "previous"}
+    with pytest.raises(AbridgedError, match="the first stage has none before it"):
+        Recipe.load({"name": "x", "stages": [stage]})

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -34,6 +34,11 @@ class Stage(BaseModel):
     name: str = Field("", description="what this stage does, in a few words; shown while it runs")
     methods: dict[str, Any] = Field(description="compression methods by name, each with its settings")
     objectives: dict[str, Any] = Field(description="loss terms by name, each with its weight and settings")
+    teacher: Literal["original", "previous"] = Field(
+        default="original",
+        description="whom the student learns from: the full-precision model, or what the stage before has made of it "
+        "(distillation through falling precision, as in BiT)",
+    )
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="optimisation settings")
 
     @field_validator("methods", mode="before")
@@ -78,7 +83,10 @@ class Recipe(BaseModel):
     def _stages(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, list):
             raise AbridgedError(f"{_where(info)}stages: expected a list of stages")
-        return [build(Stage, stage, f"{_where(info)}stages.{i}") for i, stage in enumerate(value)]
+        stages = [build(Stage, stage, f"{_where(info)}stages.{i}") for i, stage in enumerate(value)]
+        if stages and stages[0].teacher == "previous":
+            raise AbridgedError(f"{_where(info)}stages.0.teacher: the first stage has none before it")
+        return stages
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:

@@ -108,7 +108,7 @@ def test_needs_no_torch(saved):
         ("bert.encoder.layer.0.intermediate.dense.weight", "ffn"),
         ("bert.embeddings.position_embeddings.weight", "positions"),
         ("bert.embeddings.LayerNorm.weight", "norms"),
-        ("bert.pooler.dense.weight", "other"),
+        ("bert.pooler.dense.weight", "pooler"),
     ],
 )
 def test_parts_by_name(name, part):

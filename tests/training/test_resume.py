@@ -111,6 +111,22 @@ def test_best_weights_survive_an_interruption(tmp_path, text, teacher, recipe_fi
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("point", ["in the second stage", "in the second stage, before its first checkpoint"])
+def test_the_previous_student_as_teacher_survives_an_interruption(tmp_path, text, teacher, uninterrupted, point):
+    recipe = make_recipe(stages=2)
+    recipe["stages"][1]["teacher"] = "previous"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    compress = ["compress", teacher, "--recipe", tmp_path / "recipe.yaml", "--data", text]
+    whole = isolated.abridged(*compress, "--output", tmp_path / "whole", folder=tmp_path / "a")
+    assert whole.code == 0, whole.stderr
+    isolated.abridged(*compress, "--output", tmp_path / "parts", folder=tmp_path / "b", stop=POINTS[point])
+    ended = isolated.abridged(*compress, "--output", tmp_path / "parts", "--resume", folder=tmp_path / "c")
+    assert ended.code == 0, ended.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    assert weights[0] != (uninterrupted / "model.safetensors").read_bytes()  # who learned from the original
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", range(6))
 def test_killed_at_any_time(tmp_path, files, uninterrupted, delay):

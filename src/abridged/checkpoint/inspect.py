@@ -27,6 +27,7 @@ _PARTS = (
     ("biases", re.compile(r"bias$")),
     ("norms", re.compile(r"(^|[._])(ln(_?\w+)?|norm\w*|layer_?norm\w*|\w*_norm)\.weight$", re.IGNORECASE)),
     ("positions", re.compile(r"(wpe|position_embeddings|embed_positions|position\w*)\.weight$")),
+    ("pooler", re.compile(r"(pooler|predictions\.transform|lm_head|classifier)\.dense\b")),
     ("embedding", re.compile(r"(wte|embed_tokens|word_embeddings|token_type_embeddings|shared)\.weight(_scale)?$")),
     ("head", re.compile(r"(^|\.)(lm_head|cls|score|classifier|qa_outputs)\b")),
     ("attention", re.compile(r"(attn|attention)\b")),

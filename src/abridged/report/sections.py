@@ -29,6 +29,7 @@ _PARTS = {
     "embedding": "embedding",
     "attention": "attention",
     "ffn": "feed-forward",
+    "pooler": "pooler",
     "head": "output head",
     "positions": "positions",
     "norms": "norms",

@@ -32,6 +32,7 @@ from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import autocast, make_accelerator, together
 from abridged.training.record import environment
+from abridged.training.state import load_into, on_host, unique_state
 from abridged.training.workspace import METRICS, Workspace
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Session:
             print(f"warning: {sentence}", file=sys.stderr)
         self.seconds: dict[str, float] = {"training": 0.0}
         self._done = -1
+        self._previous: Any = None
         with together():
             self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
             self._load(model, data, columns, task)
@@ -168,6 +170,17 @@ class Session:
         set_checkpointing(self.student, False)
         for method in methods:
             method.finish(self.student)
+        following = self.recipe.stages[number + 1 : number + 2]
+        if following and following[0].teacher == "previous":
+            self._previous = self._kept(number)
+
+    def _kept(self, number: int) -> Any:
+        """The student as a stage has left it, to be the next one's teacher; from disk where the run was resumed."""
+        if number <= self._done:
+            load_into(self.student, self.work.load_student(number))
+        else:
+            self.work.save_student(number, on_host(unique_state(self.student)))
+        return copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def save(self) -> dict[str, Any]:
         """Pack the student, measure it as packed, and put checkpoint, report and account at the output."""
@@ -237,8 +250,13 @@ class Session:
 
     def _targets(self, system: StudentForward, stage: Stage, examples: Examples) -> Callable[[Batch], TeacherOutputs]:
         """What says what the teacher has to say of a batch: the teacher, or its cached answers without it."""
+        if self.teacher_cache is not None and stage.teacher == "previous":
+            raise AbridgedError(
+                "a teacher cache has the original teacher's answers, and a stage asks for the previous one's"
+            )
         if self.teacher_cache is None:
-            return lambda batch: system.teach(self.teacher, batch)
+            teacher = self._previous if stage.teacher == "previous" else self.teacher
+            return lambda batch: system.teach(teacher, batch)
         if not isinstance(examples, Blocks):
             raise AbridgedError("a teacher cache holds answers on a text: train an encoder-decoder without one")
         parts = frozenset().union(*(o.cached_parts() for s in self.recipe.stages for o in s.objectives.values()))

@@ -141,6 +141,22 @@ class Workspace:
         path = self.folder / f"best-{stage}.safetensors"
         return load_file(path) if path.exists() else None
 
+    def save_student(self, stage: int, tensors: dict[str, Any]) -> None:
+        """Write what a stage has made, all or nothing, for the next to learn from."""
+        self._save(tensors, self.folder / f"student-{stage}.safetensors")
+
+    def load_student(self, stage: int) -> dict[str, Any]:
+        """What `save_student` wrote.
+
+        Raises:
+            AbridgedError: it is not there any more, or is damaged.
+        """
+        path = self.folder / f"student-{stage}.safetensors"
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise AbridgedError(f"{path} is missing or damaged: begin anew with --overwrite") from error
+
     def _save(self, tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
         if not self.main:
             return
