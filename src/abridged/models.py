@@ -95,6 +95,38 @@ def load_any(name: str | Path) -> "PreTrainedModel":
     return model
 
 
+def load_masked(name: str | Path) -> "PreTrainedModel":
+    """Load a masked language model in evaluation mode.
+
+    Raises:
+        AbridgedError: it cannot be read, or has no head for masks.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    try:
+        model, notes = AutoModelForMaskedLM.from_pretrained(resolve(name), output_loading_info=True)
+    except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
+        raise AbridgedError(f"cannot load the masked language model '{name}': {_first_line(error)}") from error
+    if notes["missing_keys"]:
+        raise AbridgedError(f"the model '{name}' has no head for masks: it lacks {min(notes['missing_keys'])}")
+    return model.eval()
+
+
+def load_base(name: str | Path) -> "PreTrainedModel":
+    """Load the body of a model, whatever head it has, in evaluation mode.
+
+    Raises:
+        AbridgedError: it cannot be read.
+    """
+    from transformers import AutoModel
+
+    try:
+        model: PreTrainedModel = AutoModel.from_pretrained(resolve(name))
+    except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
+        raise AbridgedError(f"cannot load the model '{name}': {_first_line(error)}") from error
+    return model.eval()
+
+
 def is_encoder_decoder(model: "PreTrainedModel") -> bool:
     """Whether a model reads one text and writes another, rather than going on with one."""
     return bool(getattr(model.config, "is_encoder_decoder", False))

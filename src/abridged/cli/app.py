@@ -10,7 +10,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from abridged.cli import bench, classify, compress, evaluate, export, finetune, generate, inspect, recipes, summarize
+from abridged.cli import (
+    augment,
+    bench,
+    classify,
+    compress,
+    evaluate,
+    export,
+    finetune,
+    generate,
+    inspect,
+    recipes,
+    summarize,
+)
 from abridged.errors import AbridgedError
 
 RESUMABLE = {"compress", "finetune"}
@@ -46,6 +58,7 @@ app.command()(evaluate.evaluate)
 app.command()(generate.generate)
 app.command()(summarize.summarize)
 app.command()(classify.classify)
+app.command()(augment.augment)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(bench.bench)

@@ -73,3 +73,9 @@ def refuse_stride(stride: int | None) -> None:
     """Raise AbridgedError where a stride is asked of an encoder-decoder."""
     if stride is not None:
         raise AbridgedError("a stride is for a text that a model goes on with, not for an encoder-decoder")
+
+
+def refuse_augmentation(settings: TrainingSettings) -> None:
+    """Raise AbridgedError where augmentation is asked for of what is no labelled text."""
+    if settings.augmentation is not None:
+        raise AbridgedError("training.augmentation is for labelled texts, which these data are not")

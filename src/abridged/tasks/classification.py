@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from abridged.data.augment import augmented
 from abridged.data.batch import Batch
 from abridged.data.labelled import Labelled, LabelledData, TokenSentences, load_labelled
 from abridged.errors import AbridgedError
@@ -37,6 +38,7 @@ class Classification(Task):
     def __init__(
         self, model: Any, tokenizer: Any, data: str | Path, task: str | None, columns: tuple[str, ...] | None
     ) -> None:
+        self.source = str(model.name_or_path)  # what proposes words where texts are augmented
         self.data = load_labelled(data, task, columns)
         self.name, self.has_test = self.data.name, self.data.test is not self.data.validation
         self.notes = [f"{self.data.dropped} rows without a text or a label are left out"] if self.data.dropped else []
@@ -46,7 +48,8 @@ class Classification(Task):
         self._encoded: dict[tuple[str, int], TokenSentences] = {}
 
     def examples(self, settings: TrainingSettings) -> TokenSentences:
-        found = self._of("train", settings.context_within(self.limit))
+        context = settings.context_within(self.limit)
+        found = self._of("train", context) if settings.augmentation is None else self._augmented(settings, context)
         note = f"{found.cut} of {len(found)} texts are longer than the context and lose their ends"
         if found.cut and note not in self.notes:
             self.notes.append(note)
@@ -58,8 +61,16 @@ class Classification(Task):
             self._encoded[split, context] = TokenSentences.of(rows, self.tokenizer, self.ids, context)
         return self._encoded[split, context]
 
+    def _augmented(self, settings: TrainingSettings, context: int) -> TokenSentences:
+        assert settings.augmentation is not None
+        key = (settings.augmentation.model_dump_json(), context)
+        if key not in self._encoded:
+            rows = augmented(self.data.train, settings.augmentation, self.source, settings.seed)
+            self._encoded[key] = TokenSentences.of(rows, self.tokenizer, self.ids, context)
+        return self._encoded[key]
+
     def facts(self) -> dict[str, Any]:
-        found = next(e for (split, _), e in self._encoded.items() if split == "train")
+        found = next(e for (split, _), e in self._encoded.items() if split not in ("validation", "test"))
         return {
             "labels": None if self.data.labels is None else list(self.data.labels),
             "train_texts": len(found),

@@ -15,7 +15,7 @@ from abridged.data.pairs import Specials
 from abridged.data.text import count_words, load_text
 from abridged.evaluation.references import reference_perplexity
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_stride
+from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride
 from abridged.training.settings import TrainingSettings
 
 #: Windows that the final measurement reads at most.
@@ -39,6 +39,7 @@ class TextDenoising(Task):
         self._examples: dict[tuple[str, int], Denoising] = {}
 
     def examples(self, settings: TrainingSettings) -> Denoising:
+        refuse_augmentation(settings)
         return self._of("train", settings)
 
     def facts(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from abridged.evaluation.generation import generate
 from abridged.evaluation.perplexity import negative_log_likelihood, perplexity
 from abridged.report.collect import TOKENS
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task
+from abridged.tasks.base import Split, Task, refuse_augmentation
 from abridged.training.settings import TrainingSettings
 
 PROMPT = " The river"
@@ -47,6 +47,7 @@ class LanguageModeling(Task):
         return self._tokens
 
     def examples(self, settings: TrainingSettings) -> Blocks:
+        refuse_augmentation(settings)
         return Blocks(self.tokens, settings.context_within(self.limit))
 
     def facts(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from abridged.data.pairs import Pair, Specials, TokenPairs, load_pairs
 from abridged.evaluation.references import reference_perplexity
 from abridged.evaluation.summaries import has_rouge, rouge, summarize
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_stride
+from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride
 from abridged.training.settings import TrainingSettings
 
 _PICTURED = 16  #: pairs whose targets the report draws, token by token
@@ -46,6 +46,7 @@ class SequenceToSequence(Task):
             self.notes.append("ROUGE is left out of what is measured: pip install 'abridged[summaries]' brings it")
 
     def examples(self, settings: TrainingSettings) -> TokenPairs:
+        refuse_augmentation(settings)
         found = self._of("train", settings)
         for what, cut in (("source", found.source_cut), ("target", found.target_cut)):
             limit = settings.context_within(self.limit) if what == "source" else self._target(settings)

@@ -7,6 +7,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from abridged.errors import AbridgedError
 
 
+class Augmentation(BaseModel):
+    """Further training texts, made from those there are (TinyBERT, arXiv:1909.10351)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    variants: int = Field(5, ge=1, description="further texts from each")
+    by: Literal["neighbours", "masks"] = Field(
+        "neighbours",
+        description="what words are replaced by: those with the nearest embeddings, or what a masked language model "
+        "expects in their place",
+    )
+    model: str | None = Field(None, description="whose embedding or masked head that is; null: the teacher's")
+    candidates: int = Field(15, ge=1, description="proposals for a word, of which one is drawn")
+    probability: float = Field(0.4, gt=0, le=1, description="of a word that has proposals to be replaced")
+
+
 class TrainingSettings(BaseModel):
     """Optimisation of one stage. Rates are those of AdamW."""
 
@@ -54,6 +70,9 @@ class TrainingSettings(BaseModel):
     save_every: int = Field(200, ge=1, description="steps between training checkpoints")
     keep: Literal["last", "best"] = Field(
         "last", description="which weights a stage ends with: the last, or the best validated"
+    )
+    augmentation: Augmentation | None = Field(
+        None, description="further labelled texts to train on; null trains on those there are"
     )
     seed: int = Field(0, ge=0, description="seed of the order of the text, of dropout and of new parameters")
     track_with: list[str] = Field(default_factory=list, description="accelerate trackers, such as tensorboard or wandb")
