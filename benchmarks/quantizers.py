@@ -100,7 +100,7 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
 
 
 def train_and_measure(
-    path: Path, recipe: Recipe, model: str, data: str, seed: int, offline: bool = False
+    path: Path, recipe: Recipe, model: str, data: str, seed: int, offline: bool = False, task: str | None = None
 ) -> dict[str, Any]:
     """Train one student and measure it, packed; `offline` caches the teacher's answers and trains from those.
 
@@ -109,7 +109,7 @@ def train_and_measure(
     work = path.with_suffix("")
     resumed = work.with_name(work.name + ".partial").exists()
     cache = work.with_name(work.name + ".cache") if offline else None
-    with Session(model, recipe, data, work, resume=resumed, seed=seed, teacher_cache=cache) as session:
+    with Session(model, recipe, data, work, task=task, resume=resumed, seed=seed, teacher_cache=cache) as session:
         for number, stage in session.remaining_stages():
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)

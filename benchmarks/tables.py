@@ -274,6 +274,73 @@ def growth() -> str:
     return "![Milliseconds against prompt length and matrix width](cost-against-size.svg)\n\nBoth axes are logarithmic."
 
 
+def bart_teacher() -> str:
+    """The small BART beside what takes no model."""
+    measured = json.loads((RESULTS / "summaries" / "teacher.json").read_text())
+    best = max(scores["rouge1"] for scores in measured["baselines"].values())
+    rows = [
+        [
+            name,
+            *(f"{scores[key]:.2f}" for key in ("rouge1", "rouge2", "rougeL")),
+            f"{scores['best_reference']['rouge1']:.2f}",
+            f"{scores['words']:.1f}",
+            f"{100 * scores['repeated']:.1f}",
+        ]
+        for name, scores in {"teacher": measured["teacher"], **measured["baselines"]}.items()
+    ]
+    head = ["AESLC test", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-1, nearest of several", "words", "repeated pairs %"]
+    gain = 100 * (measured["teacher"]["rouge1"] / best - 1)
+    perplexity = measured["perplexity"]["perplexity"]
+    return (
+        markdown(head, rows)
+        + f"\n\nThe teacher is {gain:.0f} % of ROUGE-1 above the best of these. Its perplexity is {perplexity:.2f}."
+    )
+
+
+def summaries() -> str:
+    """Students of the small BART, at equal steps."""
+    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in read("summaries"):
+        if "seed" in result:
+            by_name[result["name"].rpartition("-seed")[0]].append(result)
+    rows = []
+    for name, results in by_name.items():
+        rows.append(
+            (
+                mean(x["loss_percent"]["perplexity"] for x in results),
+                [
+                    name,
+                    spread([x["loss_percent"]["rouge1"] for x in results]),
+                    *(
+                        f"{mean(x['student']['rouge'][key] for x in results):.2f}"
+                        for key in ("rouge1", "rouge2", "rougeL")
+                    ),
+                    f"{mean(x['student']['perplexity'] for x in results):.2f}",
+                    spread([loss(x) for x in results]),
+                ],
+            )
+        )
+    head = ["student", "ROUGE-1 lost %", "ROUGE-1", "ROUGE-2", "ROUGE-L", "perplexity", "loss %, token"]
+    return markdown(head, [row for _, row in sorted(rows)])
+
+
+def encoder_decoder() -> str:
+    """BART-base's shape, packed and dense."""
+    measured = json.loads((RESULTS / "encoder_decoder.json").read_text())
+    read_, written = measured["source_tokens_per_second"], measured["written_tokens_per_second"]
+    rows = [
+        [
+            name,
+            f"{read_[name]:,.0f}",
+            f"{read_[name] / read_['torch FP32']:.2f}×",
+            f"{written[name]:,.1f}",
+            f"{written[name] / written['torch FP32']:.2f}×",
+        ]
+        for name in read_
+    ]
+    return markdown(["", "encoder, tokens/s", "of FP32", "four beams, tokens/s", "of FP32"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "widths": widths,
@@ -289,6 +356,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "paths": paths,
     "parity": parity,
     "growth": growth,
+    "bart_teacher": bart_teacher,
+    "summaries": summaries,
+    "encoder_decoder": encoder_decoder,
 }
 
 

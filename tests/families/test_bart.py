@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSeq2SeqLM, BartConfig, BartForCausalLM, BartForConditionalGeneration
 
@@ -135,6 +136,23 @@ def test_it_is_accounted_for(tmp_path):
         "embedding", "attention", "ffn", "norms", "biases", "positions", "headers", "activation quantizers"
     }  # fmt: skip
     assert inspected["parameters"] == sum(p.numel() for p in build().parameters())
+
+
+@pytest.mark.parametrize("kind", ["MBart", "Pegasus"])
+def test_its_relatives_are_packed_the_same_way(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, vocab_size=128, init_std=0.2)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    method = Quantize.model_validate({"activations": {"bits": 8}})
+    method.prepare(model, anatomy_of(model), lambda model: model(input_ids=IDS, decoder_input_ids=IDS))
+    method.finish(model)
+    expected = logits(model)
+    loaded = load(save(model.eval(), tmp_path / "small"))
+    assert type(loaded) is type(model)
+    assert torch.allclose(logits(loaded), expected, atol=1e-5)
 
 
 def test_ties_that_a_config_makes_up_are_refused(tmp_path):

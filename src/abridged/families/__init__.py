@@ -17,7 +17,9 @@ _FAMILIES = {
     "bert": "abridged.families.bert",
     "gpt2": "abridged.families.gpt2",
     "llama": "abridged.families.llama",
+    "mbart": "abridged.families.bart",
     "mistral": "abridged.families.llama",
+    "pegasus": "abridged.families.bart",
     "qwen2": "abridged.families.llama",
     "roberta": "abridged.families.bert",
 }

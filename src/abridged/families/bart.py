@@ -1,4 +1,4 @@
-"""BART: one token embedding for encoder, decoder and head; self-attention in both, and cross-attention between them."""
+"""BART, mBART, Pegasus: one token embedding for encoder, decoder and head; cross-attention between the two."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ def anatomy(model: "BartForConditionalGeneration") -> Anatomy:
     """
     config = model.config
     if not hasattr(model, "lm_head") or not hasattr(model.model, "encoder"):
-        raise AbridgedError(f"a {type(model).__name__} is not supported: of BART, the whole encoder-decoder is")
+        raise AbridgedError(f"a {type(model).__name__} is not supported: of its family, the whole encoder-decoder is")
     if not config.tie_word_embeddings:
         raise AbridgedError("BART with an untied head is not supported: set tie_word_embeddings in its config")
     width = config.d_model
@@ -44,7 +44,7 @@ def anatomy(model: "BartForConditionalGeneration") -> Anatomy:
             ]
             blocks.append(block)
     return Anatomy(
-        model_type="bart",
+        model_type=config.model_type,
         hidden_size=width,
         layers=len(blocks),
         heads=config.decoder_attention_heads,

@@ -46,6 +46,8 @@ _FEED_FORWARD = {
     "GPT2MLP": ("act", "c_proj"),
     "BartEncoderLayer": ("activation_fn", "fc2"),
     "BartDecoderLayer": ("activation_fn", "fc2"),
+    "MBartEncoderLayer": ("activation_fn", "fc2"),
+    "MBartDecoderLayer": ("activation_fn", "fc2"),
     "BertLayer": ("intermediate.intermediate_act_fn", "output.dense"),
     "RobertaLayer": ("intermediate.intermediate_act_fn", "output.dense"),
 }

