@@ -11,6 +11,7 @@ from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
+from abridged.exporters.dense import dense_model
 from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
 
@@ -33,10 +34,10 @@ def build(kind, head, **config):
     return model
 
 
-def student(kind, head, positions=True, attention=False, **config):
+def student(kind, head, positions=True, attention=False, activations=8, **config):
     model = build(kind, head, **config)
     bits = {"bits": 1, "quantizer": "binary"}
-    activations = {"bits": 8, "attention": attention}
+    activations = {"bits": activations, "attention": attention}
     settings = {"weights": bits, "embeddings": bits, "activations": activations, "positions": positions}
     method = Quantize.model_validate({**settings, "unquantized": "float16"})
     method.prepare(model, anatomy_of(model), lambda model: model(input_ids=IDS, attention_mask=MASK))
@@ -98,6 +99,16 @@ def test_kernels_answer_as_the_reference(kind, tmp_path, monkeypatch):
     ours = answer(model)
     monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
     assert torch.allclose(ours, answer(load(directory)), atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", HEADS)
+def test_an_ordinary_model_of_the_same_values(kind, head, tmp_path):
+    packed = load(save(student(kind, head, activations=None), tmp_path / "small"))
+    dense = dense_model(packed, torch.float32)
+    dense.save_pretrained(tmp_path / "dense")
+    again = type(dense).from_pretrained(tmp_path / "dense").eval()
+    assert torch.allclose(answer(again), answer(packed), atol=1e-5)
 
 
 def test_positions_are_packed_where_asked_and_only_there(tmp_path):

@@ -76,7 +76,7 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
     dense.config.quantization_config = _config(schemes, ignore=tied)
     with written_whole(output) as temporary:
         dense.config.save_pretrained(temporary)
-        if dense.generation_config is not None:
+        if getattr(dense, "generation_config", None) is not None:
             dense.generation_config.save_pretrained(temporary)
         save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
         for name in TOKENIZER_FILES:

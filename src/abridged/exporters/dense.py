@@ -77,7 +77,8 @@ def dense_model(packed: Any, dtype: torch.dtype) -> Any:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, packed.get_buffer(name).detach().clone())
     model.tie_weights()
-    model.generation_config = copy.deepcopy(packed.generation_config)
+    if hasattr(packed, "generation_config"):  # of a model that writes
+        model.generation_config = copy.deepcopy(packed.generation_config)
     return model.eval()
 
 

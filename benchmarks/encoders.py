@@ -1,0 +1,144 @@
+"""Sentences per second of a packed BERT-base on this CPU beside torch and onnxruntime, in one run.
+
+    pip install onnx onnxscript onnxruntime      # for the rows of onnxruntime; left out where they are missing
+    python benchmarks/encoders.py [--threads 2] [--length 128] [--rounds 5]
+
+BERT-base's true shape with random weights, `direct-bert-1-1-8` without its training. The JSON is written to
+benchmarks/results/encoders.json.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from abridged.checkpoint.inspect import inspect
+from abridged.checkpoint.load import load
+from abridged.checkpoint.save import save_checkpoint
+from abridged.evaluation.speed import in_turns, memory
+from abridged.exporters.dense import dense_model
+from abridged.families import anatomy_of
+from abridged.recipe import Recipe
+from abridged.runtime.ops import kernels
+from abridged.training.record import environment
+from abridged.training.workspace import write_atomically
+from runtime import QUICK
+
+RESULTS = Path(__file__).parent / "results" / "encoders.json"
+RECIPE = "direct-bert-1-1-8"
+BATCHES = (1, 32)
+
+
+def build(folder: Path) -> Path:
+    """A packed BERT-base of random weights."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig()).eval()
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    for method in Recipe.load(RECIPE, QUICK).stages[-1].methods.values():
+        method.prepare(model, anatomy_of(model), lambda model: model(input_ids=ids))
+        method.finish(model)
+    save_checkpoint(model, folder, None, {"recipe": {"name": RECIPE}, "teacher": "random weights", "seed": 0})
+    return folder
+
+
+def seconds(model: Any, ids: torch.Tensor) -> float:
+    """Seconds in which a model labels ids (B, T)."""
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        model(input_ids=ids)
+    return time.perf_counter() - begun
+
+
+def onnx_models(dense: Any, folder: Path, threads: int, length: int) -> dict[str, Callable[[torch.Tensor], float]]:
+    """onnxruntime in FP32 and in dynamic int8; nothing where it is not installed."""
+    try:
+        import onnxruntime
+        from onnxruntime.quantization import quantize_dynamic
+    except ImportError:
+        return {}
+    plain, small = folder / "model.onnx", folder / "int8.onnx"
+    batch = torch.export.Dim("batch", min=1, max=64)
+    ids = torch.zeros(2, length, dtype=torch.long)
+    torch.onnx.export(
+        dense,
+        (ids,),
+        str(plain),
+        input_names=["input_ids"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch}, None, None, None, None, None)[:1],
+        dynamo=True,
+    )
+    quantize_dynamic(str(plain), str(small))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions = {
+        f"onnxruntime {name}": onnxruntime.InferenceSession(str(path), options)
+        for name, path in {"FP32": plain, "int8": small}.items()
+    }
+
+    def measure(session: Any) -> Callable[[torch.Tensor], float]:
+        def run(ids: torch.Tensor) -> float:
+            begun = time.perf_counter()
+            session.run(None, {"input_ids": ids.numpy()})
+            return time.perf_counter() - begun
+
+        return run
+
+    return {name: measure(session) for name, session in sessions.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        where = build(folder / "packed")
+        packed = load(where)
+        dense = dense_model(packed, torch.float32)
+        from torch.ao.quantization import quantize_dynamic
+
+        models: dict[str, Any] = {
+            "packed": packed,
+            "packed, loaded in bf16": load(where).to(torch.bfloat16),
+            "torch FP32": dense,
+            "torch bf16": dense_model(packed, torch.bfloat16),
+            "torch int8, dynamic": quantize_dynamic(dense_model(packed, torch.float32), {nn.Linear}, dtype=torch.qint8),
+        }
+        contestants: dict[str, Callable[[torch.Tensor], float]] = {
+            key: (lambda ids, m=m: seconds(m, ids)) for key, m in models.items()
+        }
+        contestants |= onnx_models(dense_model(packed, torch.float32), folder, options.threads, options.length)
+        speeds = {}
+        for size in BATCHES:
+            ids = torch.randint(1000, 30_000, (size, options.length), generator=torch.Generator().manual_seed(0))
+            turns = in_turns(
+                {key: lambda run=run, ids=ids: run(ids) for key, run in contestants.items()}, options.rounds
+            )
+            speeds[size] = {key: size / value for key, value in turns.items()}
+            print(size, json.dumps({key: round(value, 1) for key, value in speeds[size].items()}), flush=True)
+        compiled = kernels()
+        result = {
+            "model": f"BERT-base's shape, random weights, {RECIPE}",
+            "threads": options.threads,
+            "length": options.length,
+            "kernels": compiled.path if compiled else "reference",
+            "sentences_per_second": speeds,
+            "memory": {"file_bytes": inspect(where)["file_bytes"], **memory(where)},
+            "environment": environment(),
+        }
+    write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
