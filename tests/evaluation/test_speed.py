@@ -4,13 +4,18 @@ import json
 import math
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from abridged.checkpoint.save import save_checkpoint
 from abridged.cli.app import app
 from abridged.errors import AbridgedError
 from abridged.evaluation.speed import bench, in_turns, memory
+from abridged.families import anatomy_of
+from abridged.methods.quantization.method import Quantize
+from abridged.models import load_dense
 from students import quantized_student
+from teachers import write_bart
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,23 @@ def test_bench_measures_the_packed_and_the_dense_model(small):
     assert measured["packed"]["file_bytes"] < measured["dense"]["file_bytes"]
     shown = CliRunner().invoke(app, command)
     assert "dense, FP32" in shown.output
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_reads_by_its_encoder_and_writes_by_beams(tmp_path):
+    model = load_dense(write_bart(tmp_path / "bart", "some words to learn a tokenizer on " * 40))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    method = Quantize.model_validate({"activations": {"bits": 8, "quantizer": "dynamic"}})
+    method.prepare(model, anatomy_of(model), lambda model: model(input_ids=ids, decoder_input_ids=ids))
+    method.finish(model)
+    save_checkpoint(model.eval(), tmp_path / "small", None, {"recipe": {"name": "test"}, "teacher": "t", "seed": 0})
+    measured = bench(tmp_path / "small", prompt_tokens=64, new_tokens=8, rounds=1)
+    assert (measured["beams"], measured["prompt_tokens"]) == (4, 64)
+    for name in ("packed", "dense"):
+        assert 0 < measured[name]["prompt_tokens_per_second"] < math.inf
+        assert 0 < measured[name]["decode_tokens_per_second"] < math.inf
+    with pytest.raises(AbridgedError, match="63 new tokens leave no room"):
+        bench(tmp_path / "small", new_tokens=63)
 
 
 def test_lengths_that_the_model_does_not_have_are_refused(small):

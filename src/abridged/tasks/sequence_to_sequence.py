@@ -14,6 +14,7 @@ from abridged.evaluation.references import reference_perplexity
 from abridged.evaluation.summaries import has_rouge, rouge, summarize
 from abridged.report.data import SampleGroup
 from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride
+from abridged.training.progress import counter
 from abridged.training.settings import TrainingSettings
 
 _PICTURED = 16  #: pairs whose targets the report draws, token by token
@@ -91,7 +92,9 @@ class SequenceToSequence(Task):
         if split != "test" or not has_rouge():
             return measured
         some = self.pairs.test[: self.rouge_pairs]
-        written = summarize(model, self.tokenizer, [pair.source for pair in some])
+        with counter("summaries") as show:
+            sources = [pair.source for pair in some]
+            written = summarize(model, self.tokenizer, sources, show=lambda done: show(done, len(some)))
         return {**measured, "rouge": rouge(written.texts, some), "rouge_pairs": len(some)}
 
     def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:
