@@ -1,7 +1,7 @@
 """Encoder-decoders: a small BART made from nothing, and students of it, measured on e-mails and their subject lines.
 
     python benchmarks/summaries.py teacher --data FOLDER --output TEACHER
-    python benchmarks/summaries.py students --data FOLDER --model TEACHER [--steps 600] [--minutes 60] [--only PATTERN]
+    python benchmarks/summaries.py students --data FOLDER --model TEACHER [--steps 450] [--minutes 60] [--only PATTERN]
 
 FOLDER holds aeslc/{train,dev,test}.jsonl (AESLC, CC BY-NC-SA 4.0: not part of the package), novels/{train,valid}.txt.xz
 and wikitext-2/wiki.{train,valid}.tokens. The teacher restores text from noise, first in short windows, where copying is
@@ -53,7 +53,7 @@ LESSONS: list[tuple[str, str, list[str]]] = [
     ),
 ]
 #: How every student is trained, whatever its recipe says for its own field of use.
-EQUAL = ["batch_size=32", "target_context=64", "learning_rate=5e-4", "warmup=0.05"]
+EQUAL = ["batch_size=32", "target_context=64", "learning_rate=5e-4", "warmup=0.05", "evaluate_every=10000"]
 TBT = [f"stages.*.methods.quantize.{part}.quantizer=tbt" for part in ("weights", "embeddings")]
 ONE_BIT = [f"stages.*.methods.quantize.{part}.bits=1" for part in ("weights", "embeddings")]
 #: name -> recipe and what is changed in it
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--output", default="bart-teacher", help="where the teacher is to be")
     parser.add_argument("--model", default="bart-teacher", help="the students' teacher")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     options = parser.parse_args()

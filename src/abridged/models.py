@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Heads of encoders that a config may name.
 _HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM")
 #: Where the weights of a head for labels are, which a model without one lacks.
-_LABEL_HEADS = ("classifier.", "score.", "bert.pooler.", "roberta.pooler.")
+_LABEL_HEADS = ("classifier.", "score.", "qa_outputs.", "bert.pooler.", "roberta.pooler.")
 #: Ids of `abridged.data.tokenizer.ENCODER_TOKENS` under the names that configs have for them.
 ENCODER_SPECIALS = {
     "bos_token_id": 0,
@@ -43,12 +43,13 @@ def _is_path(name: str | Path) -> bool:
     return isinstance(name, Path) or name.startswith(("~", ".", "/")) or Path(name).exists()
 
 
-def load_dense(name: str | Path, labels: "LabelSet | None" = None) -> "PreTrainedModel":
+def load_dense(name: str | Path, labels: "LabelSet | None" = None, answers: bool = False) -> "PreTrainedModel":
     """Load a full-precision model in FP32, in evaluation mode: a language model, an encoder-decoder, or an encoder
     with the head that its config names.
 
     Args:
         labels: give it a head for these labels; one that it has is kept where it is for the same labels.
+        answers: give it a head that finds answers in paragraphs.
 
     Raises:
         AbridgedError: no such model, it cannot be read, or it is compressed already.
@@ -60,9 +61,10 @@ def load_dense(name: str | Path, labels: "LabelSet | None" = None) -> "PreTraine
         config = AutoConfig.from_pretrained(where)
         if getattr(config, "quantization_config", None) is not None:
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
-        new_head = labels is not None and not labels.fit(config)
+        new_head = answers or (labels is not None and not labels.fit(config))
         settings = {"ignore_mismatched_sizes": True, **labels.settings()} if labels and new_head else {}
-        model, notes = _auto_class(config, labels is not None).from_pretrained(
+        kind = "QuestionAnswering" if answers else "SequenceClassification" if labels is not None else None
+        model, notes = _auto_class(config, kind).from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, **settings
         )
     except AbridgedError:
@@ -147,6 +149,11 @@ def labels_texts(model: Any) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
+def finds_answers(model: Any) -> bool:
+    """Whether a model finds where in a paragraph the answer to a question is."""
+    return type(model).__name__.endswith("ForQuestionAnswering")
+
+
 def is_language_model(model: Any) -> bool:
     """Whether a model goes on with a text."""
     return bool(model.can_generate()) and not is_encoder_decoder(model)
@@ -176,12 +183,12 @@ def _architecture(config: Any) -> str:
     return str((getattr(config, "architectures", None) or [""])[0])
 
 
-def _auto_class(config: Any, labels: bool = False) -> Any:
-    """The class that makes a model of `config`: with the head that it names, else to write text."""
+def _auto_class(config: Any, head: str | None = None) -> Any:
+    """The class that makes a model of `config`: with `head`, or the one that it names, else to write text."""
     import transformers
 
-    if labels:
-        return transformers.AutoModelForSequenceClassification
+    if head is not None:
+        return getattr(transformers, f"AutoModelFor{head}")
     for head in _HEADS:
         if _architecture(config).endswith(f"For{head}"):
             return getattr(transformers, f"AutoModelFor{head}")

@@ -42,7 +42,9 @@ Columns = Annotated[
 ]
 Task = Annotated[
     str | None,
-    typer.Option(help="A task of GLUE, such as sst2, whose files are in the folder --data.", show_default=False),
+    typer.Option(
+        help="A task of GLUE, such as sst2, or squad, whose files are in the folder --data.", show_default=False
+    ),
 ]
 Beams = Annotated[
     int | None, typer.Option(min=1, help="Hypotheses kept in beam search.", show_default="the model's own, or 4")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class Outputs:
         attentions: one tensor (B, heads, T, T) of probabilities per layer, if asked for; of an encoder-decoder the
             encoder's (S, S), the decoder's (T, T), and those across (T, S).
         encoder_layers: how many layers the encoder has; 0 where there is none.
-        label_logits: (B, C) of a model that labels texts (C = 1: a score), which has no `head`.
+        label_logits: (B, C) of a model that labels texts (C = 1: a score), which has no `head`; (B, 2, T) of one that
+            finds where answers begin and end.
     """
 
     last_hidden: Tensor
@@ -181,8 +183,17 @@ def _outputs_of_labeller(model: nn.Module, batch: Batch, attentions: bool) -> Ou
         head=None,
         hidden_states=found.hidden_states,
         attentions=found.attentions,
-        label_logits=found.logits,
+        label_logits=_label_logits(found, batch),
     )
+
+
+def _label_logits(found: Any, batch: Batch) -> Tensor:
+    if "start_logits" not in found:
+        logits: Tensor = found.logits
+        return logits
+    # Models give padding logits too; nothing begins or ends there.
+    both = torch.stack([found.start_logits, found.end_logits], 1).float()
+    return both.masked_fill(~batch.counted.unsqueeze(1), -1e4)
 
 
 class StudentForward(nn.Module):

@@ -21,7 +21,7 @@ class LabelCrossEntropy(Term):
 
 
 def text_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of logits (B, C) with labels (B,); of scores (B,) the mean squared error."""
+    """Mean cross-entropy, in nats, of logits (..., C) with labels (...); of scores (B,) the mean squared error."""
     if labels.is_floating_point():
         return F.mse_loss(logits.float().squeeze(-1), labels)
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())

@@ -29,11 +29,11 @@ def tsld_weights(losses: Tensor, counted: Tensor, temperature: float = 10.0) -> 
 
 
 def text_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) in nats per text, of label logits (B, C) both; of scores (B, 1) the mean squared error."""
+    """KL(teacher || student) in nats, mean over texts, of label logits (..., C); of scores (B, 1) the squared error."""
     student, teacher = student.float(), teacher.detach().float()
     if student.shape[-1] == 1:
         return F.mse_loss(student, teacher)
-    log_p, log_q = (x.div(temperature).log_softmax(-1) for x in (teacher, student))
+    log_p, log_q = (x.flatten(0, -2).div(temperature).log_softmax(-1) for x in (teacher, student))
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abridged.errors import AbridgedError
-from abridged.models import is_encoder_decoder, is_language_model, labels_texts
+from abridged.models import finds_answers, is_encoder_decoder, is_language_model, labels_texts
 from abridged.tasks.base import Split, Task
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ def task_for(
         from abridged.tasks.classification import Classification
 
         return Classification(model, tokenizer, data, task, columns)
+    if finds_answers(model):
+        from abridged.tasks.question_answering import QuestionAnswering
+
+        return QuestionAnswering(model, tokenizer, data)
     if task is not None:
         raise AbridgedError(f"a {type(model).__name__} does not label texts, which the task {task} asks for")
     if not is_encoder_decoder(model):

@@ -134,10 +134,10 @@ def _model(
     if str(model).endswith((".yaml", ".yml")):
         return create_from_config(Path(model), lambda: _text(data, two_columns(columns)), seed)
     labels = None
-    if task is not None or is_encoder(model):
+    if task != "squad" and (task is not None or is_encoder(model)):
         labels = LabelSet(load_labelled(data, task, columns).labels)
     torch.manual_seed(seed or 0)  # a new head is drawn at random
-    dense = load_dense(model, labels)
+    dense = load_dense(model, labels, answers=task == "squad")
     return dense, load_tokenizer(model, dense), {}
 
 
