@@ -1,4 +1,4 @@
-"""File sizes of the true shapes of GPT-2 (124M) and BART-base (139M), compressed as recipes would, with random weights.
+"""File sizes of the true shapes of GPT-2, BART-base and BERT-base, compressed as recipes would, with random weights.
 
     python benchmarks/size.py --output benchmarks/results/size.json
 
@@ -15,7 +15,15 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
@@ -24,9 +32,10 @@ from abridged.families import anatomy_of
 from abridged.recipe import Recipe
 
 MEGABYTE = 1 << 20
-QUANTIZE = "stages.0.methods.quantize"
+QUANTIZE = "stages.*.methods.quantize"
 FIVE_A_BYTE = [f"{QUANTIZE}.weights.packing=base3", f"{QUANTIZE}.embeddings.packing=base3"]
 ONE_BIT = [f"{QUANTIZE}.weights.bits=1", f"{QUANTIZE}.embeddings.bits=1"]
+WIDE_REST = [f"{QUANTIZE}.positions=false", f"{QUANTIZE}.unquantized=float32"]
 CASES: dict[str, tuple[str, str, list[str], float]] = {
     "quantgpt-8-8-8": ("gpt2", "quantgpt-8-8-8", [], 121.6),
     "quantgpt-4-4-8": ("gpt2", "quantgpt-4-4-8", [], 62.7),
@@ -40,6 +49,14 @@ CASES: dict[str, tuple[str, str, list[str], float]] = {
     "BART 2-2-8": ("bart", "quantgpt-2-2-8", [], 39.8),
     "BART 2-2-8, five codes a byte": ("bart", "quantgpt-2-2-8", FIVE_A_BYTE, 34.0),
     "BART 1-1-8": ("bart", "quantgpt-2-2-8", ONE_BIT, 23.4),
+    "best-bart-2-2-8": ("bart", "best-bart-2-2-8", [], 39.8),
+    "best-bart-1-1-8": ("bart", "best-bart-1-1-8", [], 23.4),
+    "BERT 1-1-8": ("bert", "direct-bert-1-1-8", [], 13.5),
+    "BERT 2-2-8": ("bert", "progressive-bert-2-2-8", [], 26.9),
+    "BERT 2-2-8, five codes a byte": ("bert", "progressive-bert-2-2-8", FIVE_A_BYTE, 21.8),
+    "BERT 1-1-8, FP32 positions and norms": ("bert", "direct-bert-1-1-8", WIDE_REST, 15.1),
+    "BERT 2-2-8, FP32 positions and norms": ("bert", "progressive-bert-2-2-8", WIDE_REST, 28.1),
+    "BERT 2-2-8, five a byte, FP32 likewise": ("bert", "progressive-bert-2-2-8", [*FIVE_A_BYTE, *WIDE_REST], 22.9),
 }
 """Name: shape, recipe, what is changed in it, and the size in MB not to be passed (33.15 is that of quantgpt-2-2-8)."""
 
@@ -50,6 +67,8 @@ def untrained(shape: str) -> PreTrainedModel:
         torch.manual_seed(0)
         if shape == "gpt2":
             return GPT2LMHeadModel(GPT2Config()).eval()
+        if shape == "bert":
+            return BertForSequenceClassification(BertConfig()).eval()
         sides = {"encoder_layers": 6, "decoder_layers": 6, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}
         heads = {"encoder_attention_heads": 12, "decoder_attention_heads": 12}
         return BartForConditionalGeneration(BartConfig(d_model=768, **sides, **heads)).eval()
@@ -97,7 +116,7 @@ def main() -> None:
     results = {}
     for name in options.cases:
         results[name] = measure(name)
-        print(f"{name:34} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][-1]} MB, {results[name]['ratio']}x)")
+        print(f"{name:40} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][-1]} MB, {results[name]['ratio']}x)")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report = {"what": "bytes on disk, random weights", "peak_memory_mb": round(peak), "cases": results}
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -123,7 +123,7 @@ def targets() -> str:
 
 
 def sizes() -> str:
-    """Files of the true GPT-2 shape."""
+    """Files of the true shapes."""
     measured = json.loads((RESULTS / "size.json").read_text())
     rows = [
         [
@@ -135,7 +135,9 @@ def sizes() -> str:
         ]
         for name, case in measured["cases"].items()
     ]
-    return markdown(["true shape of GPT-2 124M, or BART-base", "MB", "limit", "ratio", "bits per weight"], rows)
+    return markdown(
+        ["true shape of GPT-2 124M, BART-base or BERT-base", "MB", "limit", "ratio", "bits per weight"], rows
+    )
 
 
 def demo() -> str:
