@@ -1,14 +1,12 @@
-"""Encoder-decoders: a small BART made from nothing, and students of it, measured on sections and their headings.
+"""Encoder-decoders: a small BART made from nothing, and students of it, measured on e-mails and their subject lines.
 
     python benchmarks/summaries.py teacher --data FOLDER --output TEACHER
     python benchmarks/summaries.py students --data FOLDER --model TEACHER [--steps 300] [--minutes 60] [--only PATTERN]
 
 FOLDER holds aeslc/{train,dev,test}.jsonl (AESLC, CC BY-NC-SA 4.0: not part of the package), novels/{train,valid}.txt.xz
-and wikitext-2/wiki.{train,valid,test}.tokens. The teacher restores text from noise, first in short windows, where
-copying is learned sooner, then in long ones; then it learns subject lines of e-mails, and last the headings of
-WikiText-2's sections. Of AESLC its ROUGE-1 stays below that of the most frequent words, so that quality is measured on
-headings, where it is far above what takes no model. Each student is a JSON in benchmarks/results/summaries, not made
-again where that is there: the command can be stopped and started. ROUGE is on the whole test part.
+and wikitext-2/wiki.{train,valid}.tokens. The teacher restores text from noise, first in short windows, where copying is
+learned sooner, then in long ones; then it learns subject lines. Each student is a JSON in benchmarks/results/summaries,
+and not made again where that is there: the command can be stopped and started. ROUGE is on the whole test part.
 """
 
 import argparse
@@ -21,7 +19,6 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from quantizers import train_and_measure
 
@@ -49,20 +46,20 @@ LESSONS: list[tuple[str, str, list[str]]] = [
         + ["final_rate=0.2", "weight_decay=0.05", "betas=[0.9,0.98]"],
     ),
     (
+        "longer",
+        "texts",
+        ["steps=8000", "context=256", "batch_size=32", "learning_rate=1e-3", "warmup=0.02", "schedule=linear"]
+        + ["final_rate=0.05", "weight_decay=0.05", "betas=[0.9,0.98]"],
+    ),
+    (
         "subjects",
         "pairs",
         ["epochs=4", "context=256", "target_context=64", "batch_size=32", "learning_rate=5e-4", "warmup=0.05"]
         + ["schedule=linear", "weight_decay=0.05", "dropout=0.1", "betas=[0.9,0.98]", "evaluate_every=225"],
     ),
-    (
-        "headings",
-        "headings",
-        ["epochs=4", "context=256", "target_context=32", "batch_size=32", "learning_rate=4e-4", "warmup=0.05"]
-        + ["schedule=linear", "weight_decay=0.05", "dropout=0.15", "betas=[0.9,0.98]", "evaluate_every=60"],
-    ),
 ]
 #: How every student is trained, whatever its recipe says for its own field of use.
-EQUAL = ["batch_size=32", "target_context=32", "learning_rate=5e-4", "warmup=0.05", "evaluate_every=10000"]
+EQUAL = ["batch_size=32", "target_context=64", "learning_rate=5e-4", "warmup=0.05", "evaluate_every=10000"]
 TBT = [f"stages.*.methods.quantize.{part}.quantizer=tbt" for part in ("weights", "embeddings")]
 ONE_BIT = [f"stages.*.methods.quantize.{part}.bits=1" for part in ("weights", "embeddings")]
 #: name -> recipe and what is changed in it
@@ -108,31 +105,6 @@ def write_texts(data: Path, folder: Path) -> Path:
     return folder
 
 
-def sections(text: str) -> Iterator[tuple[str, str]]:
-    """Headings below an article's title, and what stands under them; those with unknown words are left out."""
-    heading, body = None, []
-    for line in [*text.splitlines(), " = end = "]:
-        found = re.fullmatch(r"((?:= )+)(.+?)((?: =)+)", line.strip())
-        if found:
-            if heading and body:
-                yield heading, " ".join(body)
-            heading = found[2] if len(found[1]) > 2 and "<unk>" not in found[2] else None
-            body = []
-        elif line.strip():
-            body.append(line.strip())
-
-
-def headings(data: Path, model: Path) -> Path:
-    """The folder with the pairs of section and heading, beside the model; written where it is not there."""
-    folder = model.with_name(model.name + ".pairs")
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "valid", "test"):
-        text = (data / "wikitext-2" / f"wiki.{split}.tokens").read_text()
-        rows = [json.dumps({"body": body, "title": heading}) + "\n" for heading, body in sections(text)]
-        write_atomically(folder / f"{split}.jsonl", "".join(rows))
-    return folder
-
-
 def first_sentence(pair: Pair) -> str:
     return re.split(r"(?<=[.!?])\s+|\n", pair.source)[0]
 
@@ -156,35 +128,31 @@ BASELINES: dict[str, Callable[[Pair], str]] = {
 def make_teacher(options: argparse.Namespace) -> None:
     """The lessons, one after another; one whose result is there is not given again."""
     output, data = Path(options.output), Path(options.data)
-    sources = {
-        "texts": write_texts(data, output.with_name(output.name + ".texts")),
-        "pairs": data / "aeslc",
-        "headings": headings(data, output),
-    }
+    texts = write_texts(data, output.with_name(output.name + ".texts"))
     before: str | Path = CONFIG
     records = {}
     for number, (name, what, settings) in enumerate(LESSONS):
         last = number + 1 == len(LESSONS)
         where = output if last else output.with_name(f"{output.name}.{name}")
         if not where.exists():
+            source = texts if what == "texts" else data / "aeslc"
             resume = where.with_name(where.name + ".partial").exists()
-            abridged.finetune(before, sources[what], where, overrides=settings, resume=resume)
+            abridged.finetune(before, source, where, overrides=settings, resume=resume)
         record = json.loads((where / "abridged.json").read_text())
         records[name] = {key: record[key] for key in ("settings", "steps", "validation", "curve") if key in record}
         before = where
-    models = {"headings": output, "AESLC": output.with_name(f"{output.name}.subjects")}
-    result: dict[str, Any] = {"lessons": records, "environment": environment()}
-    for name, folder in {"headings": sources["headings"], "AESLC": sources["pairs"]}.items():
-        pairs = load_pairs(folder).test
-        result[name] = {
-            "pairs": len(pairs),
-            "teacher": abridged.evaluate_summaries(models[name], folder),
-            "perplexity": abridged.evaluate(models[name], folder),
-            "baselines": {key: rouge([make(pair) for pair in pairs], pairs) for key, make in BASELINES.items()},
-        }
-        for key, scores in {"teacher": result[name]["teacher"], **result[name]["baselines"]}.items():
-            print(f"{name}, {key}: ROUGE-1 {scores['rouge1']:.2f}, ROUGE-L {scores['rougeL']:.2f}", flush=True)
+    pairs = load_pairs(data / "aeslc").test
+    result = {
+        "lessons": records,
+        "teacher": abridged.evaluate_summaries(output, data / "aeslc"),
+        "perplexity": abridged.evaluate(output, data / "aeslc"),
+        "baselines": {name: rouge([make(pair) for pair in pairs], pairs) for name, make in BASELINES.items()},
+        "environment": environment(),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
     write_atomically(RESULTS / "teacher.json", json.dumps(result, indent=1) + "\n")
+    for name, scores in {"teacher": result["teacher"], **result["baselines"]}.items():
+        print(f"{name}: ROUGE-1 {scores['rouge1']:.2f}, ROUGE-2 {scores['rouge2']:.2f}, ROUGE-L {scores['rougeL']:.2f}")
 
 
 def plan() -> Iterator[tuple[str, str, list[str], int]]:
@@ -198,7 +166,6 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
 def make_students(options: argparse.Namespace) -> None:
     """Every student of the plan whose result is not there yet."""
     began = time.monotonic()
-    pairs = headings(Path(options.data), Path(options.model))
     equal = [f"stages.*.{setting}" for setting in [f"steps={options.steps}", *EQUAL]]
     for name, recipe, overrides, seed in plan():
         path = RESULTS / f"{name}.json"
@@ -207,7 +174,7 @@ def make_students(options: argparse.Namespace) -> None:
         if time.monotonic() - began > 60 * options.minutes:
             break
         chosen = Recipe.load(recipe, [*equal, *overrides])
-        result = train_and_measure(path, chosen, options.model, str(pairs), seed)
+        result = train_and_measure(path, chosen, options.model, str(Path(options.data) / "aeslc"), seed)
         result |= {"name": name, "recipe": recipe, "overrides": [*equal, *overrides], "steps": options.steps}
         write_atomically(path, json.dumps(result, indent=1) + "\n")
         lost = result["loss_percent"]
