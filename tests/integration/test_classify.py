@@ -72,6 +72,7 @@ def test_the_account_and_the_report(compressed, folder):
     assert "Validation score" in page
     assert "accuracy" in page
     assert "perplexity per token" not in page
+    assert "AutoModelForSequenceClassification.from_pretrained" in page
     assert "pipeline_tag: text-classification" in (folder / "small" / "README.md").read_text()
 
 

@@ -87,6 +87,7 @@ def test_the_account_and_the_report(compressed, folder):
     page = (folder / "small" / "report.html").read_text()
     assert "ROUGE-1" in page
     assert "The same documents, summed up" in page
+    assert "AutoModelForSeq2SeqLM.from_pretrained" in page
     card = (folder / "small" / "README.md").read_text()
     assert "AutoModelForSeq2SeqLM" in card
     assert "pipeline_tag: summarization" in card

@@ -12,6 +12,7 @@ MEGABYTE = 1 << 20
 _KINDS = {
     "columns": ("AutoModelForSeq2SeqLM", "summarization"),
     "labels": ("AutoModelForSequenceClassification", "text-classification"),
+    "train_questions": ("AutoModelForQuestionAnswering", "question-answering"),
     "": ("AutoModelForCausalLM", "text-generation"),
 }
 
@@ -25,7 +26,7 @@ def model_card(name: str, record: dict[str, Any]) -> str:
     """
     teacher, data, recipe = (_named(record.get(key)) for key in ("teacher", "data", "recipe"))
     size = record.get("size", {})
-    auto, tag = next(kind for key, kind in _KINDS.items() if key in data or not key)
+    auto, tag = kind_of(data)
     lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", "tags: [abridged, quantized]"]
     for key, value in (("license", teacher.get("license")), ("base_model", _hub_name(teacher.get("name")))):
         if value:
@@ -70,6 +71,14 @@ def model_card(name: str, record: dict[str, Any]) -> str:
         lines += ["", "## Bytes by part", "", "| part | FP32 | here |", "|---|---|---|"]
         lines += [f"| {part} | {row['dense_bytes']:,} | {row['bytes']:,} |" for part, row in size["parts"].items()]
     return "\n".join(lines) + "\n"
+
+
+def kind_of(data: dict[str, Any]) -> tuple[str, str]:
+    """The class of transformers that loads a model trained on such data, and what the hub calls its work.
+
+    data: as "data" stands in ``abridged.json``.
+    """
+    return next(kind for key, kind in _KINDS.items() if key in data or not key)
 
 
 def _named(value: Any) -> dict[str, Any]:

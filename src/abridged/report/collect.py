@@ -51,6 +51,7 @@ def collect(
     matrices: Sequence[MatrixPicture] = (),
     tokens: TokenPicture | None = None,
     samples: Sequence[SampleGroup] = (),
+    auto_class: str = "AutoModelForCausalLM",
     environment: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
     peak_memory: Mapping[str, int] | None = None,
@@ -68,6 +69,7 @@ def collect(
         matrices: of `picture_weights(student, anatomy)`, taken from the student before it is packed.
         tokens: of `picture_tokens(…)`.
         samples: what the models wrote.
+        auto_class: the class of transformers that loads the student.
         environment: `versions` and `hardware`, as in abridged.json.
         seconds: wall time by name, such as {"training": 372.1, "evaluation": 20.4}.
         peak_memory: bytes by name, such as {"peak memory": 3 * 2**30}.
@@ -96,6 +98,7 @@ def collect(
         matrices=list(matrices),
         tokens=tokens,
         samples=list(samples),
+        auto_class=auto_class,
         modules=[dict(module) for module in account["modules"]],
         directory=Path(directory).name,
         machine=_flat(environment or {}),

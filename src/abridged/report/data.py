@@ -124,5 +124,6 @@ class ReportData:
     samples: list[SampleGroup] = field(default_factory=list)
     modules: list[dict[str, Any]] = field(default_factory=list)  #: as `inspect` lists them
     directory: str = ""  #: name of the checkpoint's directory, for the loading example
+    auto_class: str = "AutoModelForCausalLM"  #: of transformers, that loads it
     machine: dict[str, str] = field(default_factory=dict)  #: machine and versions, in the order shown
     costs: dict[str, str] = field(default_factory=dict)  #: time and memory, in the order shown

@@ -25,6 +25,7 @@ from abridged.report.text import (
 
 Section = dict[str, Any]
 _ALL_MATRICES = 32  #: with more than these, histograms are drawn of some layers only
+_SHOWN = 600  #: characters of a document
 _PARTS = {
     "embedding": "embedding",
     "attention": "attention",
@@ -296,13 +297,17 @@ def samples(data: ReportData) -> Section | None:
     groups = [
         {
             "label": group.label,
-            "prompt": readable(group.prompt),
+            "prompt": readable(_shortened(group.prompt)),
             "samples": [{"name": s.name, "role": s.role, "text": readable(s.text.strip())} for s in group.samples],
         }
         for group in data.samples
     ]
     continued = data.samples[0].label == "Prompt"
     return {"title": "The same prompt, continued" if continued else "The same documents, summed up", "groups": groups}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " …"
 
 
 def modules(data: ReportData) -> Section | None:
@@ -326,7 +331,9 @@ def modules(data: ReportData) -> Section | None:
 
 def loading(data: ReportData) -> Section | None:
     """How to use the checkpoint."""
-    return {"title": "How to load it", "directory": data.directory} if data.directory else None
+    if not data.directory:
+        return None
+    return {"title": "How to load it", "directory": data.directory, "auto_class": data.auto_class}
 
 
 def setting(data: ReportData) -> Section | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from abridged.checkpoint.model_card import kind_of
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.data.batch import Batch
@@ -208,6 +209,7 @@ class Session:
                 self.tokenizer, token_ids(batch), {name: hidden_states(model, batch) for name, model in models.items()}
             ),
             samples=self.task.samples(models),
+            auto_class=kind_of(record["data"])[0],
             environment=record["environment"],
             seconds=self.seconds,
             peak_memory={"peak memory": record["peak_memory_bytes"]},
