@@ -11,13 +11,11 @@ benchmarks/results/glue/, and a run whose JSON is there is not made again.
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantizers import train_and_measure
+from quantizers import pending, train_and_measure
 
 import abridged
 from abridged.recipe import Recipe
@@ -80,13 +78,8 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     options = parser.parse_args()
     (RESULTS / "teachers").mkdir(parents=True, exist_ok=True)
-    data, began = Path(options.data), time.monotonic()
-    for name, task, recipe, seed in plan(options.tasks, options.seeds):
-        path = RESULTS / f"{name}.json"
-        if path.exists() or not fnmatch(name, options.only):
-            continue
-        if time.monotonic() - began > 60 * options.minutes:
-            break
+    data = Path(options.data)
+    for path, (name, task, recipe, seed) in pending(plan(options.tasks, options.seeds), RESULTS, options):
         source = teacher(task, data)
         overrides = [*shared_out(recipe, BUDGET[task]), "stages.*.context=128"]
         chosen = Recipe.load(recipe, overrides)

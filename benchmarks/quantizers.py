@@ -13,10 +13,10 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from abridged.checkpoint.pack import pack_model
 from abridged.recipe import Recipe
@@ -24,6 +24,7 @@ from abridged.training.record import environment
 from abridged.training.session import Session, loss_percent
 from abridged.training.workspace import write_atomically
 
+Run = TypeVar("Run", bound=tuple[Any, ...])
 RESULTS = Path(__file__).parent / "results" / "quantizers"
 RATES = (5e-4, 1e-3, 2e-3)
 #: method -> its recipe at 2-2-8
@@ -135,6 +136,18 @@ def train_and_measure(
     }
 
 
+def pending(plan: Iterable[Run], folder: Path, options: argparse.Namespace) -> Iterator[tuple[Path, Run]]:
+    """The runs of a plan, named first, whose JSON is not in `folder` and whose name matches; until time is up."""
+    began = time.monotonic()
+    for run in plan:
+        path = folder / f"{run[0]}.json"
+        if path.exists() or not fnmatch(run[0], options.only):
+            continue
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+        yield path, run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="bundled")
@@ -144,13 +157,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    for name, recipe, overrides, seed in plan():
-        path = RESULTS / f"{name}.json"
-        if path.exists() or not fnmatch(name, options.only):
-            continue
-        if time.monotonic() - began > 60 * options.minutes:
-            break
+    for path, (name, recipe, overrides, seed) in pending(plan(), RESULTS, options):
         chosen = Recipe.load(recipe, [f"stages.*.steps={options.steps}", *overrides])
         result = train_and_measure(path, chosen, options.model, options.data, seed, offline="offline" in name)
         result |= {"name": name, "recipe": recipe, "overrides": overrides, "steps": options.steps}

@@ -13,14 +13,12 @@ import argparse
 import json
 import lzma
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 
-from quantizers import train_and_measure
+from quantizers import pending, train_and_measure
 
 import abridged
 from abridged.data.pairs import Pair, load_pairs
@@ -165,14 +163,8 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
 
 def make_students(options: argparse.Namespace) -> None:
     """Every student of the plan whose result is not there yet."""
-    began = time.monotonic()
     equal = [f"stages.*.{setting}" for setting in [f"steps={options.steps}", *EQUAL]]
-    for name, recipe, overrides, seed in plan():
-        path = RESULTS / f"{name}.json"
-        if path.exists() or not fnmatch(name, options.only):
-            continue
-        if time.monotonic() - began > 60 * options.minutes:
-            break
+    for path, (name, recipe, overrides, seed) in pending(plan(), RESULTS, options):
         chosen = Recipe.load(recipe, [*equal, *overrides])
         result = train_and_measure(path, chosen, options.model, str(Path(options.data) / "aeslc"), seed)
         result |= {"name": name, "recipe": recipe, "overrides": [*equal, *overrides], "steps": options.steps}

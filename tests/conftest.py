@@ -27,6 +27,17 @@ def teacher(tmp_path_factory, text):
     return teachers.write_teacher(tmp_path_factory.mktemp("teachers") / "teacher", text)
 
 
+@pytest.fixture(scope="session")
+def bart(tmp_path_factory):
+    """A BART of width 32 and its tokenizer, learned on the fables."""
+    import teachers
+    from abridged.models import load_dense, load_tokenizer
+
+    directory = teachers.write_bart(tmp_path_factory.mktemp("bart"), teachers.FABLES.read_text())
+    model = load_dense(directory)
+    return model, load_tokenizer(directory, model)
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     """recipe_file(stages=2, steps=3, …) -> a YAML file; see `teachers.make_recipe`."""

@@ -48,7 +48,7 @@ def test_its_file_is_read(tmp_path):
 @pytest.mark.parametrize("answer", ["One line", "longer", "Yes.", "text! And a"])
 def test_the_span_is_the_answer(answer, tokenizer):
     found = TokenQuestions.of([question(answer)], tokenizer, 64, training=True)
-    (first, last), places = found.spans[0], found.offsets[0]
+    (first, last), places = found.labels[0], found.offsets[0]
     assert TEXT[places[first, 0] : places[last, 1]].strip() == answer.strip()
     batch = found.batch(torch.tensor([0]))
     assert batch.labels.tolist() == [[first, last]]
@@ -61,9 +61,9 @@ def test_long_paragraphs_come_in_windows_and_train_where_the_answer_is(tokenizer
     training = TokenQuestions.of([asked], tokenizer, 48, training=True)
     measured = TokenQuestions.of([asked], tokenizer, 48, training=False)
     assert len(training) < len(measured)
-    assert (training.spans > 0).all()
+    assert (training.labels > 0).all()
     assert len(np.unique(measured.question)) == 1
-    for (first, last), places in zip(training.spans, training.offsets, strict=True):
+    for (first, last), places in zip(training.labels, training.offsets, strict=True):
         assert long[places[first, 0] : places[last, 1]].strip() == "forty"
     with pytest.raises(AbridgedError, match="no answer lies within"):
         TokenQuestions.of([Question("Which line?" * 3, long, (long,), 0)], tokenizer, 48, training=True)

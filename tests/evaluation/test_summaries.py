@@ -8,16 +8,9 @@ from abridged.errors import AbridgedError
 from abridged.evaluation import summaries as module
 from abridged.evaluation.summaries import SearchSettings, rouge, summarize
 from abridged.models import load_dense, load_tokenizer
-from teachers import FABLES, write_bart
+from teachers import FABLES
 
 SEARCH = SearchSettings(max_new_tokens=12)
-
-
-@pytest.fixture(scope="module")
-def bart(tmp_path_factory):
-    directory = write_bart(tmp_path_factory.mktemp("bart"), FABLES.read_text())
-    model = load_dense(directory)
-    return model, load_tokenizer(directory, model)
 
 
 @pytest.fixture(scope="module")

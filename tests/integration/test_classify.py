@@ -7,7 +7,6 @@ import yaml
 from transformers import AutoModelForSequenceClassification
 
 import abridged as package
-import isolated
 from isolated import Stop
 from teachers import make_recipe, write_bert, write_reviews
 
@@ -16,13 +15,6 @@ QUICK = ["evaluate_every=20", "save_every=7", "compile=no", "mixed_precision=no"
 
 def settings(*pairs):
     return [word for pair in (*QUICK, *pairs) for word in ("--set", pair)]
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return lambda *arguments, **launch: isolated.abridged(
-        *arguments, folder=tmp_path_factory.mktemp("process"), **launch
-    )
 
 
 @pytest.fixture(scope="module")

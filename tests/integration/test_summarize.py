@@ -5,7 +5,6 @@ import json
 import pytest
 import yaml
 
-import isolated
 from abridged.checkpoint.load import load
 from isolated import Stop
 from teachers import FABLES, make_recipe
@@ -24,14 +23,6 @@ QUICK = ["evaluate_every=4", "save_every=3", "compile=no", "mixed_precision=no",
 
 def settings(*pairs):
     return [word for pair in (*QUICK, *pairs) for word in ("--set", pair)]
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """command(…) -> how it ended; each in a process and a folder of its own."""
-    return lambda *arguments, **launch: isolated.abridged(
-        *arguments, folder=tmp_path_factory.mktemp("process"), **launch
-    )
 
 
 @pytest.fixture(scope="module")

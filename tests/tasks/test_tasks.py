@@ -15,16 +15,9 @@ from abridged.tasks.denoising import TextDenoising
 from abridged.tasks.language_modeling import LanguageModeling
 from abridged.tasks.sequence_to_sequence import SequenceToSequence
 from abridged.training.settings import TrainingSettings
-from teachers import FABLES, write_bart
+from teachers import FABLES
 
 SETTINGS = TrainingSettings(evaluate_tokens=200)
-
-
-@pytest.fixture(scope="module")
-def bart(tmp_path_factory):
-    directory = write_bart(tmp_path_factory.mktemp("bart"), FABLES.read_text())
-    model = load_dense(directory)
-    return model, load_tokenizer(directory, model)
 
 
 def test_the_model_and_the_data_say_what_the_task_is(bart, teacher, text, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -44,8 +45,7 @@ class Neighbours:
 
     def __init__(self, model: Any, tokenizer: Any, count: int) -> None:
         weight = model.get_input_embeddings().weight.detach().float()
-        pieces = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), len(weight)))))
-        whole = [(i, word) for i, piece in enumerate(pieces) if (word := _whole_word(piece, pieces)) is not None]
+        whole = [(i, word) for i, word in enumerate(_whole_words(tokenizer)[: len(weight)]) if word is not None]
         self.words = [word for _, word in whole]
         self.places = {word: i for i, word in enumerate(self.words)}
         self.vectors = torch.nn.functional.normalize(weight[[i for i, _ in whole]], dim=-1)
@@ -71,7 +71,7 @@ class Masked:
         if tokenizer.mask_token_id is None or not type(model).__name__.endswith("ForMaskedLM"):
             raise AbridgedError("augmenting by masks needs a masked language model and its tokenizer")
         self.model, self.tokenizer, self.count = model.eval(), tokenizer, count
-        self.pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        self.words = _whole_words(tokenizer)
 
     @torch.inference_mode()
     def __call__(self, words: Sequence[str]) -> list[list[str]]:
@@ -86,8 +86,7 @@ class Masked:
             for row, place in enumerate(some):
                 at = (inputs["input_ids"][row] == self.tokenizer.mask_token_id).nonzero()
                 if len(at) == 1:  # else it was cut off
-                    best = logits[row, at[0, 0]].topk(self.count * 2).indices.tolist()
-                    proposed = [_whole_word(self.pieces[i], self.pieces) for i in best]
+                    proposed = [self.words[i] for i in logits[row, at[0, 0]].topk(self.count * 2).indices.tolist()]
                     found[place] = [w for w in proposed if w is not None and w != words[place].lower()][: self.count]
         return found
 
@@ -95,13 +94,16 @@ class Masked:
         return len(self.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1
 
 
-def _whole_word(piece: str, pieces: Sequence[str]) -> str | None:
-    """The word that a vocabulary entry is, or None for a part of one, a special token or a sign."""
-    marked = any(p.startswith("Ġ") for p in pieces[:2000])  # byte-level: beginnings are marked, else continuations are
-    if marked != piece.startswith("Ġ") or piece.startswith("##"):
-        return None
-    word = piece.removeprefix("Ġ")
-    return word.lower() if word.isalpha() and word.isascii() and len(word) > 1 else None
+def _whole_words(tokenizer: Any) -> list[str | None]:
+    """The word that each vocabulary entry is, or None for a part of one, a special token or a sign."""
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    marked = any(piece.startswith("Ġ") for piece in pieces[:2000])  # byte-level: beginnings are marked, else parts
+    words = []
+    for piece in pieces:
+        word = piece.removeprefix("Ġ")
+        begins = piece.startswith("Ġ") == marked and not piece.startswith("##")
+        words.append(word.lower() if begins and word.isalpha() and word.isascii() and len(word) > 1 else None)
+    return words
 
 
 def augment(
@@ -157,6 +159,7 @@ def augmented(
         AbridgedError: the model cannot make such proposals, or the cache cannot be written.
     """
     from abridged.training.progress import progress
+    from abridged.training.workspace import write_atomically
 
     source = settings.model or str(model)
     asked = [settings.model_dump(), source, seed, [asdict(row) for row in rows]]
@@ -166,11 +169,9 @@ def augmented(
     with progress("augment", len(rows), show=show) as update:
         proposals = proposals_of(settings, source)
         grown = augment(rows, proposals, settings.variants, settings.probability, seed, update)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in grown))
-        os.replace(temporary, path)
+        write_atomically(path, "".join(json.dumps(asdict(row)) + "\n" for row in grown))
     except OSError as error:
         raise AbridgedError(f"cannot write augmented texts to {path.parent}: {error.strerror}") from error
     return grown
@@ -182,14 +183,15 @@ def write_rows(rows: Sequence[Labelled], path: Path) -> None:
     Raises:
         AbridgedError: it cannot be written.
     """
+    from abridged.training.workspace import write_atomically
+
     pairs = bool(rows) and rows[0].second is not None
-    temporary = path.with_name(path.name + ".tmp")
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["text", "second", "label"] if pairs else ["text", "label"])
+    writer.writerows([row.first, *([row.second] if pairs else ()), row.label] for row in rows)
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t")
-            writer.writerow(["text", "second", "label"] if pairs else ["text", "label"])
-            writer.writerows([row.first, *([row.second] if pairs else ()), row.label] for row in rows)
-        os.replace(temporary, path)
+        write_atomically(path, text.getvalue())
     except OSError as error:
         raise AbridgedError(f"cannot write {path}: {error.strerror}") from error
 

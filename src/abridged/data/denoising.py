@@ -92,7 +92,7 @@ class Denoising:
     @property
     def window(self) -> int:
         """Tokens of the text in an example: the context less the special tokens around them."""
-        return self.context - 2
+        return self.context - self.specials.count
 
     @property
     def tokens_in_example(self) -> float:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from abridged.data.batch import Batch
-from abridged.data.examples import Order
+from abridged.data.padding import PaddedTexts
 from abridged.data.rows import rows_by_split
 from abridged.errors import AbridgedError
 
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
 
 #: Held out of the training part to choose models by, where the development part is what is reported.
 HELD_OUT = 0.1
-_ROUND = 8
 
 
 @dataclass(frozen=True)
@@ -252,13 +248,12 @@ def read_texts(path: Path) -> tuple[list[str], list[str] | None]:
 
 
 @dataclass(frozen=True)
-class TokenSentences:
-    """Labelled sentences as token ids, cut to what the model's positions allow."""
+class TokenSentences(PaddedTexts):
+    """Labelled sentences as token ids, cut to what the model's positions allow; `labels` are (examples,).
 
-    ids: list[np.ndarray]  #: special tokens included
-    types: list[np.ndarray] | None  #: 0 for the first text, 1 for the second; None where the model knows no types
-    labels: np.ndarray  #: (examples,) int64 ids of labels, or float32 scores
-    pad: int
+    They are int64 ids, or float32 scores.
+    """
+
     cut: int  #: how many were longer than allowed
 
     @classmethod
@@ -281,48 +276,3 @@ class TokenSentences:
             pad=tokenizer.pad_token_id or 0,
             cut=cut,
         )
-
-    @property
-    def context(self) -> int:
-        return max(map(len, self.ids))
-
-    @property
-    def tokens_in_example(self) -> float:
-        return float(np.mean([len(ids) for ids in self.ids]))
-
-    @property
-    def same_length(self) -> bool:
-        return False
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, index: torch.Tensor) -> Batch:
-        """The examples at `index`, padded to the longest among them."""
-        numbers = index.tolist()
-        length = -(-max(len(self.ids[i]) for i in numbers) // _ROUND) * _ROUND
-        ids = np.full((len(numbers), length), self.pad, dtype=np.int64)
-        types, mask = np.zeros_like(ids), np.zeros_like(ids)
-        for line, i in enumerate(numbers):
-            size = len(self.ids[i])
-            ids[line, :size], mask[line, :size] = self.ids[i], 1
-            if self.types is not None:
-                types[line, :size] = self.types[i]
-        return Batch(
-            input_ids=torch.from_numpy(ids),
-            labels=torch.from_numpy(self.labels[numbers]),
-            index=index,
-            attention_mask=torch.from_numpy(mask),
-            token_types=None if self.types is None else torch.from_numpy(types),
-        )
-
-    def order(self, seed: int, batch_size: int) -> Order:
-        """The order in which training reads them: batches of about one length."""
-        return Order(len(self), seed, np.array([len(ids) for ids in self.ids]), batch_size)
-
-    def fingerprint(self) -> str:
-        """A hash of all token ids and labels."""
-        digest = hashlib.sha256(self.labels.tobytes())
-        for row in (*self.ids, *(self.types or ())):
-            digest.update(len(row).to_bytes(4, "little") + row.tobytes())
-        return digest.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from abridged.data.batch import Batch
 from abridged.data.examples import Order
+from abridged.data.padding import digest_of, mask_of, rectangle
 from abridged.data.rows import SUFFIXES, rows, rows_by_split
 from abridged.data.text import VALIDATION_SHARE
 from abridged.errors import AbridgedError
@@ -34,8 +34,6 @@ KNOWN_COLUMNS = (
 )
 REFERENCES = "references"  #: the column of further references, where there is one
 _HUB = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0"), "xsum": ("EdinburghNLP/xsum", None)}
-#: Lengths are rounded up to this, so that matrix products are of sizes that hardware likes.
-_ROUND = 8
 
 
 @dataclass(frozen=True)
@@ -197,6 +195,11 @@ class Specials:
         before, after = whole[:place], whole[place + len(text) :]
         return cls(tuple(before), tuple(after), config.decoder_start_token_id, config.pad_token_id)
 
+    @property
+    def count(self) -> int:
+        """How many stand around a text."""
+        return len(self.before) + len(self.after)
+
     def around(self, tokens: np.ndarray) -> np.ndarray:
         """The tokens (n,) with their special ones."""
         return np.concatenate([self.before, tokens, self.after]).astype(np.int64)
@@ -211,20 +214,11 @@ def pad(
 ) -> Batch:
     """One batch of token ids, special ones included, padded to the longest (or sources to `source_length`)."""
 
-    def rectangle(rows: Sequence[np.ndarray], filling: int, length: int | None = None) -> torch.Tensor:
-        length = length or -(-max(map(len, rows)) // _ROUND) * _ROUND
-        filled = np.full((len(rows), length), filling, dtype=np.int64)
-        for line, row in zip(filled, rows, strict=True):
-            line[: len(row)] = row
-        return torch.from_numpy(filled)
-
     labels = rectangle(targets, -100)
     inputs = rectangle([np.concatenate([[specials.start], target[:-1]]) for target in targets], specials.pad)
-    lengths = torch.tensor([len(source) for source in sources])
     source_ids = rectangle(sources, specials.pad, source_length)
-    mask = (torch.arange(source_ids.shape[1]) < lengths.unsqueeze(-1)).long()
     # The decoder needs no mask: padding comes last, where no token that counts can see it.
-    return Batch(inputs, labels, index, source_ids=source_ids, source_mask=mask)
+    return Batch(inputs, labels, index, source_ids=source_ids, source_mask=mask_of(sources, source_ids))
 
 
 @dataclass(frozen=True)
@@ -251,7 +245,7 @@ class TokenPairs:
 
         def encode(texts: list[str], limit: int) -> tuple[list[np.ndarray], int]:
             ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            room = limit - len(specials.before) - len(specials.after)
+            room = limit - specials.count
             cut = sum(len(i) > room for i in ids)
             return [specials.around(np.asarray(i[:room], dtype=np.int64)) for i in ids], cut
 
@@ -287,7 +281,4 @@ class TokenPairs:
 
     def fingerprint(self) -> str:
         """A hash of all token ids."""
-        digest = hashlib.sha256(str(self.specials).encode())
-        for row in (*self.sources, *self.targets):
-            digest.update(len(row).to_bytes(4, "little") + row.tobytes())
-        return digest.hexdigest()[:16]
+        return digest_of(str(self.specials).encode(), (*self.sources, *self.targets))

@@ -5,7 +5,6 @@ Source: Rajpurkar et al., "SQuAD", EMNLP 2016, arXiv:1606.05250.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import string
@@ -16,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from abridged.data.batch import Batch
-from abridged.data.examples import Order
+from abridged.data.padding import PaddedTexts
 from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 
 #: Words of a paragraph that one window shares with the next.
 STRIDE = 64
-_ROUND = 8
 
 
 @dataclass(frozen=True)
@@ -69,18 +65,15 @@ def load_squad(path: str | Path) -> list[Question]:
 
 
 @dataclass(frozen=True)
-class TokenQuestions:
-    """Windows of paragraphs behind their questions, as token ids, with the span of the answer.
+class TokenQuestions(PaddedTexts):
+    """Windows of paragraphs behind their questions; `labels` are (windows, 2), first and last token of the answer.
 
-    In training, windows without the whole answer are left out; for measuring all are there.
+    They are 0, 0 where it is not in the window. In training, windows without the whole answer are left out; for
+    measuring all are there.
     """
 
-    ids: list[np.ndarray]
-    types: list[np.ndarray] | None
-    spans: np.ndarray  #: (windows, 2) int64, first and last token of the answer; 0, 0 where it is not in the window
     offsets: list[np.ndarray]  #: (tokens, 2) where in the paragraph a token lies; -1, -1 for what is none of it
     question: np.ndarray  #: (windows,) which question
-    pad: int
 
     @classmethod
     def of(
@@ -117,54 +110,8 @@ class TokenQuestions:
             numbers.append(number)
         if not ids:
             raise AbridgedError(f"no answer lies within {context} tokens: give more questions or a longer context")
-        return cls(
-            ids, types or None, np.array(spans, dtype=np.int64), offsets, np.array(numbers), tokenizer.pad_token_id or 0
-        )
-
-    @property
-    def context(self) -> int:
-        return max(map(len, self.ids))
-
-    @property
-    def tokens_in_example(self) -> float:
-        return float(np.mean([len(ids) for ids in self.ids]))
-
-    @property
-    def same_length(self) -> bool:
-        return False
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, index: torch.Tensor) -> Batch:
-        """The windows at `index`, padded to the longest; labels are (B, 2), the answer's first and last token."""
-        numbers = index.tolist()
-        length = -(-max(len(self.ids[i]) for i in numbers) // _ROUND) * _ROUND
-        ids = np.full((len(numbers), length), self.pad, dtype=np.int64)
-        types, mask = np.zeros_like(ids), np.zeros_like(ids)
-        for line, i in enumerate(numbers):
-            size = len(self.ids[i])
-            ids[line, :size], mask[line, :size] = self.ids[i], 1
-            if self.types is not None:
-                types[line, :size] = self.types[i]
-        return Batch(
-            input_ids=torch.from_numpy(ids),
-            labels=torch.from_numpy(self.spans[numbers]),
-            index=index,
-            attention_mask=torch.from_numpy(mask),
-            token_types=None if self.types is None else torch.from_numpy(types),
-        )
-
-    def order(self, seed: int, batch_size: int) -> Order:
-        """The order in which training reads them: batches of about one length."""
-        return Order(len(self), seed, np.array([len(ids) for ids in self.ids]), batch_size)
-
-    def fingerprint(self) -> str:
-        """A hash of all token ids and spans."""
-        digest = hashlib.sha256(self.spans.tobytes())
-        for row in self.ids:
-            digest.update(len(row).to_bytes(4, "little") + row.tobytes())
-        return digest.hexdigest()[:16]
+        labels = np.array(spans, dtype=np.int64)
+        return cls(ids, types or None, labels, tokenizer.pad_token_id or 0, offsets, np.array(numbers))
 
 
 def normalised(text: str) -> list[str]:

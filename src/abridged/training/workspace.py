@@ -220,8 +220,8 @@ class Workspace:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file through a temporary name, so that a reader never sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # processes may write the same file at once
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
