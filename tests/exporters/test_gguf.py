@@ -4,9 +4,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from abridged.checkpoint.code_books import CODE_BOOKS
 from abridged.checkpoint.load import load
@@ -100,6 +101,61 @@ def test_a_file_holds_what_the_checkpoint_does(book, family, tokenizer, tmp_path
         assert np.array_equal(read(kind, np.asarray(tensor.data)), modules[path].dequantized().numpy())
     norms = model.transformer.ln_f if family == "gpt2" else model.model.norm
     assert np.array_equal(tensors["output_norm.weight"].data, norms.weight.detach().float().numpy())
+
+
+def encoder(tmp_path, head="ForSequenceClassification", width=256, **config):
+    """A random BERT of one layer, saved; its positions and token types are ternary too."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "river", "##s", "run", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = BertConfig(**{**sizes, "vocab_size": len(words), "max_position_embeddings": 32, "num_labels": 3, **config})
+    model = getattr(transformers, f"Bert{head}")(config).eval()
+    matrices = {"bits": 2, "quantizer": "dynamic", "scale_dtype": "float16"}
+    method = Quantize.model_validate({"weights": matrices, "embeddings": matrices, "positions": True})
+    method.prepare(model, anatomy_of(model), lambda model: model(torch.arange(10).view(1, -1)))
+    return saved(model, tmp_path / "small", transformers.BertTokenizer(str(tmp_path / "vocab.txt")))
+
+
+def test_an_encoder_that_labels_texts(tmp_path):
+    source = encoder(tmp_path)
+    account = export(source, tmp_path / "small.gguf", format="gguf")
+    assert account["types"] == {"TQ2_0": 9}
+    assert account["scale_error"] < 1e-3  # that of the padding's row is nearly nothing
+    assert "pairs of texts" in account["notes"][0]
+    reader = gguf.GGUFReader(tmp_path / "small.gguf")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    modules = packed_modules(load(source))
+    types = modules["bert.embeddings.token_type_embeddings"].dequantized().numpy()
+    assert np.array_equal(tensors["token_types.weight"].data, types)  # llama.cpp adds it as it is, in FP32
+    up = modules["bert.encoder.layer.0.intermediate.dense"].dequantized().numpy()
+    assert np.array_equal(read("TQ2_0", np.asarray(tensors["blk.0.ffn_up.weight"].data)), up)
+    assert tensors["cls.weight"].tensor_type.name == "TQ2_0"
+    assert tensors["cls.output.weight"].data.shape == (3, 256)
+    fields = reader.fields
+    assert fields["tokenizer.ggml.model"].contents() == "bert"
+    assert fields["tokenizer.ggml.tokens"].contents()[2:8] == ["[CLS]", "[SEP]", "[MASK]", "▁the", "▁river", "s"]
+    assert fields["bert.attention.causal"].contents() is False
+
+
+def test_of_a_bare_encoder_the_pooler_is_left_out(tmp_path):
+    export(encoder(tmp_path, "Model"), tmp_path / "small.gguf", format="gguf")
+    names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "small.gguf").tensors}
+    assert "blk.0.attn_output_norm.bias" in names
+    assert not any(name.startswith("cls") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"width": 128}, "width 128 cannot be cut into TQ2_0's blocks of 256"),
+        ({"head": "ForTokenClassification"}, "the head of a BertForTokenClassification"),
+        ({"hidden_act": "relu"}, "activation relu"),
+    ],
+)
+def test_encoders_that_llama_cpp_cannot_run(config, message, tmp_path):
+    with pytest.raises(AbridgedError, match=message):
+        export(encoder(tmp_path, **config), tmp_path / "small.gguf", format="gguf")
 
 
 def test_queries_and_keys_of_llama_are_stored_in_pairs(tokenizer, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 from typer.testing import CliRunner
 
 import abridged
@@ -154,3 +155,48 @@ def test_what_is_no_gguf_file_is_said(file, tmp_path):
         result = CliRunner().invoke(app, ["generate", str(path), "a", "--engine", "llama.cpp"])
         assert result.exit_code == 1
         assert word in result.stderr
+
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "river",
+    "##s",
+    "run",
+    "over",
+    "a",
+    "small",
+    "town",
+    "near",
+    "mountain",
+    "'",
+    ",",
+    ".",
+    "?",
+]
+
+
+def test_an_encoder_labels_texts_as_the_dense_model(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), num_labels=3, **sizes)).eval()
+    quantize(model, "progressive-bert-2-2-8", tokenizer)
+    save_checkpoint(model, tmp_path / "small", tokenizer, {"recipe": {"name": "t"}, "teacher": "t", "seed": 0})
+    export(tmp_path / "small", tmp_path / "small.gguf", format="gguf")
+    dense = dense_model(load(tmp_path / "small"), torch.float32)
+    with closing(llama_cpp.Llama(str(tmp_path / "small.gguf"), embedding=True, verbose=False)) as engine:
+        for text in ("The rivers run over a small town.", "A mountain's river, unknown?", "the"):
+            ids = tokenizer(text, return_tensors="pt")
+            assert engine.tokenize(text.encode()) == ids["input_ids"][0].tolist()
+            engine._batch.reset()
+            engine._batch.add_sequence(ids["input_ids"][0].tolist(), 0, True)
+            engine._ctx.decode(engine._batch)
+            theirs = torch.tensor(llama_cpp.llama_get_embeddings_seq(engine._ctx.ctx, 0)[:3])
+            ours = dense(**ids).logits[0].detach()
+            assert torch.allclose(theirs, ours, atol=0.02 * float(ours.abs().max()) + 2e-3)

@@ -46,6 +46,8 @@ def export(
         print_json(account)
         return
     typer.echo(f"written to {output}: {megabytes(account['file_bytes'])}, {format}{_details(account)}")
+    for sentence in account.get("notes", []):
+        typer.echo(f"note: {sentence}")
 
 
 def _details(account: dict[str, Any]) -> str:

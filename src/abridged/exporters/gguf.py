@@ -20,6 +20,7 @@ from abridged.checkpoint.load import load
 from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
 from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, TQ2_0, BlockType, encode
+from abridged.exporters.gguf_families import GGUF_FAMILIES, GgufFamily
 from abridged.exporters.gguf_tokenizer import add_tokenizer
 from abridged.models import load_tokenizer
 from abridged.runtime import ops
@@ -27,33 +28,6 @@ from abridged.runtime.modules import PackedLinear, PackedModule
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-
-#: GGUF's tensor names for the parts of our families; {} is the layer.
-GPT2_NAMES = {
-    "transformer.wte": "token_embd",
-    "transformer.wpe": "position_embd",
-    "transformer.ln_f": "output_norm",
-    "transformer.h.{}.ln_1": "blk.{}.attn_norm",
-    "transformer.h.{}.attn.c_attn": "blk.{}.attn_qkv",
-    "transformer.h.{}.attn.c_proj": "blk.{}.attn_output",
-    "transformer.h.{}.ln_2": "blk.{}.ffn_norm",
-    "transformer.h.{}.mlp.c_fc": "blk.{}.ffn_up",
-    "transformer.h.{}.mlp.c_proj": "blk.{}.ffn_down",
-}
-LLAMA_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
-    "model.layers.{}.self_attn.q_proj": "blk.{}.attn_q",
-    "model.layers.{}.self_attn.k_proj": "blk.{}.attn_k",
-    "model.layers.{}.self_attn.v_proj": "blk.{}.attn_v",
-    "model.layers.{}.self_attn.o_proj": "blk.{}.attn_output",
-    "model.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
-    "model.layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
-    "model.layers.{}.mlp.up_proj": "blk.{}.ffn_up",
-    "model.layers.{}.mlp.down_proj": "blk.{}.ffn_down",
-}
 
 
 def export_gguf(
@@ -63,7 +37,7 @@ def export_gguf(
     dense_fallback: bool = False,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Write the compressed GPT-2 or LLaMA in `directory` to the file `output`.
+    """Write the compressed GPT-2, LLaMA or BERT in `directory` to the file `output`.
 
     Ternary codes go into `ternary` ("TQ2_0", 2.06 bits a weight, or "TQ1_0", 1.69 bits and slower), four levels into
     Q2_K, binary into Q1_0, 4 and 8 bits into Q4_0 and Q8_0; a tied embedding into the type of its codes too. Position
@@ -72,7 +46,8 @@ def export_gguf(
     matrices are dense with the quantised values, for engines that lack the block types.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
-    FP16; 0 where all are exact) and "dense" (matrices in F16 because no block fits, with `dense_fallback` only).
+    FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and
+    "notes" (sentences on what llama.cpp does otherwise).
     Raises AbridgedError: a family, configuration or tokenizer that llama.cpp runs otherwise, a width that no block
     fits, an output that exists or cannot be written.
     """
@@ -88,7 +63,7 @@ def export_gguf(
     plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback, dtype)
     writer = _gguf().GGUFWriter(None, plan.architecture)
     try:
-        _add_sizes(writer, model.config, source.name)
+        plan.family.describe(writer, model.config, source.name)
         writer.add_file_type(plan.file_type)
         add_tokenizer(writer, load_tokenizer(source, model), model.config.vocab_size)
         for name, data, kind in plan.tensors(model):
@@ -136,8 +111,9 @@ class _Plan:
     """What goes where, decided before anything is written; `account` is filled as tensors pass."""
 
     architecture: str
-    names: dict[str, str]
-    blocks: dict[str, BlockType | None]  # of each packed module that owns its codes; None is dense
+    family: GgufFamily
+    blocks: dict[str, BlockType | None]  # of each packed module that stays packed; None is dense
+    unread: tuple[str, ...]  # parts that llama.cpp does not run
     dense: torch.dtype
     account: dict[str, Any]
 
@@ -154,22 +130,16 @@ class _Plan:
         tied = set(getattr(model, "all_tied_weights_keys", {}))
         for name, tensor in model.state_dict().items():
             path, _, attribute = name.rpartition(".")
-            if name in tied or attribute not in ("weight", "bias") or "quantizer" in path:
+            if name in tied or attribute not in ("weight", "bias") or "quantizer" in path or path in self.unread:
                 continue
-            place = f"{self._place(path)}.{attribute}"
-            if attribute == "weight" and path in modules:
+            place = f"{self.family.place(path)}.{attribute}"
+            if attribute == "weight" and path in self.blocks:
                 yield place, *self._matrix(path, modules[path], _head_order(model, path))
+            elif attribute == "weight" and path in modules:
+                yield place, modules[path].dequantized().float().numpy(), None
             else:
-                keep = tensor.dtype == torch.float16 and path.endswith("wpe")
+                keep = tensor.dtype == torch.float16 and self.family.place(path) == "position_embd"
                 yield place, _vector(tensor, keep, _head_order(model, path)), None
-
-    def _place(self, path: str) -> str:
-        words = path.split(".")
-        layer = next((word for word in words if word.isdigit()), "")
-        pattern = ".".join("{}" if word.isdigit() else word for word in words)
-        if pattern not in self.names:
-            raise AbridgedError(f"GGUF export does not know what {path} is in a {self.architecture} model")
-        return self.names[pattern].format(layer)
 
     def _matrix(self, path: str, module: PackedModule, order: torch.Tensor | None) -> tuple[Any, str | None]:
         kind = self.blocks[path]
@@ -186,8 +156,8 @@ class _Plan:
             rounded = exact.astype(np.float16).astype(np.float32)
         if not np.isfinite(rounded).all():
             raise AbridgedError(f"a scale of {path} is too large for FP16, in which GGUF keeps scales")
-        nonzero = exact != 0
-        error = np.abs(rounded[nonzero] / exact[nonzero] - 1).max(initial=0.0)
+        # relative down to FP16's smallest normal number: the row of a padding token has a scale of nearly nothing
+        error = (np.abs(rounded - exact) / np.maximum(np.abs(exact), 2.0**-14)).max(initial=0.0)
         self.account["scale_error"] = max(self.account["scale_error"], float(error))
         self._count(kind.name)
         return encode(levels.numpy(), exact, kind), kind.name
@@ -214,14 +184,15 @@ def _head_order(model: Any, path: str) -> torch.Tensor | None:
 def _plan(model: Any, ternary: BlockType, dense_fallback: bool, dtype: str | None) -> _Plan:
     """Choose a block type for each matrix. Raises AbridgedError for what llama.cpp cannot hold or runs otherwise."""
     architecture = model.config.model_type
-    names = {"gpt2": GPT2_NAMES, "llama": LLAMA_NAMES}.get(architecture)
-    if names is None:
-        raise AbridgedError(f"GGUF export knows GPT-2 and LLaMA, not models of type {architecture!r}")
-    _check_config(model.config)
+    family = GGUF_FAMILIES.get(architecture)
+    if family is None:
+        raise AbridgedError(f"GGUF export knows GPT-2, LLaMA and BERT, not models of type {architecture!r}")
+    family.check(model.config)
+    unread = family.unread(model.config)
     blocks: dict[str, BlockType | None] = {}
     for path, module in packed_modules(model).items():
         spec = module.spec
-        if isinstance(module, PackedLinear) and spec.tied:
+        if (isinstance(module, PackedLinear) and spec.tied) or path in unread or family.place(path) in family.plain:
             continue
         kind = ternary if spec.code_book == "ternary" else BLOCK_TYPES[spec.code_book]
         run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales
@@ -238,51 +209,9 @@ def _plan(model: Any, ternary: BlockType, dense_fallback: bool, dtype: str | Non
     dense = [path for path, kind in blocks.items() if kind is None]
     return _Plan(
         architecture,
-        names,
+        family,
         blocks,
+        unread,
         getattr(torch, dtype or "float16"),
-        {"types": {}, "scale_error": 0.0, "dense": dense},
+        {"types": {}, "scale_error": 0.0, "dense": dense, "notes": family.notes(model.config)},
     )
-
-
-def _check_config(config: Any) -> None:
-    if config.model_type == "gpt2":
-        faults = {
-            f"activation {config.activation_function}": config.activation_function
-            not in ("gelu_new", "gelu_pytorch_tanh"),
-            "attention that is not scaled by its width": not config.scale_attn_weights,
-            "attention scaled by layer": config.scale_attn_by_inverse_layer_idx,
-        }
-    else:
-        rope = getattr(config, "rope_parameters", None) or {}
-        faults = {
-            f"activation {config.hidden_act}": config.hidden_act != "silu",
-            "biases": config.attention_bias or config.mlp_bias,
-            f"{rope.get('rope_type')} rotary positions": rope.get("rope_type", "default") != "default",
-        }
-    for fault, found in faults.items():
-        if found:
-            raise AbridgedError(f"llama.cpp runs no {config.model_type} with {fault}")
-
-
-def _add_sizes(writer: GGUFWriter, config: Any, name: str) -> None:
-    writer.add_name(name)
-    writer.add_quantized_by("abridged")
-    writer.add_quantization_version(2)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
-    if config.model_type == "gpt2":
-        writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-        return
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    writer.add_rope_freq_base(float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)))

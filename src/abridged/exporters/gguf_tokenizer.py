@@ -1,4 +1,4 @@
-"""A Hugging Face BPE tokenizer in the words of GGUF, as llama.cpp reads it."""
+"""A Hugging Face tokenizer, BPE or WordPiece, in the words of GGUF, as llama.cpp reads it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
     """Add the vocabulary, filled up to `vocab_size` entries, and how text is split into it.
 
     Raises AbridgedError for a tokenizer that is not a BPE of GPT-2's, LLaMA 3's or (with bytes for what is missing)
-    LLaMA 2's kind: llama.cpp knows each by name, and would split text differently under another's.
+    LLaMA 2's kind, or BERT's uncased WordPiece: llama.cpp knows each by name, and would split text differently under
+    another's.
     """
     described = _describe(tokenizer)
     model = described["model"]
-    if model["type"] != "BPE":
-        raise AbridgedError(f"GGUF export knows BPE tokenizers, and this one is a {model['type']}")
+    if model["type"] not in ("BPE", "WordPiece"):
+        raise AbridgedError(f"GGUF export knows BPE and WordPiece tokenizers, and this one is a {model['type']}")
     pieces = {index: piece for piece, index in model["vocab"].items()}
     kinds = dict.fromkeys(pieces, _NORMAL)
     for added in described.get("added_tokens", []):
         pieces[added["id"]] = added["content"]
         kinds[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
-    if model.get("byte_fallback"):
+    if model["type"] == "WordPiece":
+        _check_uncased(described.get("normalizer"))
+        writer.add_tokenizer_model("bert")
+        pieces = {i: piece if kinds[i] == _CONTROL else _word_piece(piece) for i, piece in pieces.items()}
+    elif model.get("byte_fallback"):
         writer.add_tokenizer_model("llama")
         kinds |= {index: _BYTE for index, piece in pieces.items() if _is_byte(piece)}
         if model.get("unk_token") in model["vocab"]:
@@ -47,10 +52,13 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_
         writer.add_token_merges([_merge(pair) for pair in model["merges"]])
     writer.add_token_list([pieces.get(index, f"[unused {index}]") for index in range(vocab_size)])
     writer.add_token_types([kinds.get(index, _UNUSED) for index in range(vocab_size)])
-    for name in ("bos", "eos", "unk", "pad"):
+    for name in ("bos", "eos", "unk", "pad", "sep", "mask"):
         index = getattr(tokenizer, f"{name}_token_id")
         if index is not None:
             getattr(writer, f"add_{name}_token_id")(index)
+    if model["type"] == "WordPiece":  # texts are between [CLS] and [SEP], and llama.cpp calls the first BOS
+        writer.add_bos_token_id(tokenizer.cls_token_id)
+        return
     ids = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id])
 
@@ -61,6 +69,18 @@ def _describe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         raise AbridgedError("GGUF export needs a tokenizer with a tokenizer.json")
     described: dict[str, Any] = json.loads(backend.to_str())
     return described
+
+
+def _check_uncased(normalizer: dict[str, Any] | None) -> None:
+    if (normalizer or {}).get("type") != "BertNormalizer" or not normalizer["lowercase"]:  # type: ignore[index]
+        raise AbridgedError(
+            "llama.cpp lowers the case of words before it looks for pieces, and this tokenizer does not"
+        )
+
+
+def _word_piece(piece: str) -> str:
+    """llama.cpp marks where a word begins; WordPiece marks where it goes on."""
+    return piece.removeprefix("##") if piece.startswith("##") else f"\u2581{piece}"
 
 
 def _merge(pair: str | list[str]) -> str:
