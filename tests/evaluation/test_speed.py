@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
 from abridged.checkpoint.save import save_checkpoint
@@ -59,9 +60,39 @@ def test_an_encoder_decoder_reads_by_its_encoder_and_writes_by_beams(tmp_path):
         bench(tmp_path / "small", new_tokens=63)
 
 
+@pytest.fixture(scope="module")
+def labeller(tmp_path_factory):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=40, **sizes))
+    method = Quantize.model_validate({"activations": {"bits": 8, "quantizer": "dynamic"}})
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    directory = tmp_path_factory.mktemp("labeller") / "small"
+    save_checkpoint(model.eval(), directory, None, {"recipe": {"name": "test"}, "teacher": "t", "seed": 0})
+    return directory
+
+
+@pytest.mark.slow
+def test_what_labels_texts_is_measured_by_the_text(labeller):
+    command = ["bench", str(labeller), "--prompt-tokens", "16", "--rounds", "1"]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout)
+    for name in ("packed", "dense"):
+        assert all(0 < measured[name]["texts_per_second"][size] < math.inf for size in ("1", "32"))
+    shown = CliRunner().invoke(app, command).output
+    assert "32 at once" in shown
+    assert "16 tokens a text" in shown
+
+
 def test_lengths_that_the_model_does_not_have_are_refused(small):
     with pytest.raises(AbridgedError, match="4000 new tokens leave no room for a prompt in the model's"):
         bench(small, new_tokens=4000)
+
+
+def test_texts_longer_than_the_models_positions_are_refused(labeller):
+    with pytest.raises(AbridgedError, match="128 tokens are more than the model's 40 positions"):
+        bench(labeller)
 
 
 def test_memory_of_what_cannot_be_loaded_is_one_sentence(tmp_path):

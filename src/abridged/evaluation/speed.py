@@ -1,4 +1,4 @@
-"""How fast a language model or encoder-decoder reads and writes, and how much memory it takes, on this machine."""
+"""How fast a model reads and writes, and how much memory it takes, on this machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abridged.errors import AbridgedError
+from abridged.families import anatomy_of
 from abridged.models import is_encoder_decoder
 from abridged.training.hardware import describe
 
@@ -24,14 +25,19 @@ if TYPE_CHECKING:
 
 #: Hypotheses that an encoder-decoder keeps: summaries are searched for, not drawn.
 BEAMS = 4
+#: Texts that a model without a decoder reads at once: as they come in, and by the batch.
+BATCHES = (1, 32)
 
 
 def prompt_seconds(model: PreTrainedModel, ids: torch.Tensor) -> float:
-    """Seconds in which a model reads ids (B, T) and gives the logits of the last position; or an encoder its states."""
+    """Seconds in which a model reads ids (B, T) and gives the logits of the last position, or an encoder its
+    states, or a model of whole texts its answer."""
     begun = time.perf_counter()
     with torch.inference_mode():
         if is_encoder_decoder(model):
             model.get_encoder()(input_ids=ids)
+        elif not model.can_generate():
+            model(input_ids=ids)
         else:
             model(input_ids=ids, logits_to_keep=1, use_cache=True)
     return time.perf_counter() - begun
@@ -118,12 +124,18 @@ def memory(directory: str | Path, dtype: str = "float32") -> dict[str, Any]:
     return result
 
 
-def bench(directory: str | Path, *, prompt_tokens: int = 512, new_tokens: int = 64, rounds: int = 5) -> dict[str, Any]:
+def bench(
+    directory: str | Path, *, prompt_tokens: int | None = None, new_tokens: int = 64, rounds: int = 5
+) -> dict[str, Any]:
     """Measure a compressed directory beside its dense export in FP32.
 
-    Returns "packed" and "dense", each with "prompt_tokens_per_second", "decode_tokens_per_second", "file_bytes" and
-    what `memory` says; and the lengths, the path through the kernels and the hardware.
-    Raises AbridgedError for a directory that is no compressed language model.
+    Args:
+        prompt_tokens: how many are read at once: by default 512, and 128 of each text where nothing is written.
+
+    Returns "packed" and "dense", each with "prompt_tokens_per_second" and "decode_tokens_per_second", or of a model
+    that writes nothing "texts_per_second" by batch size; "file_bytes" and what `memory` says; and the lengths, the
+    path through the kernels and the hardware.
+    Raises AbridgedError for a directory that is no compressed model, and for lengths beyond its positions.
     """
     from abridged.checkpoint.inspect import inspect
     from abridged.checkpoint.load import load
@@ -131,32 +143,59 @@ def bench(directory: str | Path, *, prompt_tokens: int = 512, new_tokens: int = 
     from abridged.runtime.ops import kernels
 
     packed = load(directory)
-    if not packed.can_generate():
-        raise AbridgedError(f"{directory} is not a model that writes text, which is what is measured here")
-    limit = packed.config.max_position_embeddings
-    both = is_encoder_decoder(packed)  # then source and summary have positions of their own
-    prompt_tokens = min(prompt_tokens, limit if both else limit - new_tokens - 1)
-    if prompt_tokens < 1 or new_tokens + 2 > limit:
-        raise AbridgedError(f"{new_tokens} new tokens leave no room for a prompt in the model's {limit} positions")
     models = {"packed": packed, "dense": dense_model(packed, torch.float32)}
-    ids = torch.randint(packed.config.vocab_size, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
-    prompts = in_turns({name: lambda m=m: prompt_seconds(m, ids) for name, m in models.items()}, rounds)  # type: ignore[misc]
-    decodes = in_turns({name: lambda m=m: decode_seconds(m, ids, new_tokens) for name, m in models.items()}, rounds)  # type: ignore[misc]
+    if packed.can_generate():
+        lengths, speeds = _reading_and_writing(models, prompt_tokens or 512, new_tokens, rounds)
+    else:
+        lengths, speeds = _reading(models, prompt_tokens or 128, rounds)
     compiled = kernels()
     result: dict[str, Any] = {
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "beams": BEAMS if both else 1,
+        **lengths,
         "kernels": "reference" if compiled is None else compiled.path,
         "hardware": describe(),
     }
     with tempfile.TemporaryDirectory() as folder:
         models["dense"].save_pretrained(folder)
         for name, where in {"packed": Path(directory), "dense": Path(folder)}.items():
-            result[name] = {
-                "prompt_tokens_per_second": prompt_tokens / prompts[name],
-                "decode_tokens_per_second": 1 / decodes[name],
-                **memory(where),
-                "file_bytes": inspect(where)["file_bytes"],
-            }
+            result[name] = {**speeds[name], **memory(where), "file_bytes": inspect(where)["file_bytes"]}
     return result
+
+
+Measured = tuple[dict[str, Any], dict[str, dict[str, Any]]]  # lengths, and of each model its speeds
+
+
+def _reading_and_writing(models: dict[str, Any], prompt_tokens: int, new_tokens: int, rounds: int) -> Measured:
+    packed = models["packed"]
+    limit = packed.config.max_position_embeddings
+    both = is_encoder_decoder(packed)  # then source and summary have positions of their own
+    prompt_tokens = min(prompt_tokens, limit if both else limit - new_tokens - 1)
+    if prompt_tokens < 1 or new_tokens + 2 > limit:
+        raise AbridgedError(f"{new_tokens} new tokens leave no room for a prompt in the model's {limit} positions")
+    ids = _random_ids(packed, 1, prompt_tokens)
+    prompts = in_turns({name: lambda m=m: prompt_seconds(m, ids) for name, m in models.items()}, rounds)  # type: ignore[misc]
+    decodes = in_turns({name: lambda m=m: decode_seconds(m, ids, new_tokens) for name, m in models.items()}, rounds)  # type: ignore[misc]
+    speeds = {
+        name: {
+            "prompt_tokens_per_second": prompt_tokens / prompts[name],
+            "decode_tokens_per_second": 1 / decodes[name],
+        }
+        for name in models
+    }
+    return {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "beams": BEAMS if both else 1}, speeds
+
+
+def _reading(models: dict[str, Any], length: int, rounds: int) -> Measured:
+    limit = anatomy_of(models["dense"]).context
+    if length > limit:
+        raise AbridgedError(f"{length} tokens are more than the model's {limit} positions")
+    speeds: dict[str, dict[str, Any]] = {name: {"texts_per_second": {}} for name in models}
+    for size in BATCHES:
+        ids = _random_ids(models["packed"], size, length)
+        taken = in_turns({name: lambda m=m, i=ids: prompt_seconds(m, i) for name, m in models.items()}, rounds)  # type: ignore[misc]
+        for name, seconds in taken.items():
+            speeds[name]["texts_per_second"][size] = size / seconds
+    return {"prompt_tokens": length}, speeds
+
+
+def _random_ids(model: Any, rows: int, length: int) -> torch.Tensor:
+    return torch.randint(model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
