@@ -17,6 +17,8 @@ from abridged.exporters import export
 from abridged.exporters.dense import dense_model
 from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
+from families.test_bert import answer
+from families.test_bert import student as encoder
 from families.test_llama import build
 from students import IDS, logits, quantized_student
 
@@ -49,6 +51,16 @@ def test_transformers_loads_llama_with_the_same_logits(weights, tied, tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     ours = dense_model(load(source), torch.float32)
     assert torch.allclose(logits(theirs), logits(ours), atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMaskedLM"])
+def test_transformers_loads_bert_with_the_same_answers(head, tmp_path):
+    save_checkpoint(encoder("bert", head, activations=None), tmp_path / "small", None, {"teacher": "bert"})
+    account = export(tmp_path / "small", tmp_path / "out", format="compressed-tensors", dtype="float32")
+    assert sum(account["types"].values()) == 13  # six in each of two layers, and the pooler or its like
+    ours = dense_model(load(tmp_path / "small"), torch.float32)
+    theirs = type(ours).from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert torch.allclose(answer(theirs), answer(ours), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

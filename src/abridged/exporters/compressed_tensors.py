@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from abridged.checkpoint.files import checked_directory, safe_file
 from abridged.checkpoint.load import load
@@ -72,8 +72,9 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
         schemes[path] = (
             (bits, "channel", None) if scale.shape[1] == 1 else (bits, "group", spec.columns // scale.shape[1])
         )
-    tied = [name.removesuffix(".weight") for name in dense.all_tied_weights_keys]
-    dense.config.quantization_config = _config(schemes, ignore=tied)
+    # what is dense: a tied head, or one that maps to the labels of a task
+    plain = [path for path, module in dense.named_modules() if isinstance(module, nn.Linear) and path not in layers]
+    dense.config.quantization_config = _config(schemes, ignore=plain)
     with written_whole(output) as temporary:
         dense.config.save_pretrained(temporary)
         if getattr(dense, "generation_config", None) is not None:
