@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
 
 from abridged.models import is_encoder_decoder
-from abridged.runtime import ops
+from abridged.runtime import micro_batches, ops
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.modules import PackedLinear
 
@@ -113,11 +113,13 @@ class Forward:
 
 
 def install(model: Any) -> None:
-    """Let a packed model on the CPU use what the compiled kernels have: steps of one token, GELU on the way, beams."""
+    """Let a packed model on the CPU use what the compiled kernels have: steps of one token, GELU on the way, beams, and
+    large batches in portions."""
     family = _FAMILIES.get(model.config.model_type)
     if ops.kernels() is None or getattr(model, "hf_device_map", None):
         return
     fuse_gelu(model)
+    micro_batches.install(model)
     if is_encoder_decoder(model):
         model._reorder_cache = reorder_beams
     if family is not None and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
