@@ -1,11 +1,13 @@
-"""Encoder-decoders: a small BART made from nothing, and students of it, measured on e-mails and their subject lines.
+"""Encoder-decoders: a small BART made from nothing, and students of it, measured on short summaries.
 
-    python benchmarks/summaries.py teacher --data FOLDER --output TEACHER
-    python benchmarks/summaries.py students --data FOLDER --model TEACHER [--steps 300] [--minutes 60] [--only PATTERN]
+    python benchmarks/summaries.py teacher --data FOLDER --output NAME [--task titles]
+    python benchmarks/summaries.py students --data FOLDER --output NAME [--steps 300] [--minutes 60] [--only PATTERN]
 
-FOLDER holds aeslc/{train,dev,test}.jsonl (AESLC, CC BY-NC-SA 4.0: not part of the package), novels/{train,valid}.txt.xz
-and wikitext-2/wiki.{train,valid}.tokens. The teacher restores text from noise, first in short windows, where copying is
-learned sooner, then in long ones; then it learns subject lines. Each student is a JSON in benchmarks/results/summaries,
+Tasks: `subjects`, from an e-mail to its subject line (AESLC), and `titles`, from a paragraph to the title of its
+article (`titles.py`). FOLDER holds aeslc/{train,dev,test}.jsonl (CC BY-NC-SA 4.0: not part of the package),
+novels/{train,valid}.txt.xz and wikitext-2/wiki.{train,valid,test}.tokens. The teacher restores text from noise, first
+in short windows, where copying is learned sooner, then in long ones; then it learns the task. What it makes are
+NAME.short, NAME.long and NAME.TASK, and the texts beside them. Each student is a JSON in benchmarks/results/summaries,
 and not made again where that is there: the command can be stopped and started. ROUGE is on the whole test part.
 """
 
@@ -19,6 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from quantizers import pending, train_and_measure
+from titles import write_titles
 
 import abridged
 from abridged.data.pairs import Pair, load_pairs
@@ -30,34 +33,27 @@ from abridged.training.workspace import write_atomically
 RESULTS = Path(__file__).parent / "results" / "summaries"
 CONFIG = str(files("abridged") / "assets" / "configs" / "small-bart.yaml")
 NOVELS = 20_000_000  #: characters of the novels: with all 70 million, e-mails would be a seventh of the text
-#: What the teacher learns in turn: name, what on, settings.
-LESSONS: list[tuple[str, str, list[str]]] = [
-    (
-        "short",
-        "texts",
-        ["steps=800", "context=64", "batch_size=128", "learning_rate=1e-3", "warmup=0.1", "schedule=constant"],
-    ),
-    (
-        "long",
-        "texts",
-        ["steps=300", "context=256", "batch_size=32", "learning_rate=1e-3", "warmup=0.02", "schedule=linear"]
-        + ["final_rate=0.2", "weight_decay=0.05", "betas=[0.9,0.98]"],
-    ),
-    (
-        "longer",
-        "texts",
-        ["steps=8000", "context=256", "batch_size=32", "learning_rate=1e-3", "warmup=0.02", "schedule=linear"]
-        + ["final_rate=0.05", "weight_decay=0.05", "betas=[0.9,0.98]"],
-    ),
-    (
-        "subjects",
-        "pairs",
-        ["epochs=4", "context=256", "target_context=64", "batch_size=32", "learning_rate=5e-4", "warmup=0.05"]
-        + ["schedule=linear", "weight_decay=0.05", "dropout=0.1", "betas=[0.9,0.98]", "evaluate_every=225"],
-    ),
-]
+#: What a teacher of any task learns first: name and settings.
+RESTORING: dict[str, list[str]] = {
+    "short": ["steps=800", "context=64", "batch_size=128", "learning_rate=1e-3", "warmup=0.1", "schedule=constant"],
+    "long": ["steps=300", "context=256", "batch_size=32", "learning_rate=1e-3", "warmup=0.02", "schedule=linear"]
+    + ["final_rate=0.2", "weight_decay=0.05", "betas=[0.9,0.98]"],
+}
+#: And then, of each task.
+TASKS: dict[str, list[str]] = {
+    "subjects": ["epochs=4", "context=256", "target_context=64", "learning_rate=5e-4", "evaluate_every=225"],
+    "titles": ["steps=2000", "context=192", "target_context=32", "learning_rate=7e-4", "evaluate_every=100"],
+}
+LEARNING = ["batch_size=32", "warmup=0.05", "schedule=linear", "weight_decay=0.05", "dropout=0.1", "betas=[0.9,0.98]"]
 #: How every student is trained, whatever its recipe says for its own field of use.
-EQUAL = ["batch_size=32", "target_context=64", "learning_rate=5e-4", "warmup=0.05", "evaluate_every=10000"]
+EQUAL = [
+    "batch_size=32",
+    "context=192",
+    "target_context=32",
+    "learning_rate=5e-4",
+    "warmup=0.05",
+    "evaluate_every=10000",
+]
 TBT = [f"stages.*.methods.quantize.{part}.quantizer=tbt" for part in ("weights", "embeddings")]
 ONE_BIT = [f"stages.*.methods.quantize.{part}.bits=1" for part in ("weights", "embeddings")]
 #: name -> recipe and what is changed in it
@@ -116,39 +112,52 @@ def first_words(pair: Pair) -> str:
     return " ".join(pair.source.split()[:8])
 
 
+def frequent_names(pair: Pair) -> str:
+    """The two words with a capital that come most often: what a title of a name is likely to be."""
+    words = [word for word in re.findall(r"[A-Z][A-Za-z0-9']+", pair.source) if word.lower() not in COMMON.split()]
+    return " ".join(word for word, _ in Counter(words).most_common(2))
+
+
 BASELINES: dict[str, Callable[[Pair], str]] = {
     "first sentence": first_sentence,
     "first eight words": first_words,
     "five most frequent words": frequent_words,
+    "two most frequent capitalised words": frequent_names,
 }
+
+
+def pairs_of(options: argparse.Namespace) -> Path:
+    """The folder of the task's pairs."""
+    data = Path(options.data)
+    return data / "aeslc" if options.task == "subjects" else write_titles(data, Path(f"{options.output}.pairs"))
 
 
 def make_teacher(options: argparse.Namespace) -> None:
     """The lessons, one after another; one whose result is there is not given again."""
-    output, data = Path(options.output), Path(options.data)
-    texts = write_texts(data, output.with_name(output.name + ".texts"))
+    pairs, texts = pairs_of(options), write_texts(Path(options.data), Path(f"{options.output}.texts"))
+    lessons = {name: (texts, settings) for name, settings in RESTORING.items()}
+    lessons[options.task] = (pairs, TASKS[options.task] + LEARNING)
     before: str | Path = CONFIG
     records = {}
-    for number, (name, what, settings) in enumerate(LESSONS):
-        last = number + 1 == len(LESSONS)
-        where = output if last else output.with_name(f"{output.name}.{name}")
+    for name, (source, settings) in lessons.items():
+        where = Path(f"{options.output}.{name}")
         if not where.exists():
-            source = texts if what == "texts" else data / "aeslc"
             resume = where.with_name(where.name + ".partial").exists()
             abridged.finetune(before, source, where, overrides=settings, resume=resume)
         record = json.loads((where / "abridged.json").read_text())
         records[name] = {key: record[key] for key in ("settings", "steps", "validation", "curve") if key in record}
         before = where
-    pairs = load_pairs(data / "aeslc").test
+    test = load_pairs(pairs).test
     result = {
+        "task": options.task,
+        "pairs": len(test),
         "lessons": records,
-        "teacher": abridged.evaluate_summaries(output, data / "aeslc"),
-        "perplexity": abridged.evaluate(output, data / "aeslc"),
-        "baselines": {name: rouge([make(pair) for pair in pairs], pairs) for name, make in BASELINES.items()},
+        "teacher": abridged.evaluate_summaries(before, pairs),
+        "perplexity": abridged.evaluate(before, pairs),
+        "baselines": {name: rouge([make(pair) for pair in test], test) for name, make in BASELINES.items()},
         "environment": environment(),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_atomically(RESULTS / "teacher.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(RESULTS / f"teacher-{options.task}.json", json.dumps(result, indent=1) + "\n")
     for name, scores in {"teacher": result["teacher"], **result["baselines"]}.items():
         print(f"{name}: ROUGE-1 {scores['rouge1']:.2f}, ROUGE-2 {scores['rouge2']:.2f}, ROUGE-L {scores['rougeL']:.2f}")
 
@@ -164,10 +173,11 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
 def make_students(options: argparse.Namespace) -> None:
     """Every student of the plan whose result is not there yet."""
     equal = [f"stages.*.{setting}" for setting in [f"steps={options.steps}", *EQUAL]]
+    teacher, pairs = f"{options.output}.{options.task}", str(pairs_of(options))
     for path, (name, recipe, overrides, seed) in pending(plan(), RESULTS, options):
         chosen = Recipe.load(recipe, [*equal, *overrides])
-        result = train_and_measure(path, chosen, options.model, str(Path(options.data) / "aeslc"), seed)
-        result |= {"name": name, "recipe": recipe, "overrides": [*equal, *overrides], "steps": options.steps}
+        result = train_and_measure(path, chosen, teacher, pairs, seed)
+        result |= {"name": name, "task": options.task, "recipe": recipe, "overrides": [*equal, *overrides]}
         write_atomically(path, json.dumps(result, indent=1) + "\n")
         lost = result["loss_percent"]
         print(f"{name}: ROUGE-1 -{lost['rouge1']:.1f} %, perplexity +{lost['perplexity']:.1f} %", flush=True)
@@ -177,8 +187,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["teacher", "students"])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--output", default="bart-teacher", help="where the teacher is to be")
-    parser.add_argument("--model", default="bart-teacher", help="the students' teacher")
+    parser.add_argument("--output", default="bart", help="what the teachers' folders begin with")
+    parser.add_argument("--task", default="titles", choices=list(TASKS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
