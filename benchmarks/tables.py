@@ -293,8 +293,8 @@ def bart_teachers() -> str:
         gain = 100 * (measured["teacher"]["rouge1"] / best["rouge1"] - 1)
         parts.append(
             f"{markdown([measured['task'], *head[1:]], rows)}\n\n{measured['pairs']:,} pairs. The teacher's ROUGE-1 is "
-            f"{abs(gain):.0f} % {'above' if gain > 0 else 'below'} that of the best of the others; its perplexity of the "
-            f"references is {measured['perplexity']['perplexity']:.2f}."
+            f"{abs(gain):.0f} % {'above' if gain > 0 else 'below'} that of the best of the others; its perplexity "
+            f"of the references is {measured['perplexity']['perplexity']:.2f}."
         )
     return "\n\n".join(parts)
 
