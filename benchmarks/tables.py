@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import StatisticsError, mean, stdev
 from typing import Any
 
 from abridged.recipe import Recipe
@@ -343,6 +343,49 @@ def encoder_decoder() -> str:
     return markdown(["", "encoder, tokens/s", "of FP32", "four beams, tokens/s", "of FP32"], rows)
 
 
+def encoders() -> str:
+    """BERT-base's shape, packed and otherwise, in sentences a second."""
+    measured = json.loads((RESULTS / "encoders.json").read_text())
+    speeds = measured["sentences_per_second"]
+    rows = [
+        [name, *(word for size in speeds for word in _sentences(speeds[size], name))]
+        for name in next(iter(speeds.values()))
+    ]
+    head = [word for size in speeds for word in (f"batch {size}, sentences/s", "of FP32")]
+    memory = measured["memory"]
+    return (
+        markdown(["", *head], rows)
+        + f"\n\n{measured['length']} tokens a sentence, {measured['threads']} threads, kernels {measured['kernels']}. "
+        f"In memory after loading: {memory['resident_bytes'] / 2**20:.1f} MB, of a file of "
+        f"{memory['file_bytes'] / 2**20:.1f} MB."
+    )
+
+
+def _sentences(speeds: dict[str, float], name: str) -> tuple[str, str]:
+    return f"{speeds[name]:.1f}", f"{speeds[name] / speeds['torch FP32']:.2f}×"
+
+
+def glue() -> str:
+    """Students of MiniLM: points lost by task, a row for each recipe."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in read("glue"):
+        found[result["recipe"]][result["task"]].append(result)
+    tasks = sorted({task for by_task in found.values() for task in by_task})
+    teachers = {
+        task: run["teacher"]["score"] for by_task in found.values() for task in by_task for run in by_task[task]
+    }
+    rows = [
+        ["fine-tuned MiniLM, score", *(f"{teachers[task]:.1f}" for task in tasks), f"{mean(teachers.values()):.1f}"]
+    ]
+    ordered = []
+    for recipe, by_task in found.items():
+        lost = {task: [run["teacher"]["score"] - run["student"]["score"] for run in by_task[task]] for task in by_task}
+        average = mean(mean(points) for points in lost.values())
+        cells = [spread(lost[task]) if task in lost else "–" for task in tasks]
+        ordered.append((len(tasks) - len(lost), average, [f"{recipe}, points lost", *cells, f"{average:.1f}"]))
+    return markdown(["", *tasks, "mean"], [*rows, *(row for _, _, row in sorted(ordered))])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "widths": widths,
@@ -361,6 +404,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "bart_teachers": bart_teachers,
     "summaries": summaries,
     "encoder_decoder": encoder_decoder,
+    "glue": glue,
+    "encoders": encoders,
 }
 
 
@@ -368,7 +413,7 @@ def make(name: str) -> str:
     """A table, or a sentence where its command has not been run."""
     try:
         made = TABLES[name]()
-    except FileNotFoundError:
+    except (FileNotFoundError, StatisticsError):
         made = ""
     return made if made.count("\n") > 1 else "Not measured yet."
 
