@@ -48,7 +48,7 @@ sanitize: $(READY)
 	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py
 
 engines: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp,serving,tasks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp,onnx,serving,tasks]'
 	$(BIN)/python -m pytest -m engine
 
 lint: $(READY)

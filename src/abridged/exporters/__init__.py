@@ -25,6 +25,7 @@ FORMATS = {
     "compressed-tensors": Format(
         "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
     ),
+    "onnx": Format("onnx:export_onnx", "a file for onnxruntime, of an encoder"),
 }
 
 
@@ -33,7 +34,7 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
 
     Args:
         format: "dense", an ordinary Hugging Face model that holds the quantised values; "gguf", a file for llama.cpp;
-            "compressed-tensors", a directory for vLLM and transformers.
+            "compressed-tensors", a directory for vLLM and transformers; "onnx", a file for onnxruntime, of an encoder.
         options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in. gguf: `ternary`,
             "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store
             all of them dense. compressed-tensors: `dtype`, of scales and of what is not packed.
