@@ -182,7 +182,7 @@ class _Levels:
         self._constant(f"{name}.first", np.array([0]))
         self._constant(f"{name}.columns", np.array([columns]))
         out = gather.output[0]
-        steps = [
+        steps: list[tuple[str, list[str], dict[str, Any]]] = [
             ("Gather", [f"{name}.bytes", ids], {}),
             ("Unsqueeze", ["", f"{name}.last"], {}),
             ("BitShift", ["", f"{name}.shifts"], {"direction": "RIGHT"}),
