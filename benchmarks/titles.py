@@ -22,8 +22,11 @@ _SMALL = frozenset(("the", "of", "a", "in", "and"))
 _NAME = re.compile(r"[A-Z][a-z]{2,}")
 
 
-def write_titles(data: Path, folder: Path) -> Path:
-    """Write {train,valid,test}.jsonl of `body` and `title` to `folder`; `data` has wikitext-2/wiki.*.tokens."""
+def write_titles(data: Path, folder: Path, seed: int = 0) -> Path:
+    """Write {train,valid,test}.jsonl of `body` and `title` to `folder`; `data` has wikitext-2/wiki.*.tokens.
+
+    `seed` is of the other names: a model that has seen one set of them several times goes on better with another.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {part: list(_paragraphs(data / "wikitext-2" / f"wiki.{part}.tokens")) for part in PARTS}
     held = set(sorted({title for title, _ in pairs["train"]})[::10])
@@ -31,7 +34,7 @@ def write_titles(data: Path, folder: Path) -> Path:
     pairs["train"] = [pair for pair in pairs["train"] if pair[0] not in held]
     names = _names(body for _, body in pairs["train"])
     whole = {part: [pair for pair in some if _words(pair[0]) <= _words(pair[1])] for part, some in pairs.items()}
-    whole["train"] = _with_other_names(whole["train"], names)
+    whole["train"] = _with_other_names(whole["train"], names, seed)
     for part, some in whole.items():
         lines = (json.dumps({"body": body, "title": title}) + "\n" for title, body in some)
         (folder / f"{part}.jsonl").write_text("".join(lines))
@@ -65,8 +68,8 @@ def _names(bodies: Iterator[str]) -> list[str]:
     return [word for word, count in capital.items() if small[word.lower()] < count]
 
 
-def _with_other_names(pairs: list[tuple[str, str]], names: list[str]) -> list[tuple[str, str]]:
-    draw, made = random.Random(0), []
+def _with_other_names(pairs: list[tuple[str, str]], names: list[str], seed: int) -> list[tuple[str, str]]:
+    draw, made = random.Random(seed), []
     for title, body in pairs:
         made.append((title, body))
         own = [word for word in title.split() if _NAME.fullmatch(word) and word != "The"]
