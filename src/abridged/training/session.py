@@ -126,12 +126,16 @@ class Session:
         """Let the stage's methods change the student; the order in the recipe is the order in which they do."""
         methods: list[Method] = list(stage.methods.values())
         torch.manual_seed(stage.training.seed)
-        for method in methods:
-            method.prepare(self.student, self.anatomy, lambda model: self._calibrate(model, number))
+        self._apply(methods, self.student, number)
         self.student.requires_grad_(True)
         set_dropout(self.student, stage.training.dropout or 0.0)
         set_checkpointing(self.student, stage.training.gradient_checkpointing)
         return methods
+
+    def _apply(self, methods: list[Method], model: Any, number: int) -> None:
+        """Let methods change a model; each sees what the one before has made of it."""
+        for method in methods:
+            method.prepare(model, anatomy_of(model), lambda model: self._calibrate(model, number))
 
     def train(self, number: int, stage: Stage, methods: list[Method]) -> None:
         """Train the student on what the stage's objectives ask of it."""
@@ -161,7 +165,12 @@ class Session:
                 after_step=system.after_step,
                 validate=self.task.validation(self.student, settings),
                 groups=groups,
-                compile=[m.get_submodule(p) for m in (self.student, self._teacher) if m for p in self.anatomy.blocks],
+                compile=[
+                    model.get_submodule(path)
+                    for model in (self.student, self._teacher)
+                    if model
+                    for path in anatomy_of(model).blocks
+                ],
             )
         )
         self.seconds["training"] += time.perf_counter() - began
@@ -187,7 +196,7 @@ class Session:
         """Pack the student, measure it as packed, and put checkpoint, report and account at the output."""
         if not self.main:
             return {}
-        matrices = picture_weights(self.student, self.anatomy)
+        matrices = picture_weights(self.student, anatomy_of(self.student))
         models = {"teacher": self.teacher, "untrained": self._without_training(), "student": pack_model(self.student)}
         models = {name: model for name, model in models.items() if model is not None}
         metrics = {name: self.measure(model) for name, model in models.items()}
@@ -286,8 +295,8 @@ class Session:
         if not methods:
             return None
         rounded = copy.deepcopy(self.teacher)
+        self._apply(methods, rounded, len(self.recipe.stages) - 1)
         for method in methods:
-            method.prepare(rounded, self.anatomy, lambda model: self._calibrate(model, len(self.recipe.stages) - 1))
             method.finish(rounded)
         return pack_model(rounded.eval())
 
