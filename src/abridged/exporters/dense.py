@@ -89,9 +89,9 @@ def _card(name: str, source: Path, dtype: str) -> str:
     front, _, body = text.removeprefix("---\n").partition("\n---\n") if text.startswith("---\n") else ("", "", text)
     front = "\n".join(line for line in front.splitlines() if not line.startswith("tags:"))
     note = (
-        f"The quantised values of a model compressed with abridged, as ordinary {dtype} weights (Kronecker factors, where "
-        "it had some, are multiplied out): it loads with "
-        "transformers alone and is as large as any dense model. Activations are not quantised here."
+        f"The quantised values of a model compressed with abridged, as ordinary {dtype} weights, Kronecker factors (if "
+        "there were any) multiplied out: it loads with transformers alone and is as large as any dense model. "
+        "Activations are not quantised here."
     )
     body = body.partition("\n## Bytes by part")[0]
     made = body[body.find("## How it was made") :] if "## How it was made" in body else ""

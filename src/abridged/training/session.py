@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -153,26 +154,22 @@ class Session:
                 method.step(self.student, progress)
 
         began = time.perf_counter()
-        train(
-            Run(
-                system=system,
-                examples=examples,
-                settings=settings,
-                work=self.work,
-                stage=number,
-                targets=self._targets(system, stage, examples) if system.needs_teacher else None,
-                before_step=step_methods,
-                after_step=system.after_step,
-                validate=self.task.validation(self.student, settings),
-                groups=groups,
-                compile=[
-                    model.get_submodule(path)
-                    for model in (self.student, self._teacher)
-                    if model
-                    for path in anatomy_of(model).blocks
-                ],
+        with closing(system):
+            train(
+                Run(
+                    system=system,
+                    examples=examples,
+                    settings=settings,
+                    work=self.work,
+                    stage=number,
+                    targets=self._targets(system, stage, examples) if system.needs_teacher else None,
+                    before_step=step_methods,
+                    after_step=system.after_step,
+                    validate=self.task.validation(self.student, settings),
+                    groups=groups,
+                    compile=[m.get_submodule(p) for m in (self.student, self._teacher) if m for p in _blocks(m)],
+                )
             )
-        )
         self.seconds["training"] += time.perf_counter() - began
 
     def finish(self, number: int, methods: list[Method]) -> None:
@@ -309,6 +306,11 @@ class Session:
         if key not in _MEASURED:
             _MEASURED[key] = self.task.measure(model, "test", settings)
         return _MEASURED[key]
+
+
+def _blocks(model: Any) -> list[str]:
+    """Paths of a model's repeated blocks; the student may have fewer than the teacher."""
+    return anatomy_of(model).blocks
 
 
 def loss_percent(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:
