@@ -295,7 +295,7 @@ def _check_tied(spec: QuantizationSpec) -> None:
 
 
 def _may_share(path: str, owner: str, spec: QuantizationSpec) -> bool:
-    """Whether a module may read `owner`'s matrix: an embedding's, or that of the same factor of a factored embedding."""
+    """Whether a module may read `owner`'s matrix: an embedding's, or the same factor of the embedding it is tied to."""
     if isinstance(spec.modules[owner], EmbeddingSpec):
         return True
     parent, _, child = path.rpartition(".")

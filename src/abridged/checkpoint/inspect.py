@@ -41,11 +41,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
     Returns ``file_bytes`` (all weight files, headers included), ``dense_bytes`` (FP32: four for each parameter of the
     original, tied ones counted once, factored ones multiplied out), ``ratio`` = dense / file, ``bits_per_weight`` =
-    8 * file / parameters, ``parameters``, ``stored_parameters`` (numbers that there are, of factors), ``format`` ("abridged" or "dense"), ``files`` {name: bytes}, ``parts`` {name: {parameters, bytes, dense_bytes}}
-    and ``modules``: one for each module with weights, {name, part, stored, shape, bits, bytes, dense_bytes} and for
-    packed ones {code_book, packing, scales, num_scales, activations}, for factored ones {left, right, rank, error}
-    beside what holds of the left factor (error: of approximation, when training began, or None). Bytes by part and module are those of the
-    tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts).
+    8 * file / parameters, ``parameters``, ``stored_parameters`` (with factors counted as they are), ``format``
+    ("abridged" or "dense"), ``files`` {name: bytes}, ``parts`` {name: {parameters, bytes, dense_bytes}} and
+    ``modules``: one for each module with weights, {name, part, stored, shape, bits, bytes, dense_bytes}, for packed
+    ones {code_book, packing, scales, num_scales, activations}, and for factored ones, whose bits are those of the left
+    factor, {left, right, rank, error} (error: ‖W − ΣA⊗B‖ / ‖W‖ when training began, or None). Bytes by part and
+    module are those of the tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts).
     Raises :class:`AbridgedError` if the directory or a file in it cannot be read as a model.
     """
     directory = checked_directory(path)

@@ -30,9 +30,10 @@ def pack_model(student: Any) -> Any:
     """A packed copy of a trained model, in evaluation mode and on the same device; the student stays as it is.
 
     student: a ``PreTrainedModel`` with the modules of ``abridged.methods.quantization`` in it: whatever has a
-    ``source`` whose ``stored()`` gives levels and scales. Master weights are never copied. Factored modules stay as
-    they are, around packed factors or full-precision ones. Parameters that are not quantised will be stored in ``student.unquantized_dtype`` (FP32 if it has none). The copy answers as the
-    checkpoint will, and can be saved with ``save_pretrained`` or ``save_checkpoint``.
+    ``source`` whose ``stored()`` gives levels and scales. Master weights are never copied. Factored modules stay what
+    they are, around factors that are packed or not. Parameters that are not quantised will be stored in
+    ``student.unquantized_dtype`` (FP32 if it has none). The copy answers as the checkpoint will, and can be saved with
+    ``save_pretrained`` or ``save_checkpoint``.
     Raises :class:`AbridgedError` if nothing in the model is compressed, or a weight is not finite.
     """
     specs: dict[str, ModuleSpec] = {}

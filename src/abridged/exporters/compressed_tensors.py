@@ -32,7 +32,8 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
     quantised. GPT-2's Conv1D becomes a linear layer, (out, in).
 
     Returns "file_bytes" and "types" (packed layers of each width in bits).
-    Raises AbridgedError: no packed linear layer, Kronecker factors, an unknown dtype, an output that exists or cannot be written.
+    Raises AbridgedError: no packed linear layer, Kronecker factors, an unknown dtype, an output that exists or cannot
+    be written.
     """
     if dtype not in ("float16", "bfloat16", "float32"):
         raise AbridgedError(f"compressed-tensors export knows float16, bfloat16 and float32, not {dtype!r}")

@@ -30,8 +30,8 @@ def export_dense(
 ) -> dict[str, Any]:
     """Write the model in ``directory`` as a stock model of its architecture to ``output``; return its ``inspect``.
 
-    Weights are ``level * scale``, exact in FP32 and rounded in FP16; factors are multiplied out. Activation quantisers have no place in a stock
-    model and are left out: it computes with full-precision activations.
+    Weights are ``level * scale``, exact in FP32 and rounded in FP16; Kronecker factors are multiplied out. Activation
+    quantisers have no place in a stock model and are left out: it computes with full-precision activations.
     Raises :class:`AbridgedError` for an unreadable checkpoint, an unknown dtype, or an output that cannot be written.
     """
     if dtype not in ("float32", "float16"):

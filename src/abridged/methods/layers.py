@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 class DropLayers(Method):
     """Layer dropping (Sanh et al., arXiv 1910.01108, section 3): the student starts as some of the teacher's layers."""
+
+    untrained_name: ClassVar[str] = "layers left out"
 
     keep: Literal["half"] | list[int] = Field(
         default="half",

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Objective(BaseModel):
     """Settings of one term of the training loss.
 
-    `needs_teacher`, `needs_hidden_states`, `needs_attentions` and `needs_feed_forward` say what `Term.forward` has to be given.
+    `needs_teacher`, `needs_hidden_states`, `needs_attentions` and `needs_feed_forward` say what `Term.forward` has to
+    be given.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -130,7 +130,7 @@ class KroneckerLinear(Factored):
         return self.right(x.unflatten(-1, (n1, n2))).flatten(-2)  # type: ignore[no-any-return]
 
     def _left_first(self, x: Tensor) -> Tensor:
-        (m1, n1), (m2, n2), rank = self.factors.left, self.factors.right, self.factors.rank
+        (m1, n1), n2, rank = self.factors.left, self.factors.right[1], self.factors.rank
         if n2 == 1:
             y = self.left(x).unflatten(-1, (m1, rank))
             if self._is_thin():
@@ -189,9 +189,7 @@ class KroneckerBlocks(Factored):
 class KroneckerEmbedding(Factored):
     """Rows of Σ A_r ⊗ B_r with B a row: a token costs one row of A. The result is multiplied by `embed_scale`."""
 
-    def __init__(
-        self, factors: Factors, embed_scale: float = 1.0, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, factors: Factors, embed_scale: float = 1.0, device: torch.device | str | None = None) -> None:
         super().__init__(factors)
         rows, columns = factors.left_weight
         self.left: nn.Module = nn.Embedding(rows, columns, device=device)
@@ -207,7 +205,9 @@ class KroneckerEmbedding(Factored):
         return y if self.embed_scale == 1.0 else y * self.embed_scale
 
 
-def build_factored(factors: Factors, embedding: bool, bias: nn.Parameter | None = None, embed_scale: float = 1.0) -> Any:
+def build_factored(
+    factors: Factors, embedding: bool, bias: nn.Parameter | None = None, embed_scale: float = 1.0
+) -> Any:
     """An empty module for these factors, on the default device."""
     if embedding:
         return KroneckerEmbedding(factors, embed_scale)

@@ -209,6 +209,7 @@ class Session:
             teacher_metrics=metrics["teacher"],
             student_metrics=metrics["student"],
             rounded_metrics=metrics.get("untrained"),
+            rounded_name=", ".join([*(m.untrained_name for m in self.recipe.stages[-1].methods.values()), "untrained"]),
             metrics=self.work.metrics(),
             matrices=matrices,
             tokens=picture_tokens(

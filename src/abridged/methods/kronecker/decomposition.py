@@ -61,6 +61,7 @@ def random(weight: Tensor, factors: Factors, generator: torch.Generator | None =
     size = weight.detach().square().mean().sqrt().item()
     left = torch.randn((factors.rank, *factors.left), generator=generator, device=weight.device, dtype=weight.dtype)
     right = torch.randn((factors.rank, *factors.right), generator=generator, device=weight.device, dtype=weight.dtype)
+    right /= right.square().mean((1, 2), keepdim=True).sqrt()
     left *= size / factors.rank**0.5
     approximation = torch.einsum("rij,rkl->ikjl", left, right).reshape(weight.shape)
     error = float((weight - approximation).norm() / weight.norm().clamp_min(1e-30))

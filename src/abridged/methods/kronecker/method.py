@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,8 @@ class Kronecker(Method):
     matrices, which a method after this one can make smaller still.
     """
 
+    untrained_name: ClassVar[str] = "nearest factors"
+
     factor: float = Field(default=2.0, gt=1, description="how many times fewer parameters a factored matrix has")
     rank: int = Field(
         default=1, ge=1, description="products that are summed; B grows with their number, so that the factor holds"
@@ -32,8 +34,8 @@ class Kronecker(Method):
     )
     matrices: list[str] = Field(
         default=["embedding", "attention", "ffn"],
-        description="what is factored: embedding (with a head tied to it), head, attention, ffn, pooler, or patterns of "
-        "module paths such as '*.c_fc'",
+        description="what is factored: embedding (with a head tied to it), head, attention, ffn, pooler, or patterns "
+        "of module paths such as '*.c_fc'",
     )
     form: Literal["nearest", "columns", "rows", "low_rank"] = Field(
         default="nearest",
