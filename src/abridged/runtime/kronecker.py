@@ -200,8 +200,10 @@ class KroneckerEmbedding(Factored):
     def forward(self, ids: Tensor) -> Tensor:
         """ids (...) integers to (..., columns)."""
         rows = self.left(ids)
+        terms = rows.unflatten(-1, (self.factors.left[1], self.factors.rank))
         weight = weight_of(self.right).to(rows.dtype)
-        y = (rows.unflatten(-1, (self.factors.left[1], self.factors.rank)) @ weight).flatten(-2)
+        with torch.autocast(rows.device.type, enabled=False):  # stock embeddings stay in their own type, too
+            y = (terms * weight if self.factors.rank == 1 else terms @ weight).flatten(-2)
         return y if self.embed_scale == 1.0 else y * self.embed_scale
 
 

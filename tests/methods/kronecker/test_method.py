@@ -206,6 +206,7 @@ BAD = {
     "tied head": ({"matrices": ["head", "ffn"]}, "'head', which is tied to the embedding: factor both"),
     "embedding": ({"shapes": {"*.wte": [2, 1]}}, "looked up by row"),
     "fraction": ({"factor": 1.3}, "must be a whole number"),
+    "nothing": ({"matrices": ["ffn"], "layers": []}, "nothing of what matrices and layers ask for"),
     "low rank": ({"factor": 1000, "form": "low_rank"}, "leaves no rank at all"),
 }
 

@@ -55,11 +55,14 @@ def chosen(anatomy: Anatomy, settings: Kronecker) -> list[Matrix]:
                 )
         elif pattern not in PARTS:
             raise AbridgedError(f"methods.kronecker.matrices: the model has no matrix {pattern!r}")
-    return [
+    found = [
         matrix
         for matrix in wholes
         if any(_asked(matrix, pattern) for pattern in settings.matrices) and _in_layers(matrix.layer, settings.layers)
     ]
+    if not found:
+        raise AbridgedError("methods.kronecker: the model has nothing of what matrices and layers ask for")
+    return found
 
 
 def _asked(matrix: Matrix, pattern: str) -> bool:
