@@ -35,6 +35,9 @@ MEGABYTE = 1 << 20
 QUANTIZE = "stages.*.methods.quantize"
 FIVE_A_BYTE = [f"{QUANTIZE}.weights.packing=base3", f"{QUANTIZE}.embeddings.packing=base3"]
 ONE_BIT = [f"{QUANTIZE}.weights.bits=1", f"{QUANTIZE}.embeddings.bits=1"]
+#: The same for KnGPT2's, of whose stages the last one quantises.
+FACTORS_FIVE_A_BYTE = [f"stages.1.methods.quantize.{part}.packing=base3" for part in ("weights", "embeddings")]
+EVERY_LAYER = ["stages.*.methods.kronecker.layers=all"]
 #: The same for a recipe whose last two stages alone have two bits.
 FIVE_AT_LAST = [
     f"stages.{i}.methods.quantize.{part}.packing=base3" for i in (2, 3) for part in ("weights", "embeddings")
@@ -53,6 +56,10 @@ CASES: dict[str, tuple[str, str, list[str], float]] = {
     "best-2-2-8": ("gpt2", "best-2-2-8", [], 33.15),
     "best-ternary-2-2-8": ("gpt2", "best-ternary-2-2-8", [], 33.15),
     "best-1-1-8": ("gpt2", "best-1-1-8", [], 18.5),
+    "kngpt2-2-2-8": ("gpt2", "kngpt2-2-2-8", [], 23.6),
+    "kngpt2-2-2-8, five codes a byte": ("gpt2", "kngpt2-2-2-8", FACTORS_FIVE_A_BYTE, 19.7),
+    "kngpt2-2-2-8, every layer factored": ("gpt2", "kngpt2-2-2-8", EVERY_LAYER, 18.6),
+    "kngpt2-2-2-8, both": ("gpt2", "kngpt2-2-2-8", [*FACTORS_FIVE_A_BYTE, *EVERY_LAYER], 15.7),
     "BART 8-8-8": ("bart", "quantgpt-8-8-8", [], 138.3),
     "BART 2-2-8": ("bart", "quantgpt-2-2-8", [], 39.8),
     "BART 2-2-8, five codes a byte": ("bart", "quantgpt-2-2-8", FIVE_A_BYTE, 34.0),

@@ -386,6 +386,65 @@ def glue() -> str:
     return markdown(["", *tasks, "mean"], [*rows, *(row for _, _, row in sorted(ordered))])
 
 
+def kronecker() -> str:
+    """Kronecker factors and their rivals, at equal steps."""
+    results = sorted((r for r in read("kronecker") if "loss_percent" in r), key=loss)
+    if not results:
+        raise FileNotFoundError
+    rows = [
+        [
+            result["name"],
+            f"{result['size']['parameters'] / 1e6:.2f}M",
+            f"{result['size']['file_bytes'] / 2**20:.2f}",
+            "–" if result["size"]["error_at_start"] is None else f"{result['size']['error_at_start']:.2f}",
+            f"{result['student']['perplexity']:.2f}",
+            f"{loss(result):.1f}",
+            f"{loss(result, 'word_perplexity'):.1f}",
+        ]
+        for result in results
+    ]
+    header = ["student", "parameters", "MB", "error at the start", "perplexity", "loss %, token", "loss %, word"]
+    return markdown(header, rows)
+
+
+def kronecker_size() -> str:
+    """What is left of GPT-2 124M."""
+    measured = json.loads((RESULTS / "kronecker" / "size.json").read_text())
+    rows = [
+        [
+            name,
+            f"{row['parameters_before'] / 1e6:.1f}M",
+            f"{row['parameters'] / 1e6:.1f}M",
+            f"{row['seconds']:.1f}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+        ]
+        for name, row in measured["layouts"].items()
+    ]
+    files = [
+        [name, f"{row['file_mb']:.1f}", f"{row['limit_mb']:g}", f"{row['ratio']:.1f}×"]
+        for name, row in measured["files"].items()
+    ]
+    layouts = markdown(["factored by 2", "parameters", "left", "seconds", "peak GB"], rows)
+    return f"{layouts}\n\n{markdown(['file', 'MB', 'limit', 'ratio'], files)}"
+
+
+def kronecker_speed() -> str:
+    """A factored layer beside the dense one, by shape."""
+    measured = json.loads((RESULTS / "kronecker" / "speed.json").read_text())
+    rows = [
+        [
+            f"{name}: {row['factors']}",
+            f"{row['operations']:.2f}",
+            f"{row['weight_bytes'] / 2**20:.1f} of {row['dense_bytes'] / 2**20:.1f}",
+            *(f"{row[dtype]['forward_ratio']:.2f}" for dtype in ("float32", "bfloat16")),
+            *(f"{row['float32'][key]:.2f}" for key in ("step_ratio", "step_built_ratio")),
+        ]
+        for name, row in measured["rows"].items()
+    ]
+    head = ["of dense", "operations", "MB, FP32", "forward, FP32", "forward, bf16", "training step", "training, built"]
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "widths": widths,
@@ -406,6 +465,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "encoder_decoder": encoder_decoder,
     "glue": glue,
     "encoders": encoders,
+    "kronecker": kronecker,
+    "kronecker_size": kronecker_size,
+    "kronecker_speed": kronecker_speed,
 }
 
 

@@ -104,7 +104,7 @@ def test_a_place_that_is_no_directory(student, tmp_path):
 
 
 def test_nothing_quantised_and_weights_that_are_not_finite():
-    with pytest.raises(AbridgedError, match="nothing in this model is quantised"):
+    with pytest.raises(AbridgedError, match="nothing in this model is compressed"):
         pack_model(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=16, n_positions=8)))
     student = quantized_student()
     student.transformer.h[0].mlp.c_fc.source.weight.data[0, 0] = float("nan")

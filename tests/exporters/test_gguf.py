@@ -17,6 +17,7 @@ from abridged.errors import AbridgedError
 from abridged.exporters import export
 from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, encode
 from abridged.families import anatomy_of
+from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.quantization.method import Quantize
 from abridged.models import resolve
 
@@ -222,3 +223,23 @@ def test_bad_requests_end_in_one_sentence(tokenizer, tmp_path):
     with pytest.raises(AbridgedError, match="exists already"):
         export(source, tmp_path / "taken.gguf", format="gguf")
     assert (tmp_path / "taken.gguf").read_text() == "mine"
+
+
+def test_kronecker_factors_are_written_multiplied_out_and_only_so(tmp_path):
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 4096}
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=32, **ends)).eval()
+    for method in (Kronecker(layers="odd"), Quantize.model_validate({"activations": {"bits": None}})):
+        method.prepare(model, anatomy_of(model), lambda model: None)
+    save_checkpoint(model, tmp_path / "small", AutoTokenizer.from_pretrained(resolve("bundled")), {})
+    with pytest.raises(AbridgedError, match="Kronecker factors, which GGUF does not have: --dtype float16"):
+        export(tmp_path / "small", tmp_path / "small.gguf", "gguf", dense_fallback=True)
+    with pytest.raises(AbridgedError, match="compressed-tensors does not have: --format dense"):
+        export(tmp_path / "small", tmp_path / "small-ct", "compressed-tensors")
+    export(tmp_path / "small", tmp_path / "small.gguf", "gguf", dtype="float32")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "small.gguf").tensors}
+    packed = load(tmp_path / "small")
+    found = {"token_embd": "wte", "blk.1.attn_qkv": "h.1.attn.c_attn", "blk.0.ffn_up": "h.0.mlp.c_fc"}
+    for name, path in found.items():
+        weight = packed.transformer.get_submodule(path).dequantized()
+        assert np.allclose(tensors[f"{name}.weight"].reshape(weight.shape), weight.numpy(), atol=1e-6)

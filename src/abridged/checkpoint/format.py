@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from abridged.checkpoint.code_books import check_packing, row_bytes, storage_bits
 from abridged.errors import AbridgedError
+from abridged.runtime.factors import Factors
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "abridged"
@@ -117,11 +118,68 @@ class AttentionSpec(BaseModel):
     probabilities: ActivationSpec
 
 
-ModuleSpec = LinearSpec | EmbeddingSpec | AttentionSpec
-_KINDS: dict[str, type[LinearSpec] | type[EmbeddingSpec] | type[AttentionSpec]] = {
+class KroneckerSpec(BaseModel):
+    """A linear layer or an embedding made of Kronecker factors, whose weights are those of its children.
+
+    The children are `left` and `right`, or `blocks.N.left` and `blocks.N.right` of a fused one; a child that is packed
+    has a specification of its own.
+    """
+
+    model_config = _STRICT
+    kind: Literal["kronecker"]
+    reads: Literal["linear", "embedding"]
+    """What the module is: a linear layer, or one that looks rows up."""
+    left_rows: int = Field(ge=1, lt=_MAX_SIZE)
+    left_columns: int = Field(ge=1, lt=_MAX_SIZE)
+    right_rows: int = Field(ge=1, lt=_MAX_SIZE)
+    right_columns: int = Field(ge=1, lt=_MAX_SIZE)
+    rank: int = Field(ge=1, lt=_MAX_SIZE)
+    fused: int = Field(ge=1, le=64)
+    bias: bool = False
+    tied: str | None = None
+    """The module whose factors this one reads."""
+    error: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """‖W − ΣA⊗B‖ / ‖W‖ where training began, W being the original's matrix; for information."""
+
+    @model_validator(mode="after")
+    def _check(self) -> KroneckerSpec:
+        factors = self.factors
+        if factors.rows >= _MAX_SIZE or factors.columns >= _MAX_SIZE:
+            raise ValueError(f"{factors} multiply out to more than any model has")
+        most = min(self.left_rows * self.left_columns, self.right_rows * self.right_columns)
+        if self.rank > most:
+            raise ValueError(f"rank {self.rank} is above {most}, with which {factors} is exact")
+        if self.reads == "embedding" and (self.right_rows != 1 or self.fused != 1 or self.bias):
+            raise ValueError("a factored embedding has one right factor of one row, and no bias")
+        return self
+
+    @property
+    def factors(self) -> Factors:
+        left, right = (self.left_rows, self.left_columns), (self.right_rows, self.right_columns)
+        return Factors(left, right, self.rank, self.fused)
+
+    @property
+    def rows(self) -> int:
+        return self.factors.rows
+
+    @property
+    def columns(self) -> int:
+        return self.factors.columns
+
+    def children(self) -> dict[str, tuple[int, int]]:
+        """Path from the module and shape of every factor's weight."""
+        blocks = [""] if self.fused == 1 else [f"blocks.{index}." for index in range(self.fused)]
+        factors = self.factors
+        shapes = {"left": factors.left_weight, "right": factors.right_weight}
+        return {block + side: shape for block in blocks for side, shape in shapes.items()}
+
+
+ModuleSpec = LinearSpec | EmbeddingSpec | AttentionSpec | KroneckerSpec
+_KINDS: dict[str, type[ModuleSpec]] = {
     "linear": LinearSpec,
     "embedding": EmbeddingSpec,
     "attention": AttentionSpec,
+    "kronecker": KroneckerSpec,
 }
 
 
@@ -147,9 +205,28 @@ class QuantizationSpec(BaseModel):
         """The modules with a packed matrix, tied ones included."""
         return {path: spec for path, spec in self.modules.items() if isinstance(spec, MatrixSpec)}
 
+    def factored(self) -> dict[str, KroneckerSpec]:
+        """The modules made of Kronecker factors, tied ones included."""
+        return {path: spec for path, spec in self.modules.items() if isinstance(spec, KroneckerSpec)}
+
+    def wholes(self) -> dict[str, str]:
+        """{path of a factor: path of the module that it is a factor of}."""
+        return {f"{path}.{child}": path for path, spec in self.factored().items() for child in spec.children()}
+
     def tied(self) -> dict[str, str]:
-        """{module that reads another's matrix: module that owns it}."""
+        """{module that reads another's packed matrix: module that owns it}."""
         return {path: spec.tied for path, spec in self.matrices().items() if spec.tied}
+
+    def tied_tensors(self) -> dict[str, str]:
+        """{tensor that is another: its owner}: codes and scales of packed matrices, and factors that are not packed."""
+        ties: dict[str, str] = {}
+        for path, owner in self.tied().items():
+            ties |= {f"{path}.{name}": f"{owner}.{name}" for name in ("weight", "weight_scale")}
+        for path, spec in self.factored().items():
+            for child in spec.children() if spec.tied else ():
+                if f"{path}.{child}" not in self.modules:
+                    ties[f"{path}.{child}.weight"] = f"{spec.tied}.{child}.weight"
+        return ties
 
 
 class ContentDigest:
@@ -208,11 +285,42 @@ def _parse_module(path: Any, data: Any) -> ModuleSpec:
 def _check_tied(spec: QuantizationSpec) -> None:
     for path, owner in spec.tied().items():
         own, shared = spec.modules[path], spec.modules.get(owner)
-        if not isinstance(shared, EmbeddingSpec) or shared.tied:
+        if not isinstance(shared, (EmbeddingSpec, LinearSpec)) or shared.tied or not _may_share(path, owner, spec):
             named = _short(owner)
             raise AbridgedError(f"quantization_config: {path} is tied to {named}, which is no embedding of its own")
         if own.storage() != shared.storage():  # type: ignore[union-attr]
             raise AbridgedError(f"quantization_config: {path} is tied to {owner} but stored differently")
+    for path, own in spec.factored().items():
+        _check_factored(path, own, spec)
+
+
+def _may_share(path: str, owner: str, spec: QuantizationSpec) -> bool:
+    """Whether a module may read `owner`'s matrix: an embedding's, or the same factor of the embedding it is tied to."""
+    if isinstance(spec.modules[owner], EmbeddingSpec):
+        return True
+    parent, _, child = path.rpartition(".")
+    whole = spec.modules.get(parent)
+    return isinstance(whole, KroneckerSpec) and owner == f"{whole.tied}.{child}"
+
+
+def _check_factored(path: str, own: KroneckerSpec, spec: QuantizationSpec) -> None:
+    for child, shape in own.children().items():
+        packed = spec.modules.get(f"{path}.{child}")
+        if packed is not None and (not isinstance(packed, MatrixSpec) or (packed.rows, packed.columns) != shape):
+            raise AbridgedError(f"quantization_config: {path}.{child} is no factor of {shape[0]}x{shape[1]}")
+    if own.tied is None:
+        return
+    shared = spec.modules.get(own.tied)
+    if not isinstance(shared, KroneckerSpec) or shared.tied or shared.reads != "embedding":
+        raise AbridgedError(
+            f"quantization_config: {path} is tied to {_short(own.tied)}, which is no factored embedding of its own"
+        )
+    if own.factors != shared.factors:
+        raise AbridgedError(f"quantization_config: {path} is tied to {own.tied} but factored differently")
+    for child in own.children():
+        mine, its = spec.modules.get(f"{path}.{child}"), spec.modules.get(f"{own.tied}.{child}")
+        if (mine is None) != (its is None) or (isinstance(mine, MatrixSpec) and mine.tied != f"{own.tied}.{child}"):
+            raise AbridgedError(f"quantization_config: {path}.{child} is not tied to {own.tied}.{child}")
 
 
 def _validate(model: Any, data: Any, where: str) -> Any:

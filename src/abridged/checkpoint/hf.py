@@ -74,12 +74,15 @@ class AbridgedQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from abridged.checkpoint.skeleton import packed_modules
         from abridged.runtime.decoding import install
+        from abridged.runtime.kronecker import factored_modules
 
-        for path, module in packed_modules(model).items():
-            check_values(path, module)
+        packed = packed_modules(model)
+        for module in {**packed, **factored_modules(model)}.values():
             bias = getattr(module, "bias", None)
             if bias is not None:  # transformers pads that of a tied head to the length of what is tied, here of codes
-                bias.data = bias.data[: module.spec.rows]
+                bias.data = bias.data[: module.rows]
+        for path, module in packed.items():
+            check_values(path, module)
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         install(model)

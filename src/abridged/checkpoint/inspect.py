@@ -17,7 +17,7 @@ from abridged.checkpoint.files import (
     safe_file,
     weight_files,
 )
-from abridged.checkpoint.format import EmbeddingSpec, LinearSpec, QuantizationSpec, parse_spec
+from abridged.checkpoint.format import EmbeddingSpec, KroneckerSpec, LinearSpec, QuantizationSpec, parse_spec
 
 DENSE_BYTES = 4
 """Bytes of a weight before compression: FP32."""
@@ -39,12 +39,14 @@ _PARTS = (
 def inspect(path: str | Path) -> dict[str, Any]:
     """Account for the weights in a model directory, compressed by abridged or ordinary.
 
-    Returns ``file_bytes`` (all weight files, headers included), ``dense_bytes`` (FP32: four for each parameter, tied
-    ones counted once), ``ratio`` = dense / file, ``bits_per_weight`` = 8 * file / parameters, ``parameters``,
-    ``format`` ("abridged" or "dense"), ``files`` {name: bytes}, ``parts`` {name: {parameters, bytes, dense_bytes}}
-    and ``modules``: one for each module with weights, {name, part, stored, shape, bits, bytes, dense_bytes} and for
-    packed ones {code_book, packing, scales, num_scales, activations}. Bytes by part and module are those of the
-    tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts).
+    Returns ``file_bytes`` (all weight files, headers included), ``dense_bytes`` (FP32: four for each parameter of the
+    original, tied ones counted once, factored ones multiplied out), ``ratio`` = dense / file, ``bits_per_weight`` =
+    8 * file / parameters, ``parameters``, ``stored_parameters`` (with factors counted as they are), ``format``
+    ("abridged" or "dense"), ``files`` {name: bytes}, ``parts`` {name: {parameters, bytes, dense_bytes}} and
+    ``modules``: one for each module with weights, {name, part, stored, shape, bits, bytes, dense_bytes}, for packed
+    ones {code_book, packing, scales, num_scales, activations}, and for factored ones, whose bits are those of the left
+    factor, {left, right, rank, error} (error: ‖W − ΣA⊗B‖ / ‖W‖ when training began, or None). Bytes by part and
+    module are those of the tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts).
     Raises :class:`AbridgedError` if the directory or a file in it cannot be read as a model.
     """
     directory = checked_directory(path)
@@ -56,13 +58,23 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
     parts: dict[str, dict[str, int]] = {}
     modules: dict[str, dict[str, Any]] = {}
+    packed, factored, wholes = (spec.matrices(), spec.factored(), spec.wholes()) if spec else ({}, {}, {})
+    stored = 0
     for name, entry in sorted(tensors.items(), key=lambda item: _natural(item[0])):
         owner, attribute = _owner(name)
-        matrix = spec.matrices().get(owner) if spec else None
+        matrix = packed.get(owner)
         parameters = _parameters(name, attribute, entry, matrix)
+        stored += parameters
+        if owner in wholes:  # a factor is listed under the module that it is a factor of
+            whole = wholes[owner]
+            is_left = name.endswith("left.weight")
+            parameters = factored[whole].rows * factored[whole].columns // factored[whole].fused if is_left else 0
+            name, owner = f"{whole}.{attribute}", whole
         part = part_of(name)
         row = parts.setdefault(part, {"parameters": 0, "bytes": 0, "dense_bytes": 0})
-        module = modules.setdefault(owner, _describe(owner, entry, matrix, spec))
+        if owner not in modules:
+            modules[owner] = _describe(owner, entry, packed.get(_left(owner, factored), matrix), spec)
+        module = modules[owner]
         for account in (row, module):
             account["parameters"] += parameters
             account["bytes"] += entry.num_bytes
@@ -78,6 +90,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "ratio": count * DENSE_BYTES / file_bytes if file_bytes else 0.0,
         "bits_per_weight": 8 * file_bytes / count if count else 0.0,
         "parameters": count,
+        "stored_parameters": stored,
         "files": files,
         "parts": parts,
         "modules": list(modules.values()),
@@ -113,16 +126,43 @@ def _parameters(name: str, attribute: str, entry: TensorEntry, matrix: LinearSpe
     return math.prod(entry.shape)
 
 
+def _left(owner: str, factored: dict[str, KroneckerSpec]) -> str:
+    """The path of a factored module's first left factor, which stands for all; of another module its own."""
+    return f"{owner}.{next(iter(factored[owner].children()))}" if owner in factored else owner
+
+
 def _describe(
     owner: str, entry: TensorEntry, matrix: LinearSpec | EmbeddingSpec | None, spec: QuantizationSpec | None
 ) -> dict[str, Any]:
     part = part_of(f"{owner}.weight")
     row: dict[str, Any] = {"name": owner, "part": part, "parameters": 0, "bytes": 0, "dense_bytes": 0}
+    whole = spec.factored().get(owner) if spec else None
+    if whole is not None:
+        described = _describe_stored(owner, entry, matrix, spec)
+        factors = whole.factors
+        return {
+            **row,
+            **described,
+            "shape": [factors.rows, factors.columns],
+            "stored": f"{factors}; {described['stored']}",
+            "left": list(factors.left),
+            "right": list(factors.right),
+            "rank": factors.rank,
+            "error": whole.error,
+        }
+    return {**row, **_describe_stored(owner, entry, matrix, spec)}
+
+
+def _describe_stored(
+    owner: str, entry: TensorEntry, matrix: LinearSpec | EmbeddingSpec | None, spec: QuantizationSpec | None
+) -> dict[str, Any]:
     if matrix is None:
-        return {**row, "stored": entry.dtype, "shape": list(entry.shape), "bits": 8 * DTYPE_BYTES[entry.dtype]}
-    readers = [path for path, source in spec.tied().items() if source == owner] if spec else []
+        return {"stored": entry.dtype, "shape": list(entry.shape), "bits": 8 * DTYPE_BYTES[entry.dtype]}
+    assert spec is not None
+    ties = {path: source for path, source in spec.tied().items() if path not in spec.wholes()}
+    ties |= {path: whole.tied for path, whole in spec.factored().items() if whole.tied}
+    readers = [path for path, source in ties.items() if source == owner]
     return {
-        **row,
         "stored": f"{matrix.code_book}, {matrix.bits:g} bits",
         "shape": [matrix.rows, matrix.columns],
         "bits": matrix.bits,

@@ -13,6 +13,7 @@ from abridged.checkpoint.format import (
     ActivationSpec,
     AttentionSpec,
     EmbeddingSpec,
+    KroneckerSpec,
     LinearSpec,
     ModuleSpec,
     QuantizationSpec,
@@ -22,20 +23,25 @@ from abridged.checkpoint.packing import pack
 from abridged.checkpoint.skeleton import build_module, declare_ties, share_tied
 from abridged.errors import AbridgedError
 from abridged.runtime.attention import ROLES, QuantizedAttention
+from abridged.runtime.kronecker import Factored, KroneckerEmbedding, factored_modules
 
 
 def pack_model(student: Any) -> Any:
     """A packed copy of a trained model, in evaluation mode and on the same device; the student stays as it is.
 
     student: a ``PreTrainedModel`` with the modules of ``abridged.methods.quantization`` in it: whatever has a
-    ``source`` whose ``stored()`` gives levels and scales. Master weights are never copied. Parameters that are not
-    quantised will be stored in ``student.unquantized_dtype`` (FP32 if it has none). The copy answers as the
-    checkpoint will, and can be saved with ``save_pretrained`` or ``save_checkpoint``.
-    Raises :class:`AbridgedError` if nothing in the model is quantised, or a weight is not finite.
+    ``source`` whose ``stored()`` gives levels and scales. Master weights are never copied. Factored modules stay what
+    they are, around factors that are packed or not. Parameters that are not quantised will be stored in
+    ``student.unquantized_dtype`` (FP32 if it has none). The copy answers as the checkpoint will, and can be saved with
+    ``save_pretrained`` or ``save_checkpoint``.
+    Raises :class:`AbridgedError` if nothing in the model is compressed, or a weight is not finite.
     """
     specs: dict[str, ModuleSpec] = {}
     memo: dict[int, Any] = {}
     owners: dict[int, str] = {}
+    wholes: dict[int, str] = {}
+    for path, factored in factored_modules(student).items():
+        specs[path] = _factored(path, factored, wholes)
     for path, module in student.named_modules():
         if hasattr(module, "source") and hasattr(module.source, "stored"):
             specs[path], memo[id(module)] = _packed(path, module, owners, specs)
@@ -44,8 +50,8 @@ def pack_model(student: Any) -> Any:
             frozen = QuantizedAttention(*(_frozen(getattr(module, role)) for role in ROLES))
             roles = {role: _activation_spec(getattr(frozen, role)) for role in ROLES}
             specs[attention], memo[id(module)] = AttentionSpec(kind="attention", **roles), frozen.eval()
-    if not memo:
-        raise AbridgedError("nothing in this model is quantised, so there is nothing to pack")
+    if not specs and not hasattr(student, "layers_before"):
+        raise AbridgedError("nothing in this model is compressed, so there is nothing to pack")
     spec = QuantizationSpec(modules=specs, unquantized_dtype=getattr(student, "unquantized_dtype", "float32"))
     # deepcopy takes what memo holds for the quantised modules instead of copying them
     model = copy.deepcopy(student, memo)
@@ -109,6 +115,30 @@ def _packed(
         packed.dtype_like = packed.dtype_like.to(packed.weight.device)
         packed.embed_scale = module.embed_scale
     return spec, packed.eval()
+
+
+def _factored(path: str, module: Factored, owners: dict[int, str]) -> KroneckerSpec:
+    """How one factored module is stored; what it is tied to is known by the weight of its first factor."""
+    for parameter in module.parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise AbridgedError(f"the factors of {path} are not all finite (NaN or infinity)")
+    _, pair = next(iter(module.pairs()))
+    shared = pair.left.source if hasattr(pair.left, "source") else pair.left.weight
+    owner = owners.setdefault(id(shared), path)
+    factors, is_embedding = module.factors, isinstance(module, KroneckerEmbedding)
+    return KroneckerSpec(
+        kind="kronecker",
+        reads="embedding" if is_embedding else "linear",
+        left_rows=factors.left[0],
+        left_columns=factors.left[1],
+        right_rows=factors.right[0],
+        right_columns=factors.right[1],
+        rank=factors.rank,
+        fused=factors.fused,
+        bias=not is_embedding and module.bias is not None,
+        tied=None if owner == path else owner,
+        error=module.error,
+    )
 
 
 def _is_embedding(module: Any) -> bool:

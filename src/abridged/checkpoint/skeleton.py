@@ -13,6 +13,7 @@ from abridged.checkpoint.files import TensorEntry
 from abridged.checkpoint.format import (
     AttentionSpec,
     EmbeddingSpec,
+    KroneckerSpec,
     LinearSpec,
     MatrixSpec,
     ModuleSpec,
@@ -20,6 +21,7 @@ from abridged.checkpoint.format import (
 )
 from abridged.errors import AbridgedError
 from abridged.runtime.attention import ROLES, QuantizedAttention
+from abridged.runtime.kronecker import build_factored
 from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule, build_input_quantizer
 
 SAFETENSORS_DTYPES = {
@@ -34,6 +36,11 @@ def build_module(spec: ModuleSpec) -> nn.Module:
         return PackedLinear(spec)
     if isinstance(spec, EmbeddingSpec):
         return PackedEmbedding(spec)
+    if isinstance(spec, KroneckerSpec):
+        bias = nn.Parameter(torch.empty(spec.rows)) if spec.bias else None
+        module: nn.Module = build_factored(spec.factors, spec.reads == "embedding", bias)
+        module.error = spec.error  # type: ignore[assignment]
+        return module
     return QuantizedAttention(*(build_input_quantizer(getattr(spec, role)) for role in ROLES))
 
 
@@ -49,7 +56,7 @@ def scope(model: nn.Module, spec: QuantizationSpec) -> QuantizationSpec:
         return spec
     modules = {path[len(prefix) :]: module for path, module in spec.modules.items() if path.startswith(prefix)}
     for path, module in modules.items():
-        if isinstance(module, MatrixSpec) and module.tied:
+        if isinstance(module, (MatrixSpec, KroneckerSpec)) and module.tied:
             modules[path] = module.model_copy(update={"tied": module.tied.removeprefix(prefix)})
     return spec.model_copy(update={"modules": modules})
 
@@ -59,7 +66,7 @@ def install(model: Any, spec: QuantizationSpec) -> None:
 
     Raises :class:`AbridgedError` where the model has no such module or one of another kind, shape or bias.
     """
-    for path, module_spec in spec.modules.items():
+    for path, module_spec in sorted(spec.modules.items(), key=lambda item: item[0].count(".")):  # factors come last
         try:
             stock = model.get_submodule(path)
         except AttributeError:
@@ -70,52 +77,58 @@ def install(model: Any, spec: QuantizationSpec) -> None:
         _check_stock(path, stock, module_spec)
         parent, _, name = path.rpartition(".")
         module: Any = build_module(module_spec)
-        if isinstance(module_spec, EmbeddingSpec):
+        if isinstance(stock, nn.Embedding):
             module.embed_scale = getattr(stock, "embed_scale", 1.0)
         setattr(model.get_submodule(parent), name, module)
 
 
-def _check_stock(path: str, stock: nn.Module, spec: LinearSpec | EmbeddingSpec) -> None:
-    if isinstance(spec, EmbeddingSpec):
-        fits = isinstance(stock, nn.Embedding)
-    else:
-        fits = isinstance(stock, (nn.Linear, Conv1D))
+def _check_stock(path: str, stock: nn.Module, spec: LinearSpec | EmbeddingSpec | KroneckerSpec) -> None:
+    kind = spec.reads if isinstance(spec, KroneckerSpec) else spec.kind
+    fits = isinstance(stock, nn.Embedding if kind == "embedding" else (nn.Linear, Conv1D))
     if not fits:
-        raise AbridgedError(f"quantization_config: {path} is a {type(stock).__name__}, not a stock {spec.kind}")
+        raise AbridgedError(f"quantization_config: {path} is a {type(stock).__name__}, not a stock {kind}")
     weight: Any = stock.weight
     shape = tuple(weight.shape)[:: -1 if isinstance(stock, Conv1D) else 1]
     if shape != (spec.rows, spec.columns):
         raise AbridgedError(
             f"quantization_config: {path} is {spec.rows}x{spec.columns}, config.json makes it {shape[0]}x{shape[1]}"
         )
-    if isinstance(spec, LinearSpec) and spec.bias != (stock.bias is not None):
+    if not isinstance(spec, EmbeddingSpec) and kind == "linear" and spec.bias != (stock.bias is not None):
         raise AbridgedError(f"quantization_config: {path} is {'with' if spec.bias else 'without'} a bias, unlike stock")
 
 
 def declare_ties(model: Any, spec: QuantizationSpec) -> None:
-    """Tell transformers that tied modules share codes and scales, so that it ties them and writes them once."""
-    ties = {
-        f"{path}.{name}": f"{owner}.{name}"
-        for path, owner in spec.tied().items()
-        for name in ("weight", "weight_scale")
-    }
+    """Tell transformers what tensors tied modules share, so that it ties them and writes them once.
+
+    Where a module is factored, its factors are tied in the place of its weight.
+    """
+    wholes = spec.wholes()
+    owners = {f"{path}.weight": f"{owner}.weight" for path, owner in _ties(spec).items()}
     declared = getattr(model, "all_tied_weights_keys", {})
-    for name, source in ties.items():
-        if name.endswith(".weight") and declared.get(name) != source:
+    for name, source in owners.items():
+        if name.removesuffix(".weight") not in wholes and declared.get(name) != source:
             raise AbridgedError(f"quantization_config ties {name} to {source}, config.json does not")
-    packed = {f"{path}.weight" for path in spec.matrices()}
+    compressed = {f"{path}.weight" for path in (*spec.matrices(), *spec.factored())}
     for name, source in declared.items():
-        if name in packed and ties.get(name) != source:
+        if name in compressed and owners.get(name) != source:
             raise AbridgedError(f"config.json ties {name} to {source}, quantization_config does not")
-    model.all_tied_weights_keys = {**declared, **ties}
-    model._tied_weights_keys = {**(getattr(model, "_tied_weights_keys", None) or {}), **ties}
+    gone = {f"{path}.weight" for path in spec.factored()}
+    for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
+        before = getattr(model, attribute, None) or {}
+        kept = {name: source for name, source in before.items() if name not in gone}
+        setattr(model, attribute, {**kept, **spec.tied_tensors()})
+
+
+def _ties(spec: QuantizationSpec) -> dict[str, str]:
+    """{module that reads another's weight: module that owns it}, packed or factored."""
+    return spec.tied() | {path: whole.tied for path, whole in spec.factored().items() if whole.tied}
 
 
 def share_tied(model: nn.Module, spec: QuantizationSpec) -> None:
     """Let tied modules hold the very parameters of their owners."""
-    for path, owner in spec.tied().items():
-        target, source = model.get_submodule(path), model.get_submodule(owner)
-        target.weight, target.weight_scale = source.weight, source.weight_scale
+    for name, owner in spec.tied_tensors().items():
+        path, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(path), attribute, model.get_parameter(owner))
 
 
 def stored_tensors(model: nn.Module, spec: QuantizationSpec) -> dict[str, Tensor]:
@@ -179,5 +192,5 @@ def _and_more(names: list[str]) -> str:
 
 
 def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
-    """The packed modules of a model by path."""
+    """The packed modules of a model by path, packed factors among them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}

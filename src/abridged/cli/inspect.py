@@ -32,7 +32,7 @@ def inspect(
             "in FP32": megabytes(account["dense_bytes"]),
             "ratio": f"{account['ratio']:.1f} times smaller",
             "bits per weight": f"{account['bits_per_weight']:.2f}",
-            "parameters": f"{account['parameters']:,}",
+            "parameters": f"{account['parameters']:,}" + _factored(account),
         }
     )
     typer.echo()
@@ -49,6 +49,12 @@ def inspect(
     )
 
 
+def _factored(account: dict[str, Any]) -> str:
+    """How many numbers there are where matrices are factored."""
+    stored = account["stored_parameters"]
+    return "" if stored == account["parameters"] else f", of which factors leave {stored:,}"
+
+
 def _sizes(row: dict[str, Any]) -> Sequence[str]:
     """Size in FP32, on disk, and the bits that a weight comes to, scales and quantisers included."""
     bits = f"{8 * row['bytes'] / row['parameters']:.2f}" if row["parameters"] else "-"
@@ -62,6 +68,8 @@ def _stored(row: dict[str, Any]) -> str:
         words.append(
             f"{row['num_scales']} {row['scale_dtype']} scale{'s' * (row['num_scales'] > 1)} by {row['scales']}"
         )
+    if row.get("error") is not None:
+        words.append(f"{100 * row['error']:.0f} % off at the start")
     if activations := row.get("activations"):
         words.append(f"input in {activations['bits']} bits")
     if tied := row.get("tied"):

@@ -17,6 +17,7 @@ from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
 from abridged.exporters.dense import TOKENIZER_FILES, dense_model
 from abridged.runtime import ops
+from abridged.runtime.kronecker import factored_modules
 from abridged.runtime.modules import PackedLinear
 
 BITS = {"binary": 2, "ternary": 2, "quaternary": 4, "int4": 4, "int8": 8}
@@ -31,7 +32,8 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
     quantised. GPT-2's Conv1D becomes a linear layer, (out, in).
 
     Returns "file_bytes" and "types" (packed layers of each width in bits).
-    Raises AbridgedError: no packed linear layer, an unknown dtype, an output that exists or cannot be written.
+    Raises AbridgedError: no packed linear layer, Kronecker factors, an unknown dtype, an output that exists or cannot
+    be written.
     """
     if dtype not in ("float16", "bfloat16", "float32"):
         raise AbridgedError(f"compressed-tensors export knows float16, bfloat16 and float32, not {dtype!r}")
@@ -47,6 +49,11 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
 
     source = checked_directory(directory)
     packed = load(source)
+    if factored_modules(packed):
+        raise AbridgedError(
+            f"{directory} is stored as Kronecker factors, which compressed-tensors does not have: --format dense "
+            "multiplies them out"
+        )
     layers = {
         path: module
         for path, module in packed_modules(packed).items()

@@ -17,6 +17,7 @@ from abridged.checkpoint.load import load
 from abridged.checkpoint.save import written_whole
 from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
+from abridged.runtime.kronecker import factored_modules
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -29,8 +30,8 @@ def export_dense(
 ) -> dict[str, Any]:
     """Write the model in ``directory`` as a stock model of its architecture to ``output``; return its ``inspect``.
 
-    Weights are ``level * scale``, exact in FP32 and rounded in FP16. Activation quantisers have no place in a stock
-    model and are left out: it computes with full-precision activations.
+    Weights are ``level * scale``, exact in FP32 and rounded in FP16; Kronecker factors are multiplied out. Activation
+    quantisers have no place in a stock model and are left out: it computes with full-precision activations.
     Raises :class:`AbridgedError` for an unreadable checkpoint, an unknown dtype, or an output that cannot be written.
     """
     if dtype not in ("float32", "float16"):
@@ -49,14 +50,14 @@ def export_dense(
 
 
 def dense_model(packed: Any, dtype: torch.dtype) -> Any:
-    """A stock model with the dequantised weights of a packed one, in ``dtype``."""
+    """A stock model with the dequantised weights of a packed one, factors multiplied out, in ``dtype``."""
     config = copy.deepcopy(packed.config)
     del config.quantization_config
     config.dtype, config._attn_implementation = dtype, None
     with torch.device("meta"):
         model = type(packed)(config)
     stock: dict[str, Tensor] = {}
-    modules = packed_modules(packed)
+    modules: dict[str, Any] = {**packed_modules(packed), **factored_modules(packed)}
     for name, tensor in model.state_dict().items():
         path, _, attribute = name.rpartition(".")
         if name in model.all_tied_weights_keys:
@@ -88,8 +89,9 @@ def _card(name: str, source: Path, dtype: str) -> str:
     front, _, body = text.removeprefix("---\n").partition("\n---\n") if text.startswith("---\n") else ("", "", text)
     front = "\n".join(line for line in front.splitlines() if not line.startswith("tags:"))
     note = (
-        f"The quantised values of a model compressed with abridged, as ordinary {dtype} weights: it loads with "
-        "transformers alone and is as large as any dense model. Activations are not quantised here."
+        f"The quantised values of a model compressed with abridged, as ordinary {dtype} weights, Kronecker factors (if "
+        "there were any) multiplied out: it loads with transformers alone and is as large as any dense model. "
+        "Activations are not quantised here."
     )
     body = body.partition("\n## Bytes by part")[0]
     made = body[body.find("## How it was made") :] if "## How it was made" in body else ""

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from abridged.checkpoint.files import checked_directory
 from abridged.checkpoint.load import load
 from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
+from abridged.exporters.dense import dense_model
 from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, TQ2_0, BlockType, encode
 from abridged.exporters.gguf_families import GGUF_FAMILIES, GgufFamily
 from abridged.exporters.gguf_tokenizer import add_tokenizer
 from abridged.models import load_tokenizer
 from abridged.runtime import ops
+from abridged.runtime.kronecker import factored_modules
 from abridged.runtime.modules import PackedLinear, PackedModule
 
 if TYPE_CHECKING:
@@ -43,13 +46,14 @@ def export_gguf(
     Q2_K, binary into Q1_0, 4 and 8 bits into Q4_0 and Q8_0; a tied embedding into the type of its codes too. Position
     embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation quantisers have no place
     in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype` ("float16" or "float32") all
-    matrices are dense with the quantised values, for engines that lack the block types.
+    matrices are dense with the quantised values, for engines that lack the block types. GGUF has no Kronecker
+    factors: a model that has them can only be written so, with its factors multiplied out.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and
     "notes" (sentences on what llama.cpp does otherwise).
     Raises AbridgedError: a family, configuration or tokenizer that llama.cpp runs otherwise, a width that no block
-    fits, an output that exists or cannot be written.
+    fits, factors without `dtype`, an output that exists or cannot be written.
     """
     if ternary not in ("TQ2_0", "TQ1_0"):
         raise AbridgedError(f"ternary weights are stored as TQ2_0 or TQ1_0, not {ternary!r}")
@@ -60,6 +64,13 @@ def export_gguf(
         raise AbridgedError(f"{output} exists already: choose another output")
     source = checked_directory(directory)
     model = load(source)
+    if factored_modules(model):
+        if dtype is None:
+            raise AbridgedError(
+                f"{directory} is stored as Kronecker factors, which GGUF does not have: --dtype float16 writes them "
+                "multiplied out, as large as any dense model"
+            )
+        model = dense_model(model, torch.float32)
     plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback, dtype)
     writer = _gguf().GGUFWriter(None, plan.architecture)
     try:
@@ -103,6 +114,7 @@ def _write(writer: GGUFWriter, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+_NUMPY = {torch.float16: np.float16, torch.float32: np.float32}
 _DENSE = {torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -120,7 +132,7 @@ class _Plan:
     @property
     def file_type(self) -> int:
         """What most of the matrices are; llama.cpp only shows it."""
-        kinds = [kind.name if kind else _DENSE[self.dense] for kind in self.blocks.values()]
+        kinds = [kind.name if kind else _DENSE[self.dense] for kind in self.blocks.values()] or [_DENSE[self.dense]]
         most = max(kinds, key=kinds.count)
         return int(_gguf().LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
 
@@ -137,6 +149,11 @@ class _Plan:
                 yield place, *self._matrix(path, modules[path], _head_order(model, path))
             elif attribute == "weight" and path in modules:
                 yield place, modules[path].dequantized().float().numpy(), None
+            elif not modules and tensor.dim() == 2 and place.removesuffix(".weight") not in self.family.in_full:
+                # factors multiplied out
+                tensor = tensor.t() if isinstance(model.get_submodule(path), Conv1D) else tensor
+                self._count(_DENSE[self.dense])
+                yield place, _vector(tensor, False, _head_order(model, path)).astype(_NUMPY[self.dense]), None
             else:
                 keep = tensor.dtype == torch.float16 and self.family.place(path) == "position_embd"
                 yield place, _vector(tensor, keep, _head_order(model, path)), None
@@ -177,7 +194,8 @@ def _head_order(model: Any, path: str) -> torch.Tensor | None:
         return None
     config = model.config
     heads = config.num_attention_heads if path.endswith("q_proj") else config.num_key_value_heads
-    rows = model.get_submodule(path).spec.rows
+    module = model.get_submodule(path)
+    rows = module.rows if isinstance(module, PackedModule) else module.out_features
     return torch.arange(rows).view(heads, 2, rows // heads // 2).transpose(1, 2).reshape(-1)
 
 

@@ -35,6 +35,11 @@ class GgufFamily:
     unread: Callable[[Any], tuple[str, ...]] = lambda config: ()
     notes: Callable[[Any], list[str]] = lambda config: []
 
+    @property
+    def in_full(self) -> tuple[str, ...]:
+        """What is no matrix to llama.cpp: position embeddings, and what it reads in FP32 only."""
+        return (*self.plain, "position_embd")
+
     def place(self, path: str) -> str:
         """llama.cpp's name for the module at `path`. Raises AbridgedError where it has none."""
         words = path.split(".")

@@ -28,7 +28,7 @@ SUPPORTED = tuple(_FAMILIES)
 
 
 def anatomy_of(model: "PreTrainedModel") -> Anatomy:
-    """Describe `model`: its matrices, embeddings and attention modules, in canonical orientation.
+    """Describe `model` as it is now: its matrices, or their factors, embeddings and attention modules.
 
     Raises:
         AbridgedError: no family is known for the model's `model_type`.
@@ -36,4 +36,6 @@ def anatomy_of(model: "PreTrainedModel") -> Anatomy:
     model_type = model.config.model_type
     if model_type not in _FAMILIES:
         raise AbridgedError(f"models of type '{model_type}' are not supported; supported: {', '.join(SUPPORTED)}")
-    return import_module(_FAMILIES[model_type]).anatomy(model)
+    from abridged.families.factored import refined
+
+    return refined(import_module(_FAMILIES[model_type]).anatomy(model), model)

@@ -21,6 +21,7 @@ class Matrix:
     fused: int = 1  #: equal blocks of rows that are matrices in their own right (3 for fused Q, K, V)
     tied: tuple[str, ...] = ()  #: paths of further modules that read the same weight
     input: Literal["symmetric", "asymmetric"] = "symmetric"  #: range of the input; asymmetric after GELU or ReLU
+    factor_of: "Matrix | None" = None  #: the matrix of the model that this one is a factor of
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,14 @@ class Anatomy:
     attentions: list[str] = field(default_factory=list)  #: paths of the attention modules
     positions: list[str] = field(default_factory=list)  #: paths of the learned position embeddings
     blocks: list[str] = field(default_factory=list)  #: paths of the repeated blocks, for regional compilation
+
+    @property
+    def whole(self) -> list[Matrix]:
+        """The model's own matrices, those that are stored as factors among them."""
+        return list(dict.fromkeys(matrix.factor_of or matrix for matrix in self.matrices))
+
+    @property
+    def feed_forward(self) -> list[str]:
+        """Paths of the modules that the layers' feed-forward parts end with, in order."""
+        last = {matrix.layer: matrix.name for matrix in self.whole if matrix.part == "ffn"}
+        return [last[layer] for layer in sorted(layer for layer in last if layer is not None)]

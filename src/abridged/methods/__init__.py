@@ -27,4 +27,10 @@ class _Methods(Mapping[str, type[Method]]):
         return len(self._paths)
 
 
-METHODS = _Methods({"quantize": "abridged.methods.quantization.method:Quantize"})
+METHODS = _Methods(
+    {
+        "quantize": "abridged.methods.quantization.method:Quantize",
+        "kronecker": "abridged.methods.kronecker.method:Kronecker",
+        "drop_layers": "abridged.methods.layers:DropLayers",
+    }
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,9 @@ class Method(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    untrained_name: ClassVar[str] = ""
+    """What `untrained` does, in a few words."""
 
     def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
         """Change `model` in place before a stage trains it.

@@ -9,4 +9,5 @@ OBJECTIVES: dict[str, str] = {
     "contrastive": "abridged.objectives.settings:Contrastive",
     "hidden": "abridged.objectives.settings:Hidden",
     "attention": "abridged.objectives.settings:Attention",
+    "feed_forward": "abridged.objectives.settings:FeedForward",
 }

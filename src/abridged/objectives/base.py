@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives.settings import Objective
+
+if TYPE_CHECKING:
+    from abridged.objectives.feed_forward import Recorder
 
 
 class Head:
@@ -58,6 +61,7 @@ class Outputs:
         encoder_layers: how many layers the encoder has; 0 where there is none.
         label_logits: (B, C) of a model that labels texts (C = 1: a score), which has no `head`; (B, 2, T) of one that
             finds where answers begin and end.
+        feed_forward: (B, T, d) of each layer, what its feed-forward part gives, if asked for; an encoder's come first.
     """
 
     last_hidden: Tensor
@@ -66,6 +70,7 @@ class Outputs:
     attentions: tuple[Tensor, ...] | None = None
     encoder_layers: int = 0
     label_logits: Tensor | None = None
+    feed_forward: tuple[Tensor, ...] | None = None
 
     @property
     def language_head(self) -> Head:
@@ -212,20 +217,45 @@ class StudentForward(nn.Module):
         self.needs_teacher = any(objective.needs_teacher for objective in objectives.values())
         self.hidden_states = any(objective.needs_hidden_states for objective in objectives.values())
         self.attentions = any(objective.needs_attentions for objective in objectives.values())
+        self.feed_forward = any(objective.needs_feed_forward for objective in objectives.values())
+        self._recorders: dict[int, tuple[nn.Module, Recorder]] = {}
+        if self.feed_forward:
+            self._recorder(model)
 
     @torch.no_grad()
     def teach(self, teacher: nn.Module, batch: Batch) -> Outputs:
         """What `teacher` has to say on `batch`, as far as the objectives ask for it."""
-        return outputs_of(teacher, batch, hidden_states=self.hidden_states, attentions=self.attentions)
+        return self._outputs_of(teacher, batch)
 
     def forward(self, batch: Batch, teacher: TeacherOutputs | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss (scalar, FP32) and each term's own value, detached and before weighting."""
         if self.needs_teacher and teacher is None:
             raise AbridgedError("this objective distils from a teacher, and none was given")
-        student = outputs_of(self.model, batch, hidden_states=self.hidden_states, attentions=self.attentions)
+        student = self._outputs_of(self.model, batch)
         values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return total, {name: value.detach() for name, value in values.items()}
+
+    def _outputs_of(self, model: nn.Module, batch: Batch) -> Outputs:
+        recorder = self._recorder(model) if self.feed_forward else None
+        outputs = outputs_of(model, batch, hidden_states=self.hidden_states, attentions=self.attentions)
+        if recorder is not None:
+            outputs.feed_forward = recorder.take()
+        return outputs
+
+    def _recorder(self, model: nn.Module) -> Recorder:
+        """The recorder of the student, or of the teacher, which comes with its first batch."""
+        from abridged.objectives.feed_forward import Recorder
+
+        if id(model) not in self._recorders:
+            self._recorders[id(model)] = model, Recorder(model)
+        return self._recorders[id(model)][1]
+
+    def close(self) -> None:
+        """Leave student and teacher as they were."""
+        for _, recorder in self._recorders.values():
+            recorder.remove()
+        self._recorders.clear()
 
     def after_step(self, accelerator) -> None:
         """To be called on the unwrapped module in every process after each optimiser step."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Objective(BaseModel):
     """Settings of one term of the training loss.
 
-    `needs_teacher`, `needs_hidden_states`, and `needs_attentions` say what `Term.forward` has to be given.
+    `needs_teacher`, `needs_hidden_states`, `needs_attentions` and `needs_feed_forward` say what `Term.forward` has to
+    be given.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -23,6 +24,7 @@ class Objective(BaseModel):
     needs_teacher: ClassVar[bool] = True
     needs_hidden_states: ClassVar[bool] = False
     needs_attentions: ClassVar[bool] = False
+    needs_feed_forward: ClassVar[bool] = False
 
     weight: float = Field(default=1.0, ge=0, description="factor of this term in the total loss")
 
@@ -153,3 +155,20 @@ class Attention(Objective):
         from abridged.objectives.attention import AttentionDistillation
 
         return AttentionDistillation(self)
+
+
+class FeedForward(Objective):
+    """Mean squared error between what the feed-forward parts of student and teacher add to the hidden states (ILKD)."""
+
+    needs_feed_forward: ClassVar[bool] = True
+
+    layers: dict[int, int] | None = Field(
+        default=None,
+        description="student layer: teacher layer, from 0; of an encoder-decoder the encoder's come first; null = "
+        "every student layer, evenly spread over the teacher's",
+    )
+
+    def build(self, context: ObjectiveContext) -> Term:
+        from abridged.objectives.feed_forward import FeedForwardDistillation
+
+        return FeedForwardDistillation(self)

@@ -150,12 +150,42 @@ def gammas(matrices: Sequence[MatrixPicture]) -> Markup:
     return drawing.svg
 
 
+def errors(points: Sequence[tuple[str, int | None, float]]) -> Markup:
+    """The error of approximation (kind of module, layer or None, error) over the layers, a line for each kind."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    outside: dict[str, float] = {}
+    for kind, layer, error in points:
+        if layer is None:
+            outside[kind] = error
+        else:
+            series.setdefault(kind, []).append((layer, error))
+    with Drawing(4.6, 2.6 + 0.15 * math.ceil((len(series) + len(outside)) / 2), "Error of every factored matrix") as d:
+        for index, (name, values) in enumerate(series.items()):
+            layers, heights = zip(*sorted(values), strict=True)
+            style: dict[str, Any] = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+            d.axes.plot(layers, heights, linewidth=1, label=name_of(name, 20), **style)
+        for name, height in outside.items():
+            style = {"color": COLOURS["ink"], "linestyle": (0, (4, 2))}
+            d.axes.axhline(height, linewidth=1, label=name_of(name, 20), **style)
+        d.axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        d.axes.set_ylim(0, None)
+        d.axes.grid(axis="y")
+        d.axes.set_xlabel("layer")
+        d.axes.set_ylabel("‖W − ΣA⊗B‖ / ‖W‖")
+        d.axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
+    return d.svg
+
+
 def kind_of(matrix: MatrixPicture) -> str:
     """What a matrix is within its layer: 'attn.c_attn Q' of 'transformer.h.3.attn.c_attn'."""
-    pieces = matrix.name.split(".")
+    return f"{within_layer(matrix.name)[0]} {matrix.block}".strip()
+
+
+def within_layer(path: str) -> tuple[str, int | None]:
+    """A module's path within its layer, and which layer that is: 'transformer.h.3.mlp.c_fc' -> ('mlp.c_fc', 3)."""
+    pieces = path.split(".")
     digits = [index for index, piece in enumerate(pieces) if piece.isdigit()]
-    kind = ".".join(pieces[digits[-1] + 1 :]) if digits else matrix.name
-    return f"{kind} {matrix.block}".strip()
+    return (".".join(pieces[digits[-1] + 1 :]), int(pieces[digits[-1]])) if digits else (path, None)
 
 
 def token_cloud(picture: TokenPicture, cloud: TokenCloud) -> Markup:

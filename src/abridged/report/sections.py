@@ -290,6 +290,22 @@ def gamma(data: ReportData) -> Section | None:
     }
 
 
+def factors(data: ReportData) -> Section | None:
+    """How near the Kronecker factors came to each matrix before training."""
+    found = [module for module in data.modules if module.get("error") is not None]
+    if not found:
+        return None
+    points = [(*plots.within_layer(module["name"]), module["error"]) for module in found]
+    worst = max(found, key=lambda module: module["error"])
+    return {
+        "title": "Matrices as Kronecker products",
+        "svg": plots.errors(points),
+        "count": len(found),
+        "worst": worst["name"],
+        "error": percent(worst["error"], 0),
+    }
+
+
 def samples(data: ReportData) -> Section | None:
     """The same prompts continued, or documents summed up, by each model."""
     if not data.samples:
@@ -344,5 +360,5 @@ def setting(data: ReportData) -> Section | None:
 
 
 SECTIONS: list[Callable[[ReportData], Section | None]] = [
-    summary, bytes_by_part, training, tokens, weights, gamma, samples, loading, modules, setting,
+    summary, bytes_by_part, training, tokens, factors, weights, gamma, samples, loading, modules, setting,
 ]  # fmt: skip

@@ -36,6 +36,11 @@ class PackedModule(nn.Module):
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
 
     @property
+    def rows(self) -> int:
+        """Output features, or vocabulary entries."""
+        return self.spec.rows
+
+    @property
     def storage(self) -> tuple[int, int, str, str]:
         """(rows, columns, code_book, packing), as the ops take them."""
         return self.spec.rows, self.spec.columns, self.spec.code_book, self.spec.packing

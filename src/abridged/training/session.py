@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -126,12 +127,16 @@ class Session:
         """Let the stage's methods change the student; the order in the recipe is the order in which they do."""
         methods: list[Method] = list(stage.methods.values())
         torch.manual_seed(stage.training.seed)
-        for method in methods:
-            method.prepare(self.student, self.anatomy, lambda model: self._calibrate(model, number))
+        self._apply(methods, self.student, number)
         self.student.requires_grad_(True)
         set_dropout(self.student, stage.training.dropout or 0.0)
         set_checkpointing(self.student, stage.training.gradient_checkpointing)
         return methods
+
+    def _apply(self, methods: list[Method], model: Any, number: int) -> None:
+        """Let methods change a model; each sees what the one before has made of it."""
+        for method in methods:
+            method.prepare(model, anatomy_of(model), lambda model: self._calibrate(model, number))
 
     def train(self, number: int, stage: Stage, methods: list[Method]) -> None:
         """Train the student on what the stage's objectives ask of it."""
@@ -149,21 +154,22 @@ class Session:
                 method.step(self.student, progress)
 
         began = time.perf_counter()
-        train(
-            Run(
-                system=system,
-                examples=examples,
-                settings=settings,
-                work=self.work,
-                stage=number,
-                targets=self._targets(system, stage, examples) if system.needs_teacher else None,
-                before_step=step_methods,
-                after_step=system.after_step,
-                validate=self.task.validation(self.student, settings),
-                groups=groups,
-                compile=[m.get_submodule(p) for m in (self.student, self._teacher) if m for p in self.anatomy.blocks],
+        with closing(system):
+            train(
+                Run(
+                    system=system,
+                    examples=examples,
+                    settings=settings,
+                    work=self.work,
+                    stage=number,
+                    targets=self._targets(system, stage, examples) if system.needs_teacher else None,
+                    before_step=step_methods,
+                    after_step=system.after_step,
+                    validate=self.task.validation(self.student, settings),
+                    groups=groups,
+                    compile=[m.get_submodule(p) for m in (self.student, self._teacher) if m for p in _blocks(m)],
+                )
             )
-        )
         self.seconds["training"] += time.perf_counter() - began
 
     def finish(self, number: int, methods: list[Method]) -> None:
@@ -187,7 +193,7 @@ class Session:
         """Pack the student, measure it as packed, and put checkpoint, report and account at the output."""
         if not self.main:
             return {}
-        matrices = picture_weights(self.student, self.anatomy)
+        matrices = picture_weights(self.student, anatomy_of(self.student))
         models = {"teacher": self.teacher, "untrained": self._without_training(), "student": pack_model(self.student)}
         models = {name: model for name, model in models.items() if model is not None}
         metrics = {name: self.measure(model) for name, model in models.items()}
@@ -203,6 +209,7 @@ class Session:
             teacher_metrics=metrics["teacher"],
             student_metrics=metrics["student"],
             rounded_metrics=metrics.get("untrained"),
+            rounded_name=", ".join([*(m.untrained_name for m in self.recipe.stages[-1].methods.values()), "untrained"]),
             metrics=self.work.metrics(),
             matrices=matrices,
             tokens=picture_tokens(
@@ -286,8 +293,8 @@ class Session:
         if not methods:
             return None
         rounded = copy.deepcopy(self.teacher)
+        self._apply(methods, rounded, len(self.recipe.stages) - 1)
         for method in methods:
-            method.prepare(rounded, self.anatomy, lambda model: self._calibrate(model, len(self.recipe.stages) - 1))
             method.finish(rounded)
         return pack_model(rounded.eval())
 
@@ -300,6 +307,11 @@ class Session:
         if key not in _MEASURED:
             _MEASURED[key] = self.task.measure(model, "test", settings)
         return _MEASURED[key]
+
+
+def _blocks(model: Any) -> list[str]:
+    """Paths of a model's repeated blocks; the student may have fewer than the teacher."""
+    return anatomy_of(model).blocks
 
 
 def loss_percent(teacher: dict[str, Any], student: dict[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -23,6 +23,8 @@ class Quantize(Method):
     Weights are FP32 masters, quantised afresh at every step. A second stage keeps the masters and what was learned
     about scales and clips as far as the new settings allow, and installs the new bits.
     """
+
+    untrained_name: ClassVar[str] = "round to nearest"
 
     weights: WeightSettings = Field(default=WeightSettings(), description="the matrices of attention and feed-forward")
     embeddings: EmbeddingSettings = Field(
