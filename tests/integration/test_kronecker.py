@@ -19,7 +19,11 @@ def recipe(*stages, **training):
     return {
         "name": "tiny",
         "stages": [
-            {"methods": methods, "objectives": objectives, "training": {**TRAINING, "steps": 4, **training}}
+            {
+                "methods": methods,
+                "objectives": objectives,
+                "training": {**TRAINING, "steps": 4, "learning_rates": {}, **training},
+            }
             for methods, objectives in stages
         ],
     }
@@ -33,15 +37,13 @@ def composed(teacher, text, tmp_path_factory):
     return abridged.compress(teacher, stages, text, output), output
 
 
-def test_factors_are_quantised_in_a_later_stage(composed, text):
+def test_factors_are_quantised_in_a_later_stage(composed):
     record, output = composed
     model = load(output)
     found = factored_modules(model)
     assert "transformer.h.1.mlp.c_fc" in found
     assert "transformer.h.0.mlp.c_fc" not in found
     assert all(isinstance(pair.left, PackedModule) for module in found.values() for _, pair in module.pairs())
-    measured = abridged.evaluate(output, text)["perplexity"]
-    assert measured == pytest.approx(record["metrics"]["student"]["perplexity"], rel=1e-3)
     assert record["size"]["stored_parameters"] < record["size"]["parameters"]
     page = (output / "report.html").read_text()
     assert "Matrices as Kronecker products" in page
@@ -88,7 +90,7 @@ def test_fewer_layers_are_trained_and_stored(teacher, text, tmp_path):
 def test_a_classifier_is_factored_too(tmp_path):
     reviews = write_reviews(tmp_path / "reviews.tsv", rows=60)
     bert = write_bert(tmp_path / "bert", reviews.read_text())
-    abridged.finetune(bert, reviews, tmp_path / "teacher", steps=2, batch_size=4)
+    abridged.finetune(bert, reviews, tmp_path / "teacher", overrides=["steps=2", "batch_size=4"])
     objectives = {**ILKD, "logits": {}}
     stages = recipe(({"kronecker": {"layers": "all", "rank": 2}}, objectives), batch_size=4)
     abridged.compress(tmp_path / "teacher", stages, reviews, tmp_path / "small")

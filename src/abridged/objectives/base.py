@@ -218,6 +218,7 @@ class StudentForward(nn.Module):
         self.hidden_states = any(objective.needs_hidden_states for objective in objectives.values())
         self.attentions = any(objective.needs_attentions for objective in objectives.values())
         self.feed_forward = any(objective.needs_feed_forward for objective in objectives.values())
+        self._before: dict[int, tuple[Any, str]] = {}  # what attention computed by before this stage
         self._recorders: dict[int, tuple[nn.Module, Recorder]] = {}
         if self.feed_forward:
             self._recorder(model)
@@ -237,6 +238,7 @@ class StudentForward(nn.Module):
         return total, {name: value.detach() for name, value in values.items()}
 
     def _outputs_of(self, model: nn.Module, batch: Batch) -> Outputs:
+        self._before.setdefault(id(model), (model, getattr(model.config, "_attn_implementation", "")))
         recorder = self._recorder(model) if self.feed_forward else None
         outputs = outputs_of(model, batch, hidden_states=self.hidden_states, attentions=self.attentions)
         if recorder is not None:
@@ -252,7 +254,11 @@ class StudentForward(nn.Module):
         return self._recorders[id(model)][1]
 
     def close(self) -> None:
-        """Leave student and teacher as they were."""
+        """Leave student and teacher as they were: a stage must not depend on whether the one before was run here."""
+        for model, implementation in self._before.values():
+            if getattr(model.config, "_attn_implementation", "") != implementation:
+                model.set_attn_implementation(implementation)
+        self._before.clear()
         for _, recorder in self._recorders.values():
             recorder.remove()
         self._recorders.clear()
