@@ -162,7 +162,11 @@ def errors(points: Sequence[tuple[str, int | None, float]]) -> Markup:
     with Drawing(4.6, 2.6 + 0.15 * math.ceil((len(series) + len(outside)) / 2), "Error of every factored matrix") as d:
         for index, (name, values) in enumerate(series.items()):
             layers, heights = zip(*sorted(values), strict=True)
-            style: dict[str, Any] = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+            style: dict[str, Any] = {
+                "color": SERIES[index % len(SERIES)],
+                "marker": MARKERS[index % len(MARKERS)],
+                "markersize": 4,
+            }
             d.axes.plot(layers, heights, linewidth=1, label=name_of(name, 20), **style)
         for name, height in outside.items():
             style = {"color": COLOURS["ink"], "linestyle": (0, (4, 2))}

@@ -122,7 +122,7 @@ class KroneckerLinear(Factored):
         """x (..., columns) to (..., n1 * m2 * rank): B of each run of n2 inputs."""
         n1, n2 = self.factors.left[1], self.factors.right[1]
         if self._is_thin():
-            weight = self.right.weight.to(x.dtype)[0]
+            weight = self.right.weight.to(x.dtype)[0]  # type: ignore[index]
             y = x[..., ::n2] * weight[0]
             for j in range(1, n2):
                 y = torch.addcmul(y, x[..., j::n2], weight[j])
@@ -134,7 +134,7 @@ class KroneckerLinear(Factored):
         if n2 == 1:
             y = self.left(x).unflatten(-1, (m1, rank))
             if self._is_thin():
-                y = y * self.right.weight.to(y.dtype)[:, 0]
+                y = y * self.right.weight.to(y.dtype)[:, 0]  # type: ignore[index]
                 return y.flatten(-2)
             return self.right(y).flatten(-2)
         y = self.left(x.unflatten(-1, (n1, n2)).transpose(-2, -1))  # (..., n2, m1 * rank)
