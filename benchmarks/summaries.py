@@ -40,14 +40,14 @@ RESTORING: dict[str, list[str]] = {
     "long": ["steps=300", "context=256", "batch_size=32", "learning_rate=1e-3", "warmup=0.02", "schedule=linear"]
     + ["final_rate=0.2", "weight_decay=0.05", "betas=[0.9,0.98]"],
 }
-#: And then, of each task. Names are learned at a high rate twice: copying them whole comes late.
+#: And then, of each task; every lesson on titles has other names in its pairs.
 TASKS: dict[str, dict[str, list[str]]] = {
     "subjects": {
         "subjects": ["epochs=4", "context=256", "target_context=64", "learning_rate=5e-4", "evaluate_every=225"],
     },
     "titles": {
         "names": ["steps=2000", "context=192", "target_context=32", "learning_rate=7e-4", "evaluate_every=100"],
-        "titles": ["steps=2400", "context=192", "target_context=32", "learning_rate=7e-4", "evaluate_every=200"],
+        "titles": ["steps=1000", "context=192", "target_context=32", "learning_rate=2e-4", "evaluate_every=200"],
     },
 }
 LEARNING = ["batch_size=32", "warmup=0.05", "schedule=linear", "weight_decay=0.05", "dropout=0.1", "betas=[0.9,0.98]"]
@@ -132,17 +132,21 @@ BASELINES: dict[str, Callable[[Pair], str]] = {
 }
 
 
-def pairs_of(options: argparse.Namespace) -> Path:
-    """The folder of the task's pairs."""
+def pairs_of(options: argparse.Namespace, lesson: int = -1) -> Path:
+    """The folder of pairs for a lesson on the task, by default the last one's."""
     data = Path(options.data)
-    return data / "aeslc" if options.task == "subjects" else write_titles(data, Path(f"{options.output}.pairs"))
+    if options.task == "subjects":
+        return data / "aeslc"
+    number = range(len(TASKS[options.task]))[lesson]
+    return write_titles(data, Path(f"{options.output}.pairs-{number}"), seed=number)
 
 
 def make_teacher(options: argparse.Namespace) -> None:
     """The lessons, one after another; one whose result is there is not given again."""
-    pairs, texts = pairs_of(options), write_texts(Path(options.data), Path(f"{options.output}.texts"))
+    texts = write_texts(Path(options.data), Path(f"{options.output}.texts"))
     lessons = {name: (texts, settings) for name, settings in RESTORING.items()}
-    lessons |= {name: (pairs, settings + LEARNING) for name, settings in TASKS[options.task].items()}
+    for number, (name, settings) in enumerate(TASKS[options.task].items()):
+        lessons[name] = (pairs_of(options, number), settings + LEARNING)
     before: str | Path = CONFIG
     records = {}
     for name, (source, settings) in lessons.items():
@@ -153,6 +157,7 @@ def make_teacher(options: argparse.Namespace) -> None:
         record = json.loads((where / "abridged.json").read_text())
         records[name] = {key: record[key] for key in ("settings", "steps", "validation", "curve") if key in record}
         before = where
+    pairs = pairs_of(options)
     test = load_pairs(pairs).test
     result = {
         "task": options.task,
