@@ -31,7 +31,8 @@ def pack_model(student: Any) -> Any:
     ``source`` whose ``stored()`` gives levels and scales. Master weights are never copied. Parameters that are not
     quantised will be stored in ``student.unquantized_dtype`` (FP32 if it has none). The copy answers as the
     checkpoint will, and can be saved with ``save_pretrained`` or ``save_checkpoint``.
-    Raises :class:`AbridgedError` if nothing in the model is quantised, or a weight is not finite.
+    A model that was cut is stored at its sizes, ``student.shapes``, whether it is quantised or not.
+    Raises :class:`AbridgedError` if nothing in the model is quantised or cut, or a weight is not finite.
     """
     specs: dict[str, ModuleSpec] = {}
     memo: dict[int, Any] = {}
@@ -44,9 +45,11 @@ def pack_model(student: Any) -> Any:
             frozen = QuantizedAttention(*(_frozen(getattr(module, role)) for role in ROLES))
             roles = {role: _activation_spec(getattr(frozen, role)) for role in ROLES}
             specs[attention], memo[id(module)] = AttentionSpec(kind="attention", **roles), frozen.eval()
-    if not memo:
-        raise AbridgedError("nothing in this model is quantised, so there is nothing to pack")
-    spec = QuantizationSpec(modules=specs, unquantized_dtype=getattr(student, "unquantized_dtype", "float32"))
+    shapes = getattr(student, "shapes", None)
+    if not memo and shapes is None:
+        raise AbridgedError("nothing in this model is quantised or pruned, so there is nothing to pack")
+    dtype = getattr(student, "unquantized_dtype", "float32")
+    spec = QuantizationSpec(modules=specs, unquantized_dtype=dtype, shapes=shapes)
     # deepcopy takes what memo holds for the quantised modules instead of copying them
     model = copy.deepcopy(student, memo)
     for parameter in model.parameters():

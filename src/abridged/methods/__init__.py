@@ -27,4 +27,9 @@ class _Methods(Mapping[str, type[Method]]):
         return len(self._paths)
 
 
-METHODS = _Methods({"quantize": "abridged.methods.quantization.method:Quantize"})
+METHODS = _Methods(
+    {
+        "quantize": "abridged.methods.quantization.method:Quantize",
+        "prune": "abridged.methods.pruning.method:Prune",
+    }
+)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     Calibrate = Callable[[nn.Module], None]
 
@@ -21,6 +21,9 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    #: Whether `finish` gives the model other sizes, by what the training has found.
+    reshapes: ClassVar[bool] = False
+
     def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
         """Change `model` in place before a stage trains it.
 
@@ -30,8 +33,15 @@ class Method(BaseModel):
     def step(self, model: nn.Module, progress: float) -> None:
         """Change what follows a schedule; called before each step with `progress` in [0, 1] of the stage."""
 
-    def finish(self, model: nn.Module) -> None:
-        """Leave behind what will be stored; called once after the stage."""
+    def penalties(self, model: nn.Module) -> dict[str, Tensor]:
+        """Scalars in FP32 to add to the loss, by name, computed in each forward pass while the stage is trained.
+
+        What has no gradient is not added, but logged all the same.
+        """
+        return {}
+
+    def finish(self, model: nn.Module) -> dict[str, Any] | None:
+        """Leave behind what will be stored; called once after the stage. Returns facts for abridged.json, if any."""
 
     def untrained(self) -> Method:
         """The same storage by the simplest rule that needs no training: what a report compares with."""
