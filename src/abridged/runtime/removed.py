@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 class NoMatrix(nn.Module):
     """In place of a linear layer: a zero without dimensions, which fits whatever it is added to."""
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0), persistent=False)  # transformers looks for one to initialise
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (…) -> ()."""

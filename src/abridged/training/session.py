@@ -17,7 +17,7 @@ from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.data.batch import Batch
 from abridged.data.blocks import Blocks
-from abridged.data.examples import Examples
+from abridged.data.examples import Examples, Subset
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
@@ -77,6 +77,7 @@ class Session:
         self.seconds: dict[str, float] = {"training": 0.0}
         self._done = -1
         self._previous: Any = None
+        self.facts: dict[str, Any] = {}
         with together():
             self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
             self._load(model, data, columns, task)
@@ -127,7 +128,7 @@ class Session:
         methods: list[Method] = list(stage.methods.values())
         torch.manual_seed(stage.training.seed)
         for method in methods:
-            method.prepare(self.student, self.anatomy, lambda model: self._calibrate(model, number))
+            method.prepare(self.student, anatomy_of(self.student), lambda model: self._calibrate(model, number))
         self.student.requires_grad_(True)
         set_dropout(self.student, stage.training.dropout or 0.0)
         set_checkpointing(self.student, stage.training.gradient_checkpointing)
@@ -138,11 +139,19 @@ class Session:
         if number <= self._done:
             return
         settings, examples = stage.training, self._examples(number)
-        system = StudentForward(self.student, stage.objectives, self._sizes(examples))
+
+        def penalties() -> dict[str, torch.Tensor]:
+            return {name: value for method in methods for name, value in method.penalties(self.student).items()}
+
+        system = StudentForward(self.student, stage.objectives, self._sizes(examples), penalties)
         groups: dict[str, list[nn.Parameter]] = {}
         for method in methods:
             for name, parameters in method.parameter_groups(self.student).items():
                 groups.setdefault(name, []).extend(parameters)
+        if settings.freeze_weights:
+            self.student.requires_grad_(False)
+            for parameter in (p for parameters in groups.values() for p in parameters):
+                parameter.requires_grad_(True)
 
         def step_methods(progress: float) -> None:
             for method in methods:
@@ -169,25 +178,32 @@ class Session:
     def finish(self, number: int, methods: list[Method]) -> None:
         """Let the methods leave behind what will be stored."""
         set_checkpointing(self.student, False)
-        for method in methods:
-            method.finish(self.student)
+        if any(method.reshapes for method in methods):  # what a resumed run must find to make the same of it
+            self._keep_or_load(number)
+        for name, method in zip(self.recipe.stages[number].methods, methods, strict=True):
+            if facts := method.finish(self.student):
+                self.facts[name] = facts
         following = self.recipe.stages[number + 1 : number + 2]
         if following and following[0].teacher == "previous":
             self._previous = self._kept(number)
 
     def _kept(self, number: int) -> Any:
         """The student as a stage has left it, to be the next one's teacher; from disk where the run was resumed."""
+        self._keep_or_load(number)
+        return copy.deepcopy(self.student).requires_grad_(False).eval()
+
+    def _keep_or_load(self, number: int) -> None:
+        """Keep the student on disk as a stage has trained it; where the run was resumed after that, take it from there."""
         if number <= self._done:
             load_into(self.student, self.work.load_student(number))
         else:
             self.work.save_student(number, on_host(unique_state(self.student)))
-        return copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def save(self) -> dict[str, Any]:
         """Pack the student, measure it as packed, and put checkpoint, report and account at the output."""
         if not self.main:
             return {}
-        matrices = picture_weights(self.student, self.anatomy)
+        matrices = picture_weights(self.student, anatomy_of(self.student))
         models = {"teacher": self.teacher, "untrained": self._without_training(), "student": pack_model(self.student)}
         models = {name: model for name, model in models.items() if model is not None}
         metrics = {name: self.measure(model) for name, model in models.items()}
@@ -231,23 +247,27 @@ class Session:
             "steps": [total_steps(stage.training, self._examples(i)) for i, stage in enumerate(self.recipe.stages)],
             "metrics": metrics,
             "loss_percent": loss_percent(metrics["teacher"], metrics["student"]),
+            **({"methods": self.facts} if self.facts else {}),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(),
             "environment": environment(),
         }
 
     def _examples(self, number: int) -> Examples:
-        return self.task.examples(self.recipe.stages[number].training)
+        settings = self.recipe.stages[number].training
+        examples: Examples = self.task.examples(settings)
+        return examples if settings.data_share == 1 else Subset(examples, settings.data_share)
 
     def _sizes(self, examples: Examples) -> ObjectiveContext:
         return ObjectiveContext(
-            hidden_size=self.anatomy.hidden_size,
+            hidden_size=anatomy_of(self.student).hidden_size,
             teacher_hidden_size=self.anatomy.hidden_size,
             vocab_size=self.student.config.vocab_size,
             num_blocks=len(examples),
             context=examples.context,
             layers=self.anatomy.layers,
             device=self.device,
+            hidden_units=getattr(self.student, "hidden_units", None),
         )
 
     def _targets(self, system: StudentForward, stage: Stage, examples: Examples) -> Callable[[Batch], TeacherOutputs]:
@@ -281,13 +301,19 @@ class Session:
         model.train(was_training)
 
     def _without_training(self) -> Any:
-        """The teacher under the last stage's methods in their simplest untrained form, for comparison."""
-        methods = [method.untrained() for method in self.recipe.stages[-1].methods.values()]
+        """The teacher under the last stage's methods, and what reshaped it before, in their simplest untrained form."""
+        last = self.recipe.stages[-1]
+        methods = [
+            method.untrained()
+            for stage in self.recipe.stages
+            for method in stage.methods.values()
+            if stage is last or method.reshapes
+        ]
         if not methods:
             return None
         rounded = copy.deepcopy(self.teacher)
         for method in methods:
-            method.prepare(rounded, self.anatomy, lambda model: self._calibrate(model, len(self.recipe.stages) - 1))
+            method.prepare(rounded, anatomy_of(rounded), lambda model: self._calibrate(model, len(self.recipe.stages) - 1))
             method.finish(rounded)
         return pack_model(rounded.eval())
 
