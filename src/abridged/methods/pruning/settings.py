@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,7 +40,10 @@ class StoredBits(BaseModel):
 
 
 class Budget(BaseModel):
-    """What the pruned model may take: one of parameters, bytes, FLOPs or latency."""
+    """What the pruned model may take: one of parameters, bytes, FLOPs or latency.
+
+    Of several the one given last counts, so that `--set budget.bytes=40MB` takes the place of a recipe's parameters.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,12 +61,19 @@ class Budget(BaseModel):
     )
     bits: StoredBits = StoredBits()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _last(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given = [name for name, value in data.items() if name in MEASURES and value is not None]
+        return {name: value for name, value in data.items() if name not in given[:-1]}
+
     @model_validator(mode="after")
     def _one(self) -> Budget:
         given = [name for name in MEASURES if getattr(self, name) is not None]
-        if len(given) != 1:
-            shown = " and ".join(given) or "none"
-            raise ValueError(f"a budget is one of {', '.join(MEASURES)}: {shown} is given")
+        if not given:
+            raise ValueError(f"a budget is one of {', '.join(MEASURES)}: none is given")
         amount(getattr(self, given[0]), given[0])
         return self
 
