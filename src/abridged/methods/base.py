@@ -41,7 +41,10 @@ class Method(BaseModel):
         return {}
 
     def finish(self, model: nn.Module) -> dict[str, Any] | None:
-        """Leave behind what will be stored; called once after the stage. Returns facts for abridged.json, if any."""
+        """Leave behind what will be stored; called once after the stage.
+
+        Returns facts for abridged.json, if there are any; "notes" among them are sentences that a person is told.
+        """
 
     def untrained(self) -> Method:
         """The same storage by the simplest rule that needs no training: what a report compares with."""

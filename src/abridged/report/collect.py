@@ -163,7 +163,10 @@ def picture_tokens(
 
 
 def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
-    """Last-layer states of a batch's tokens, (tokens, hidden) FP32, after the final norm; the model's mode is kept."""
+    """Last-layer states of a batch's tokens, (tokens, hidden) FP32, after the final norm; the model's mode is kept.
+
+    Of a model that was cut narrower, 0 where units are gone.
+    """
     import torch
 
     from abridged.objectives.base import outputs_of
@@ -174,7 +177,12 @@ def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
         batch = batch.to(next(iter(model.parameters())).device)
         states = outputs_of(model, batch).last_hidden[batch.counted][:TOKENS]
     model.train(was_training)
-    return _numpy(states.float())
+    units = getattr(model, "hidden_units", None)
+    if units is None:
+        return _numpy(states.float())
+    whole = np.zeros((len(states), model.config.hidden_size), dtype=np.float32)
+    whole[:, units.numpy()] = _numpy(states.float())  # units that were pruned away say nothing
+    return whole
 
 
 def token_ids(batch: "Batch") -> list[int]:

@@ -183,6 +183,8 @@ class Session:
         for name, method in zip(self.recipe.stages[number].methods, methods, strict=True):
             if facts := method.finish(self.student):
                 self.facts[name] = facts
+                for note in facts.get("notes", ()) if self.main else ():
+                    print(f"warning: {note}", file=sys.stderr)
         following = self.recipe.stages[number + 1 : number + 2]
         if following and following[0].teacher == "previous":
             self._previous = self._kept(number)

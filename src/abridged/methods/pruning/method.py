@@ -39,9 +39,9 @@ class Prune(Method):
     warmup: float = Field(0.5, ge=0, le=1, description="share of the stage over which the target falls to the budget")
     beta: float = Field(1e-6, ge=0, description="weight of vib's divergence; of heads times their parameters")
     slope: tuple[float, float] = Field(
-        (0.5, 10.0),
-        description="of the sigmoid that counts units as kept, at the stage's start and end; with a steep one from the "
-        "start its gradient would be 0",
+        (0.5, 2.0),
+        description="of the sigmoid that counts units as kept, at the stage's start and end; a steep one has no "
+        "gradient at the start, and gets stuck above the budget at the end",
     )
     updates: int = Field(20, ge=1, description="times that magnitude, taylor and random remove units during warm-up")
 

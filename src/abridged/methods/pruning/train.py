@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from abridged.methods.pruning.budget import Lagrangian, Target, shown
+from abridged.methods.pruning.budget import Lagrangian, Target
 from abridged.methods.pruning.cut import cut
 from abridged.methods.pruning.importance import magnitudes, normalized
 from abridged.methods.pruning.layout import HIDDEN, layout_of
@@ -115,7 +114,7 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     """See `Prune.finish`."""
     masks = _masks(model)
     check_attached(model, masks)
-    target, expected = masks.target, float(expected_size(masks))
+    target, expected = masks.target, float(expected_size(masks).detach())
     ranked = scores(model, masks).detach()
     if isinstance(masks.mask, Importance) and int(masks.removals):  # what is removed already has no say any more
         ranked = torch.where(masks.mask.keep > 0, ranked + ranked.abs().max() + 1, ranked)
@@ -128,8 +127,6 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
         )
     if not any(len(selection.kept[name]) for name in masks.gates):
         notes.append("the masks have collapsed: no attention and no feed-forward part is left, only embeddings")
-    for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
     found = {
         "measure": target.name,
         "before": target.full,
@@ -152,11 +149,6 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     units = getattr(model, "hidden_units", None)
     cut(model, masks.layout, kept, factors, gates)
     model.hidden_units = kept[HIDDEN] if units is None else units[kept[HIDDEN]]
-    print(
-        f"pruned from {shown(target.full, target.name)} to {shown(selection.size, target.name)} "
-        f"({100 * selection.size / target.full:.2f} %; budget {100 * target.share:.2f} %)",
-        file=sys.stderr,
-    )
     return found
 
 
