@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abridged.checkpoint.code_books import CODE_BOOKS
-from abridged.report.data import MatrixPicture, ModelRow, PartBytes, ReportData, SampleGroup, TokenPicture
+from abridged.report.data import HeadPicture, MatrixPicture, ModelRow, PartBytes, ReportData, SampleGroup, TokenPicture
 from abridged.report.pictures import matrix_picture, token_picture
 from abridged.report.text import duration, megabytes
 
@@ -51,6 +51,7 @@ def collect(
     matrices: Sequence[MatrixPicture] = (),
     tokens: TokenPicture | None = None,
     samples: Sequence[SampleGroup] = (),
+    heads: HeadPicture | None = None,
     auto_class: str = "AutoModelForCausalLM",
     environment: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -69,6 +70,7 @@ def collect(
         matrices: of `picture_weights(student, anatomy)`, taken from the student before it is packed.
         tokens: of `picture_tokens(…)`.
         samples: what the models wrote.
+        heads: of `picture_heads(…)`, where heads were pruned.
         auto_class: the class of transformers that loads the student.
         environment: `versions` and `hardware`, as in abridged.json.
         seconds: wall time by name, such as {"training": 372.1, "evaluation": 20.4}.
@@ -98,6 +100,7 @@ def collect(
         matrices=list(matrices),
         tokens=tokens,
         samples=list(samples),
+        heads=heads,
         auto_class=auto_class,
         modules=[dict(module) for module in account["modules"]],
         directory=Path(directory).name,
@@ -160,6 +163,21 @@ def picture_tokens(
     labels = [tokenizer.decode([int(token)]) for token in token_ids]
     roles = {"teacher": "teacher", "student": "student"}
     return token_picture(labels, {name: (roles.get(name, "rounded"), array) for name, array in states.items()})
+
+
+def picture_heads(found: Mapping[str, Any]) -> HeadPicture | None:
+    """The picture of what `abridged.evaluation.probe.against_masks` found; None where it found no heads."""
+    heads = found["heads"]
+    if not heads:
+        return None
+    modules = list(dict.fromkeys(head["module"] for head in heads))
+    width = 1 + max(head["head"] for head in heads)
+    values, removed = np.full((len(modules), width), np.nan), np.zeros((len(modules), width), dtype=bool)
+    for head in heads:
+        place = modules.index(head["module"]), head["head"]
+        values[place], removed[place] = max(head["special"], head["current"]), head["removed"]
+    each = dict(found["correlation"])
+    return HeadPicture(modules, values, removed, each.pop("either"), each)
 
 
 def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:

@@ -19,12 +19,13 @@ from abridged.data.batch import Batch
 from abridged.data.blocks import Blocks
 from abridged.data.examples import Examples, Subset
 from abridged.errors import AbridgedError
+from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
 from abridged.models import load_dense, load_tokenizer, public_name, set_checkpointing, set_dropout, weights_hash
 from abridged.objectives.base import ObjectiveContext, StudentForward, TeacherOutputs
 from abridged.recipe import Recipe, Stage
-from abridged.report.collect import collect, hidden_states, picture_tokens, picture_weights, token_ids
+from abridged.report.collect import collect, hidden_states, picture_heads, picture_tokens, picture_weights, token_ids
 from abridged.report.page import write_report
 from abridged.tasks import task_for
 from abridged.training.hardware import peak_memory
@@ -227,6 +228,7 @@ class Session:
                 self.tokenizer, token_ids(batch), {name: hidden_states(model, batch) for name, model in models.items()}
             ),
             samples=self.task.samples(models),
+            heads=self._heads(),
             auto_class=kind_of(record["data"])[0],
             environment=record["environment"],
             seconds=self.seconds,
@@ -237,6 +239,17 @@ class Session:
             shutil.copyfile(self.work.folder / METRICS, finished / METRICS)
         self.work.publish(finished)
         return record
+
+    def _heads(self) -> Any:
+        """What the teacher's heads look at and which were removed, where a method says so."""
+        masks = next((facts["heads"] for facts in self.facts.values() if facts.get("heads")), None)
+        if masks is None:
+            return None
+        examples = self._examples(-1)
+        order = examples.order(0, 4)
+        batches = (examples.batch(order[i : i + 4]) for i in range(0, min(CALIBRATION_SEQUENCES, len(examples)), 4))
+        found = against_masks(probe_heads(self.teacher, batches, self.tokenizer.all_special_ids), masks)
+        return picture_heads(found)
 
     def _account(self, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """What abridged.json says of the run; saving adds sizes and hashes."""
