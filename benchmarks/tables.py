@@ -381,7 +381,9 @@ def pruning_cost() -> str:
     """A training step with masks."""
     measured = json.loads((RESULTS / "pruning_cost.json").read_text())
     seconds, more = measured["seconds_per_step"], measured["more_than_distillation"]
-    rows = [[name, f"{1000 * s:.0f}", f"{100 * more[name]:+.1f} %" if name in more else ""] for name, s in seconds.items()]
+    rows = [
+        [name, f"{1000 * s:.0f}", f"{100 * more[name]:+.1f} %" if name in more else ""] for name, s in seconds.items()
+    ]
     return markdown(["step", "ms", "more than distillation"], rows)
 
 

@@ -55,7 +55,8 @@ def test_measures_are_those_of_a_plain_loop(name):
 
 def test_batches_count_by_their_tokens():
     model, whole = build("bert"), batch()
-    rows = [Batch(whole.input_ids[i : i + 1], whole.labels[i : i + 1], whole.index[i : i + 1], MASK[i : i + 1]) for i in (0, 1)]
+    each = zip(whole.input_ids, whole.labels, whole.index, MASK, strict=True)
+    rows = [Batch(*(part.unsqueeze(0) for part in one)) for one in each]
     together, apart = (probe_heads(model, batches, [SPECIAL]) for batches in ([whole], rows))
     for path in together:
         for ours, theirs in zip(together[path], apart[path], strict=True):

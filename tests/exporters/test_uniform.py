@@ -7,7 +7,6 @@ from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.errors import AbridgedError
 from abridged.exporters import export
-from abridged.families import anatomy_of
 from abridged.methods.pruning.layout import HIDDEN
 from abridged.methods.pruning.masked import masks_of
 from pruned import answer, build, cut_to, masked, parts
@@ -47,14 +46,10 @@ def test_uniform_widths_reload_in_stock_transformers(name, tmp_path):
     assert torch.allclose(answer(dense), answer(model), atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "hidden"), [("gpt2", 24), ("bert", 32), ("llama", 19), ("llama-tied", 19), ("bart", 32)])
+@pytest.mark.parametrize(("name", "hidden"), [("gpt2", 32), ("bert", 32), ("llama", 20), ("llama-tied", 20)])
 def test_layers_that_differ_are_padded_on_request(name, hidden, tmp_path):
     first = parts(build(name), "attention")[0], parts(build(name), "ffn")[1]
     model = saved(name, tmp_path / "small", hidden=hidden, removed=first)
-    for path in parts(model, "attention"):
-        assert len(anatomy_of(model).parts)
-    if name == "gpt2" and max(p.units for p in anatomy_of(model).parts if p.kind == "attention") > 3:
-        pytest.skip("more heads than fit")
     with pytest.raises(AbridgedError, match="--uniform pads them"):
         exported(tmp_path / "small")
     dense = exported(tmp_path / "small", uniform=True)

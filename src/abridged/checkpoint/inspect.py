@@ -44,8 +44,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     ``format`` ("abridged" or "dense"), ``files`` {name: bytes}, ``parts`` {name: {parameters, bytes, dense_bytes}}
     and ``modules``: one for each module with weights, {name, part, stored, shape, bits, bytes, dense_bytes} and for
     packed ones {code_book, packing, scales, num_scales, activations}. Bytes by part and module are those of the
-    tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts). Of a model that was cut, parameters and
-    dense bytes are those of the one before ("pruned away" in parts), so that ratios are honest.
+    tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts). Of a model that was cut, parameters
+    and dense bytes are those of the one before ("pruned away" in parts), so that ratios are honest.
     Raises :class:`AbridgedError` if the directory or a file in it cannot be read as a model.
     """
     directory = checked_directory(path)

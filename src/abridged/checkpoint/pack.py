@@ -48,7 +48,7 @@ def pack_model(student: Any) -> Any:
     shapes = getattr(student, "shapes", None)
     if not memo and shapes is None:
         raise AbridgedError("nothing in this model is quantised or pruned, so there is nothing to pack")
-    dtype = getattr(student, "unquantized_dtype", "float32")
+    dtype: Any = getattr(student, "unquantized_dtype", "float32")
     spec = QuantizationSpec(modules=specs, unquantized_dtype=dtype, shapes=shapes)
     # deepcopy takes what memo holds for the quantised modules instead of copying them
     model = copy.deepcopy(student, memo)

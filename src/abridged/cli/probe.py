@@ -13,18 +13,22 @@ def probe(
     data: options.Data,
     pruned: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="A pruned student of MODEL: which heads its masks removed.", show_default=False),
+        typer.Option(
+            metavar="DIR", help="A pruned student of MODEL: which heads its masks removed.", show_default=False
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Training examples that are looked at, at most.")] = 32,
-    context: Annotated[int | None, typer.Option(min=2, help="Tokens of an example.", show_default="the model's")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of an example.", show_default="the model's")
+    ] = None,
     columns: options.Columns = None,
     task: options.Task = None,
     json: options.Json = False,
 ) -> None:
     """Say what each attention head looks at: special tokens, the token itself, the one before; and its entropy.
 
-    With --pruned, also which heads were removed, and whether those that look at special tokens (the first token, where a
-    text has none) and at the current one went first: Spearman's rank correlation with the masks' scores, below 0 if so.
+    With --pruned, also which heads were removed, and whether those on special tokens (the first token, where a text has
+    none) and on the current one went first: Spearman's rank correlation with the masks' scores, below 0 if so.
 
     Examples: abridged probe bundled --data wikitext-2; abridged probe bundled --data wikitext-2 --pruned small
     """

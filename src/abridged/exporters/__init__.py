@@ -20,7 +20,9 @@ class Format:
 
 
 FORMATS = {
-    "dense": Format("dense:export_dense", "an ordinary Hugging Face model with the quantised values", ("dtype", "uniform")),
+    "dense": Format(
+        "dense:export_dense", "an ordinary Hugging Face model with the quantised values", ("dtype", "uniform")
+    ),
     "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback", "dtype")),
     "compressed-tensors": Format(
         "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
@@ -34,7 +36,7 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
     Args:
         format: "dense", an ordinary Hugging Face model that holds the quantised values; "gguf", a file for llama.cpp;
             "compressed-tensors", a directory for vLLM and transformers.
-        options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in, and `uniform`, True to
+        options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in; `uniform`, True to
             pad the layers of a pruned model with zeros to one width. gguf: `ternary`,
             "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store
             all of them dense. compressed-tensors: `dtype`, of scales and of what is not packed.

@@ -35,10 +35,10 @@ def export_dense(
     """Write the model in ``directory`` as a stock model of its architecture to ``output``; return its ``inspect``.
 
     Weights are ``level * scale``, exact in FP32 and rounded in FP16. Activation quantisers have no place in a stock
-    model and are left out: it computes with full-precision activations. ``uniform``: pad the layers of a pruned model
-    with zeros to one width.
-    Raises :class:`AbridgedError` for an unreadable checkpoint, an unknown dtype, an output that cannot be written, or a pruned
-    model of sizes that no stock model has.
+    model and are left out: it computes with full-precision activations. ``uniform``: pad the layers of a pruned
+    model with zeros to one width.
+    Raises :class:`AbridgedError` for an unreadable checkpoint, an unknown dtype, an output that cannot be written, or
+    a pruned model of sizes that no stock model has.
     """
     if dtype not in ("float32", "float16"):
         raise AbridgedError(f"dense export knows the dtypes float32 and float16, not {dtype!r}")

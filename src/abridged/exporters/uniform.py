@@ -42,16 +42,15 @@ def uniform_config(packed: Any, pad: bool) -> Any:
             f"the layers of this model have different numbers of heads or inner units: {_OWN}; --uniform pads them "
             "with zeros"
         )
-    heads, groups = widths.heads, widths.groups
-    if hasattr(config, "num_key_value_heads"):  # such families name the size of a head
-        config.num_key_value_heads, config.head_dim = groups, widths.head_size
-    else:
-        heads, rest = divmod(widths.hidden, widths.head_size)
-        if rest or heads < widths.heads or (heads != widths.heads and not pad):
-            raise AbridgedError(
-                f"a hidden width of {widths.hidden} is not that of {widths.heads} heads of {widths.head_size}, as a "
-                f"stock {config.model_type} needs it: {_OWN}; prune with round_to: {widths.head_size}, and --uniform"
-            )
+    heads = _stock_heads(widths, config)
+    if heads is None or (heads != widths.heads and not pad):
+        raise AbridgedError(
+            f"a hidden width of {widths.hidden} does not go with {widths.heads} heads of {widths.head_size} in a stock "
+            f"{config.model_type}: {_OWN}; prune with round_to: {widths.head_size}, and --uniform"
+        )
+    if hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = heads * widths.groups // widths.heads
+        config.head_dim = widths.head_size
     if getattr(config, "scale_embedding", False):
         raise AbridgedError(f"a stock {config.model_type} scales embeddings by its width: {_OWN}")
     for names, value in ((("hidden_size",), widths.hidden), (_HEADS, heads), (_INNER, widths.inner)):
@@ -59,6 +58,15 @@ def uniform_config(packed: Any, pad: bool) -> Any:
             if hasattr(config, name):
                 setattr(config, name, value)
     return config
+
+
+def _stock_heads(widths: Widths, config: Any) -> int | None:
+    """The least number of heads, no fewer than there are, that a stock model of that width can have, if any."""
+    if hasattr(config, "num_key_value_heads"):  # such families name the size of a head, but the width must divide
+        queries = widths.heads // widths.groups
+        return next((n for n in range(widths.heads, widths.hidden + 1, queries) if widths.hidden % n == 0), None)
+    heads, rest = divmod(widths.hidden, widths.head_size)
+    return None if rest or heads < widths.heads else heads
 
 
 def _common(packed: Any) -> tuple[Widths, bool]:

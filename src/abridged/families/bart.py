@@ -43,9 +43,7 @@ def anatomy(model: "BartForConditionalGeneration") -> Anatomy:
                 ]
                 inputs = tuple(f"{block}.{part}.{name}_proj" for name in "qkv")
                 heads = getattr(config, f"{side}_attention_heads")
-                parts.append(
-                    Part(f"{block}.{part}", "attention", layer, inputs, f"{block}.{part}.out_proj", heads)
-                )
+                parts.append(Part(f"{block}.{part}", "attention", layer, inputs, f"{block}.{part}.out_proj", heads))
                 norms.append(f"{block}.{part}_layer_norm")
             matrices += [
                 Matrix(f"{block}.fc1", "linear", "ffn", layer, inner, width),

@@ -59,9 +59,7 @@ def anatomy(model: Any) -> Anatomy:
         attention, output = f"{layer}.attention", f"{layer}.output.dense"
         inputs = tuple(f"{attention}.self.{name}" for name in ("query", "key", "value"))
         parts += [
-            Part(
-                f"{attention}.self", "attention", i, inputs, f"{attention}.output.dense", config.num_attention_heads
-            ),
+            Part(f"{attention}.self", "attention", i, inputs, f"{attention}.output.dense", config.num_attention_heads),
             Part(output, "ffn", i, (f"{layer}.intermediate.dense",), output, inner),
         ]
     for name, reader in _POOLED.items():

@@ -24,7 +24,11 @@ class HiddenDistillation(Term):
         self.settings = settings
         same = context.hidden_size == context.teacher_hidden_size
         self.units = None if same else context.hidden_units
-        self.projection = nn.Identity() if same or self.units is not None else nn.Linear(context.hidden_size, context.teacher_hidden_size)
+        self.projection = (
+            nn.Identity()
+            if same or self.units is not None
+            else nn.Linear(context.hidden_size, context.teacher_hidden_size)
+        )
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
         if not isinstance(teacher, Outputs) or teacher.hidden_states is None or student.hidden_states is None:

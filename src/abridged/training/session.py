@@ -196,7 +196,7 @@ class Session:
         return copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def _keep_or_load(self, number: int) -> None:
-        """Keep the student on disk as a stage has trained it; where the run was resumed after that, take it from there."""
+        """Keep the student on disk as a stage has trained it; of a stage done before a run was resumed, take it up."""
         if number <= self._done:
             load_into(self.student, self.work.load_student(number))
         else:
@@ -328,7 +328,9 @@ class Session:
             return None
         rounded = copy.deepcopy(self.teacher)
         for method in methods:
-            method.prepare(rounded, anatomy_of(rounded), lambda model: self._calibrate(model, len(self.recipe.stages) - 1))
+            method.prepare(
+                rounded, anatomy_of(rounded), lambda model: self._calibrate(model, len(self.recipe.stages) - 1)
+            )
             method.finish(rounded)
         return pack_model(rounded.eval())
 

@@ -27,6 +27,16 @@ class Masks(nn.Module):
     `draw` is called once for each forward pass; norms and hooks then read the factors of their axis.
     """
 
+    free: Tensor  #: (units,) 1 where a unit may be removed
+    handles: list[Any]  #: of the hooks, to take them away
+    hooked: dict[str, nn.Module]  #: the matrices with hooks, as they were found
+    # What the training of a stage adds:
+    target: Any  #: what the model may take
+    share: float  #: of the whole, that it may take now
+    lagrangian: Any
+    stands_for: Tensor  #: (units,) how much each unit's divergence counts
+    removals: Tensor  #: how often units were removed, where masks are not learned
+
     def __init__(self, layout: Layout, kind: Kind, structures: frozenset[str]) -> None:
         super().__init__()
         self.layout = layout
@@ -45,15 +55,13 @@ class Masks(nn.Module):
         self._draw: Tensor | None = None
         self._weights: Tensor | None = None
 
-    free: Tensor
-
     def _free(self, structures: frozenset[str]) -> Tensor:
         """1 where a unit may be removed, (units,)."""
         free = torch.zeros(self.mask.units)
         for name, place in self.places.items():
             free[place] = float(kind_of(self.layout.axes[name]) in structures)
-        for place in self.gates.values():
-            free[place] = float("blocks" in structures)
+        for gate in self.gates.values():
+            free[gate] = float("blocks" in structures)
         return free
 
     def draw(self, rows: int) -> None:

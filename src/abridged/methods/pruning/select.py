@@ -75,7 +75,7 @@ class Ranking:
         self.target, self.gated = target, set(masks.gates)
         self.axes = masks.layout.axes
         free = masks.free.cpu().numpy() > 0
-        self.base = {name: 0 for name in self.axes}
+        self.base = dict.fromkeys(self.axes, 0)
         self.bound: dict[str, list[int]] = {name: [] for name in self.axes}
         items: list[Item] = []
         first: list[Item] = []
@@ -87,9 +87,9 @@ class Ranking:
             if name not in self.gated:  # the residual stream and a pooler cannot go altogether
                 first.append(own.pop(0))
             items += own
-        for name, place in masks.gates.items():
-            if free[place]:
-                items.append(Item(name, (), float(scores[place])))
+        for name, gate in masks.gates.items():
+            if free[gate]:
+                items.append(Item(name, (), float(scores[gate])))
             else:
                 self.base[name] = 1
         items.sort(key=lambda item: -item.score)
@@ -156,7 +156,5 @@ def _items(axis: str, scores: np.ndarray, round_to: int) -> list[Item]:
 
 def describe(kept: dict[str, Tensor], masks: Masks) -> dict[str, Any]:
     """What stays, in numbers: the hidden width, and by part how many units of how many."""
-    parts = {
-        name: [len(kept[name]), axis.units] for name, axis in masks.layout.axes.items() if name != HIDDEN
-    }
+    parts = {name: [len(kept[name]), axis.units] for name, axis in masks.layout.axes.items() if name != HIDDEN}
     return {"hidden": [len(kept[HIDDEN]), masks.layout.axes[HIDDEN].units], "parts": parts}

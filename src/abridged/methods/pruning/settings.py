@@ -53,7 +53,8 @@ class Budget(BaseModel):
     bytes: float | str | None = Field(None, description="of the file: a share up to 1, or such as 40MB (of 2^20 bytes)")
     flops: float | str | None = Field(None, description="of a token at `context`: a share up to 1, or such as 1.5G")
     latency: float | str | None = Field(
-        None, description="of the matrix products of `context` tokens, measured on this machine: a share, or such as 3ms"
+        None,
+        description="of the matrix products of `context` tokens, measured on this machine: a share, or such as 3ms",
     )
     context: int = Field(128, ge=1, description="tokens of a sequence, where FLOPs or latency count")
     embeddings: bool = Field(

@@ -83,8 +83,8 @@ def _keep(masks: Masks, selection: Selection) -> None:
     keep = torch.zeros(masks.mask.units)
     for name, place in masks.places.items():
         keep[place][selection.kept[name]] = 1
-    for name, place in masks.gates.items():
-        keep[place] = float(len(selection.kept[name]) > 0)
+    for name, gate in masks.gates.items():
+        keep[gate] = float(len(selection.kept[name]) > 0)
     masks.mask.get_buffer("keep").copy_(keep)
 
 
@@ -122,8 +122,9 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     notes = [selection.note] if selection.note else []
     if masks.mask.learned and expected > target.share + _FAR:
         notes.append(
-            f"the masks were not done: they expect {100 * expected:.0f} % of the model to be left, {100 * target.share:.0f} "
-            "% is asked for; the rest was removed by rank (more steps, or a higher learning rate of mask, would help)"
+            f"the masks were not done: they expect {100 * expected:.0f} % of the model to be left, and "
+            f"{100 * target.share:.0f} % is asked for; the rest was removed by rank (more steps, or a higher rate of "
+            "mask, would help)"
         )
     if not any(len(selection.kept[name]) for name in masks.gates):
         notes.append("the masks have collapsed: no attention and no feed-forward part is left, only embeddings")

@@ -22,8 +22,8 @@ Linear = Callable[[Tensor], Tensor]
 class Steps:
     """One-token steps through a model; a family says in `step` how a token passes its layers.
 
-    `possible` is False for a model that is not wholly on the CPU in FP32 or bf16, or has blocks taken out. In bf16 the cache and attention have
-    that type, and what lies between the kernels is FP32.
+    `possible` is False for a model with blocks taken out, or not wholly on the CPU in FP32 or bf16. In bf16 the cache
+    and attention have that type, and what lies between the kernels is FP32.
     """
 
     def __init__(self, model: Any) -> None:
