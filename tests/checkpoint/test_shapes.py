@@ -13,6 +13,7 @@ from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
+from abridged.methods.pruning.method import Prune
 from abridged.methods.quantization.method import Quantize
 from checkpoint.test_load import change_config
 from pruned import IDS, MASK, MODELS, answer, build, parts, small
@@ -74,6 +75,17 @@ def test_ratios_are_against_the_model_before(tmp_path):
     assert found["dense_bytes"] == 4 * before
     assert found["ratio"] == pytest.approx(4 * before / found["file_bytes"])
     assert found["parts"]["pruned away"]["parameters"] == before - sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_a_budget_of_bytes_is_that_of_the_file(share, tmp_path):
+    model = build("bert")
+    method = Prune.model_validate({"budget": {"bytes": share}, "masks": "magnitude"})
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    facts = method.finish(model)
+    save_checkpoint(model.eval(), tmp_path / "small", None, RECORD)
+    size = inspect(tmp_path / "small")["file_bytes"]
+    assert 0.9 * facts["asked"] < size <= facts["reached"] <= facts["asked"]
 
 
 @pytest.fixture

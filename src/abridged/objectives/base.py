@@ -212,7 +212,7 @@ class StudentForward(nn.Module):
         context: ObjectiveContext,
         penalties: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
-        """`penalties` gives further scalars of the loss, of the model alone; without a gradient they are only logged."""
+        """`penalties` gives further scalars of the loss, of the model alone; those without gradients are logged."""
         super().__init__()
         self.model = model
         self.penalties = penalties

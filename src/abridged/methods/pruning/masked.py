@@ -115,6 +115,7 @@ class MaskedNorm(nn.Module):
     def __init__(self, norm: Any, masks: Masks) -> None:
         super().__init__()
         self.weight = norm.weight
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", getattr(norm, "bias", None))
         self.centered = isinstance(norm, nn.LayerNorm)
         self.eps = norm.eps if self.centered else norm.variance_epsilon
