@@ -114,6 +114,7 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     """See `Prune.finish`."""
     masks = _masks(model)
     check_attached(model, masks)
+    masks.mask.slope = method.slope[1]  # a resumed run has taken no step
     target, expected = masks.target, float(expected_size(masks).detach())
     ranked = scores(model, masks).detach()
     if isinstance(masks.mask, Importance) and int(masks.removals):  # what is removed already has no say any more
