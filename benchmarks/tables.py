@@ -445,6 +445,52 @@ def kronecker_speed() -> str:
     return markdown(head, rows)
 
 
+def pruning() -> str:
+    """Every kind of mask at each share of the parameters, by task."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in read("pruning"):
+        named = re.fullmatch(r"([\w-]+)-(text|sst2|rte|mrpc)-(encoder)?([\d.]+)-seed\d+", result["name"])
+        if named:
+            key = "perplexity" if named[2] == "text" else "score"
+            share = f"{100 * float(named[4]):g} %" + (" of the layers" if named[3] else "")
+            found[named[2], share][named[1]].append(result["student"][key])
+    kinds = ("vib", "l0", "taylor", "magnitude", "random", "cofi", "fast-vtrans", "faster-vtrans")
+    tasks = {"text": "GPT-2, perplexity", "sst2": "SST-2", "rte": "RTE", "mrpc": "MRPC"}
+    rows = [
+        [f"{tasks[task]} at {share}", *(spread(by_kind[kind]) if by_kind.get(kind) else "–" for kind in kinds)]
+        for (task, share), by_kind in found.items()
+    ]
+    return markdown(["", "VTrans", "L0", "Taylor", "magnitude", "random", "CoFi-style", "Fast", "Faster"], rows)
+
+
+def pruning_speed() -> str:
+    """Models at half of the FLOPs."""
+    measured = json.loads((RESULTS / "pruning_speed.json").read_text())
+    read_, written = measured["read_tokens_per_second"], measured["written_tokens_per_second"]
+    rows = [
+        [
+            name,
+            f"{measured['parameters'][name]:,}",
+            f"{read_[name]:,.0f}",
+            f"{read_[name] / read_['whole']:.2f}×",
+            f"{written[name]:,.0f}",
+            f"{written[name] / written['whole']:.2f}×",
+        ]
+        for name in read_
+    ]
+    return markdown(["", "parameters", "read, tokens/s", "of whole", "written, tokens/s", "of whole"], rows)
+
+
+def pruning_cost() -> str:
+    """A training step with masks."""
+    measured = json.loads((RESULTS / "pruning_cost.json").read_text())
+    seconds, more = measured["seconds_per_step"], measured["more_than_distillation"]
+    rows = [
+        [name, f"{1000 * s:.0f}", f"{100 * more[name]:+.1f} %" if name in more else ""] for name, s in seconds.items()
+    ]
+    return markdown(["step", "ms", "more than distillation"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "widths": widths,
@@ -468,6 +514,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "kronecker": kronecker,
     "kronecker_size": kronecker_size,
     "kronecker_speed": kronecker_speed,
+    "pruning": pruning,
+    "pruning_speed": pruning_speed,
+    "pruning_cost": pruning_cost,
 }
 
 

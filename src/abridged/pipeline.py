@@ -123,6 +123,54 @@ def evaluate_summaries(
     }
 
 
+def probe(
+    model: str | Path,
+    data: str | Path,
+    *,
+    pruned: str | Path | None = None,
+    limit: int = 32,
+    context: int | None = None,
+    columns: tuple[str, ...] | None = None,
+    task: str | None = None,
+) -> dict[str, Any]:
+    """What each attention head of a model looks at, on some examples of the data's training part.
+
+    Args:
+        pruned: the directory of a pruned student of this very model, whose masks are compared with that.
+        limit: examples at most.
+        context: tokens of an example; None is all that the model's positions allow.
+
+    Returns:
+        `heads`, one for each: `module`, `head`, and see `abridged.evaluation.probe.probe_heads`; with `pruned` also
+        `score`, `removed` and `correlation`, see `against_masks`.
+
+    Raises:
+        AbridgedError: as `evaluate`, or `pruned` was not pruned.
+    """
+    from abridged.checkpoint.files import RECORD, checked_directory, read_json, safe_file
+    from abridged.errors import AbridgedError
+    from abridged.evaluation.probe import against_masks, probe_heads
+    from abridged.tasks import task_for
+    from abridged.training.settings import TrainingSettings
+
+    masks = None
+    if pruned is not None:
+        record = read_json(safe_file(checked_directory(pruned), RECORD))
+        try:
+            masks = dict(record["methods"]["prune"]["heads"])
+        except (KeyError, TypeError, ValueError):
+            raise AbridgedError(f"{pruned} was not pruned: its {RECORD} says nothing of heads") from None
+    loaded, tokenizer = load_model(model)
+    examples = task_for(loaded, tokenizer, data, columns, task).examples(TrainingSettings(context=context))
+    order = examples.order(0, 4)
+    batches = (examples.batch(order[i : min(i + 4, limit)]) for i in range(0, min(limit, len(examples)), 4))
+    found = probe_heads(loaded, batches, tokenizer.all_special_ids)
+    if masks is not None:
+        return against_masks(found, masks)
+    heads = [{"module": path, "head": i, **row} for path, rows in found.items() for i, row in enumerate(rows)]
+    return {"heads": heads}
+
+
 def load_model(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A compressed directory (packed) or any language model or encoder-decoder (dense), with its tokenizer.
 

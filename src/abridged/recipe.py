@@ -95,7 +95,8 @@ class Recipe(BaseModel):
         source: the name of a shipped recipe, the path of a YAML file, the parsed content of one, or a Recipe.
         overrides: "key=value" each, the key dotted from the recipe's root ("stages.0.training.steps=500";
             "stages.0.steps=500" is short for it; "stages.*." reaches every stage), the value in YAML.
-            "stages.0.objectives.contrastive=null" takes that objective out.
+            "stages.0.objectives.contrastive=null" takes that objective out; "budget.parameters=0.3" sets it for every
+            method of the recipe that has a setting `budget`.
         Raises AbridgedError for unknown recipes, unknown keys (naming the nearest right one) and bad values.
         """
         if isinstance(source, Recipe):
@@ -107,7 +108,8 @@ class Recipe(BaseModel):
             data, origin = parse_yaml(read(path), str(path)), f"recipe {path.name}"
         if not isinstance(data, dict):
             raise AbridgedError(f"{origin}: expected keys and values at the top, such as `stages:`")
-        return apply_overrides(cls, data, [expand(override) for override in overrides], origin)
+        full = [expand(one) for override in overrides for one in reach_methods(override, data)]
+        return apply_overrides(cls, data, full, origin)
 
     @staticmethod
     def names() -> list[str]:
@@ -165,6 +167,21 @@ def expand(override: str) -> str:
         lambda m: f"{m[1]}training.{m[2]}" if m[2] in TrainingSettings.model_fields else m[0],
         override,
     )
+
+
+def reach_methods(override: str, data: Mapping[str, Any]) -> list[str]:
+    """An override that begins with a setting of methods, such as "budget.parameters=0.3", once for each that has it."""
+    first = override.partition("=")[0].strip().partition(".")[0]
+    if first in Recipe.model_fields or not isinstance(data.get("stages"), list):
+        return [override]
+    found = [
+        f"stages.{i}.methods.{name}.{override.strip()}"
+        for i, stage in enumerate(data["stages"])
+        if isinstance(stage, Mapping) and isinstance(stage.get("methods"), Mapping)
+        for name in stage["methods"]
+        if name in METHODS and first in METHODS[name].model_fields
+    ]
+    return found or [override]
 
 
 class Key(NamedTuple):

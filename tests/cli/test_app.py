@@ -15,7 +15,7 @@ from abridged.cli import app as command
 from abridged.errors import AbridgedError
 from abridged.recipe import Recipe
 
-VERBS = ("finetune", "compress", "evaluate", "generate", "summarize", "inspect", "export", "bench", "recipes")
+VERBS = ("finetune", "compress", "evaluate", "generate", "summarize", "inspect", "export", "bench", "recipes", "probe")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from abridged.checkpoint.code_books import check_packing, row_bytes, storage_bits
+from abridged.checkpoint.shapes import ShapesSpec
 from abridged.errors import AbridgedError
 from abridged.runtime.factors import Factors
 
@@ -193,11 +194,13 @@ class QuantizationSpec(BaseModel):
     """How position embeddings, norms and biases are stored."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest of the stored tensors and of this configuration, see :class:`ContentDigest`."""
+    shapes: ShapesSpec | None = None
+    """The sizes of a model that was pruned, where they are smaller than config.json makes them."""
     modules: dict[str, ModuleSpec]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON data, without what is at its default within a module."""
-        data = self.model_dump(exclude={"modules"}, exclude_none=True)
+        data = self.model_dump(mode="json", exclude={"modules"}, exclude_none=True)
         modules = {path: spec.model_dump(exclude_none=True) for path, spec in self.modules.items()}
         return {**data, "modules": modules}
 

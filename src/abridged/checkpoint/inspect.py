@@ -46,7 +46,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     ``modules``: one for each module with weights, {name, part, stored, shape, bits, bytes, dense_bytes}, for packed
     ones {code_book, packing, scales, num_scales, activations}, and for factored ones, whose bits are those of the left
     factor, {left, right, rank, error} (error: ‖W − ΣA⊗B‖ / ‖W‖ when training began, or None). Bytes by part and
-    module are those of the tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts).
+    module are those of the tensors, so they sum to ``file_bytes`` less the headers ("headers" in parts). Of a model
+    that was cut, parameters and dense bytes are those of the one before ("pruned away" in parts), so that ratios are
+    honest.
     Raises :class:`AbridgedError` if the directory or a file in it cannot be read as a model.
     """
     directory = checked_directory(path)
@@ -79,10 +81,16 @@ def inspect(path: str | Path) -> dict[str, Any]:
             account["parameters"] += parameters
             account["bytes"] += entry.num_bytes
             account["dense_bytes"] += parameters * DENSE_BYTES
+    original = spec.shapes.parameters if spec and spec.shapes else None
     headers = sum(files.values()) - sum(entry.num_bytes for entry in tensors.values())
     parts["headers"] = {"parameters": 0, "bytes": headers, "dense_bytes": 0}
 
     file_bytes, count = sum(files.values()), sum(row["parameters"] for row in parts.values())
+    if original is not None:  # what was pruned away weighed something before
+        row = parts.setdefault("pruned away", {"parameters": 0, "bytes": 0, "dense_bytes": 0})
+        row["parameters"] = max(0, original - count)
+        row["dense_bytes"] = row["parameters"] * DENSE_BYTES
+        count = max(count, original)
     return {
         "format": "abridged" if spec else "dense",
         "file_bytes": file_bytes,

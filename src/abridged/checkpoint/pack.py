@@ -33,7 +33,7 @@ def pack_model(student: Any) -> Any:
     ``source`` whose ``stored()`` gives levels and scales. Master weights are never copied. Factored modules stay what
     they are, around factors that are packed or not. Parameters that are not quantised will be stored in
     ``student.unquantized_dtype`` (FP32 if it has none). The copy answers as the checkpoint will, and can be saved with
-    ``save_pretrained`` or ``save_checkpoint``.
+    ``save_pretrained`` or ``save_checkpoint``. A model that was cut is stored at its sizes, ``student.shapes``.
     Raises :class:`AbridgedError` if nothing in the model is compressed, or a weight is not finite.
     """
     specs: dict[str, ModuleSpec] = {}
@@ -50,9 +50,11 @@ def pack_model(student: Any) -> Any:
             frozen = QuantizedAttention(*(_frozen(getattr(module, role)) for role in ROLES))
             roles = {role: _activation_spec(getattr(frozen, role)) for role in ROLES}
             specs[attention], memo[id(module)] = AttentionSpec(kind="attention", **roles), frozen.eval()
-    if not specs and not hasattr(student, "layers_before"):
+    shapes = getattr(student, "shapes", None)
+    if not specs and shapes is None and not hasattr(student, "layers_before"):
         raise AbridgedError("nothing in this model is compressed, so there is nothing to pack")
-    spec = QuantizationSpec(modules=specs, unquantized_dtype=getattr(student, "unquantized_dtype", "float32"))
+    dtype: Any = getattr(student, "unquantized_dtype", "float32")
+    spec = QuantizationSpec(modules=specs, unquantized_dtype=dtype, shapes=shapes)
     # deepcopy takes what memo holds for the quantised modules instead of copying them
     model = copy.deepcopy(student, memo)
     for parameter in model.parameters():

@@ -19,7 +19,9 @@ from abridged.checkpoint.format import (
     ModuleSpec,
     QuantizationSpec,
 )
+from abridged.checkpoint.resize import resize
 from abridged.errors import AbridgedError
+from abridged.families import anatomy_of
 from abridged.runtime.attention import ROLES, QuantizedAttention
 from abridged.runtime.kronecker import build_factored
 from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule, build_input_quantizer
@@ -52,20 +54,26 @@ def scope(model: nn.Module, spec: QuantizationSpec) -> QuantizationSpec:
     """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     paths = set(spec.modules)
+    paths |= set(spec.shapes.sizes) if spec.shapes else set()
     if prefix == "." or hasattr(model, prefix[:-1]) or not any(path.startswith(prefix) for path in paths):
         return spec
     modules = {path[len(prefix) :]: module for path, module in spec.modules.items() if path.startswith(prefix)}
     for path, module in modules.items():
         if isinstance(module, (MatrixSpec, KroneckerSpec)) and module.tied:
             modules[path] = module.model_copy(update={"tied": module.tied.removeprefix(prefix)})
-    return spec.model_copy(update={"modules": modules})
+    shapes = None if spec.shapes is None else spec.shapes.below(prefix)
+    return spec.model_copy(update={"modules": modules, "shapes": shapes})
 
 
 def install(model: Any, spec: QuantizationSpec) -> None:
-    """Put empty packed modules at the places that ``spec`` names, on the default device.
+    """Cut the model to ``spec``'s sizes, and put empty packed modules at the places that it names.
 
     Raises :class:`AbridgedError` where the model has no such module or one of another kind, shape or bias.
     """
+    if spec.shapes is not None:
+        resize(model, spec.shapes)
+        if type(model).__name__ in (model.config.architectures or []):
+            anatomy_of(model)  # sizes that do not fit each other end here
     for path, module_spec in sorted(spec.modules.items(), key=lambda item: item[0].count(".")):  # factors come last
         try:
             stock = model.get_submodule(path)

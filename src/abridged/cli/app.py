@@ -20,6 +20,7 @@ from abridged.cli import (
     finetune,
     generate,
     inspect,
+    probe,
     recipes,
     summarize,
 )
@@ -60,6 +61,7 @@ app.command()(summarize.summarize)
 app.command()(classify.classify)
 app.command()(augment.augment)
 app.command()(inspect.inspect)
+app.command()(probe.probe)
 app.command()(export.export)
 app.command()(bench.bench)
 app.add_typer(recipes.app)

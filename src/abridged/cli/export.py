@@ -31,6 +31,10 @@ def export(
         bool | None,
         typer.Option("--dense-fallback", help="gguf: store matrices that no block fits as F16.", show_default=False),
     ] = None,
+    uniform: Annotated[
+        bool | None,
+        typer.Option("--uniform", help="dense: pad a pruned model's layers to one width.", show_default=False),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write a compressed model in a format that other tools read.
@@ -40,7 +44,7 @@ def export(
     quiet()
     from abridged.exporters import export as run
 
-    chosen = {"dtype": dtype, "ternary": ternary, "dense_fallback": dense_fallback}
+    chosen = {"dtype": dtype, "ternary": ternary, "dense_fallback": dense_fallback, "uniform": uniform}
     account = run(directory, output, format=format, **{k: v for k, v in chosen.items() if v is not None})
     if json:
         print_json(account)

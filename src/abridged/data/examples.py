@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +45,40 @@ class Examples(Protocol):
     def fingerprint(self) -> str:
         """A hash of all that `batch` depends on."""
         ...
+
+
+class Subset:
+    """A part of some examples: always the same ones, drawn at random once."""
+
+    def __init__(self, examples: Examples, share: float) -> None:
+        self.whole, self.share = examples, share
+        chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+        self.chosen = chosen[: max(1, round(share * len(examples)))].sort().values
+
+    @property
+    def context(self) -> int:
+        return self.whole.context
+
+    @property
+    def tokens_in_example(self) -> float:
+        return self.whole.tokens_in_example
+
+    @property
+    def same_length(self) -> bool:
+        return self.whole.same_length
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, index: torch.Tensor) -> Batch:
+        return replace(self.whole.batch(self.chosen[index]), index=index)
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        lengths = self.whole.order(seed, batch_size).lengths
+        return Order(len(self), seed, None if lengths is None else lengths[self.chosen.numpy()], batch_size)
+
+    def fingerprint(self) -> str:
+        return f"{self.whole.fingerprint()}-{self.share:g}"
 
 
 class Order:

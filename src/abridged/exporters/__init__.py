@@ -20,7 +20,9 @@ class Format:
 
 
 FORMATS = {
-    "dense": Format("dense:export_dense", "an ordinary Hugging Face model with the quantised values", ("dtype",)),
+    "dense": Format(
+        "dense:export_dense", "an ordinary Hugging Face model with the quantised values", ("dtype", "uniform")
+    ),
     "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback", "dtype")),
     "compressed-tensors": Format(
         "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
@@ -35,7 +37,8 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
     Args:
         format: "dense", an ordinary Hugging Face model that holds the quantised values; "gguf", a file for llama.cpp;
             "compressed-tensors", a directory for vLLM and transformers; "onnx", a file for onnxruntime, of an encoder.
-        options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in. gguf: `ternary`,
+        options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in; `uniform`, True to
+            pad the layers of a pruned model with zeros to one width. gguf: `ternary`,
             "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store
             all of them dense. compressed-tensors: `dtype`, of scales and of what is not packed.
 
@@ -52,5 +55,14 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
     if foreign := sorted(set(options) - set(described.options)):
         known = f"its options are {', '.join(described.options)}" if described.options else "it has none"
         raise AbridgedError(f"the format {format} has no option {foreign[0]}: {known}")
+    if format != "dense" and _is_pruned(directory):
+        raise AbridgedError(f"the format {format} has one width for all layers, and {directory} was pruned: use dense")
     module, _, function = described.writer.partition(":")
     return getattr(import_module(f"abridged.exporters.{module}"), function)(directory, output, **options)
+
+
+def _is_pruned(directory: str | Path) -> bool:
+    from abridged.checkpoint.files import CONFIG, checked_directory, read_json, safe_file
+
+    quantization = read_json(safe_file(checked_directory(directory), CONFIG)).get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("shapes") is not None

@@ -25,8 +25,28 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part with units of its own: heads of an attention, inner units of a feed-forward part or of a pooler.
+
+    Its units are rows of `inputs` and columns of `output`, as many of each for every unit. What it puts out is added
+    to the residual stream, except a pooler's.
+    """
+
+    path: str  #: the attention module; of others the output matrix
+    kind: Literal["attention", "ffn", "pooler"]
+    layer: int | None
+    inputs: tuple[str, ...]
+    output: str
+    units: int  #: groups of query heads that share keys and values; or the inner width
+
+
+@dataclass(frozen=True)
 class Anatomy:
-    """What a model is made of: embeddings first, then the layers in order."""
+    """What a model is made of: embeddings first, then the layers in order.
+
+    The residual stream is as wide as the model: every linear matrix reads it (its columns) but the outputs of `parts`,
+    which write to it (their rows), as the embeddings do.
+    """
 
     model_type: str
     hidden_size: int
@@ -37,6 +57,10 @@ class Anatomy:
     attentions: list[str] = field(default_factory=list)  #: paths of the attention modules
     positions: list[str] = field(default_factory=list)  #: paths of the learned position embeddings
     blocks: list[str] = field(default_factory=list)  #: paths of the repeated blocks, for regional compilation
+    parts: list[Part] = field(default_factory=list)  #: attention and feed-forward parts, and a pooler
+    norms: list[str] = field(default_factory=list)  #: paths of the norms on the residual stream
+    writers: list[str] = field(default_factory=list)  #: further matrices whose rows are as wide as the stream
+    readers: list[str] = field(default_factory=list)  #: output layers for labels, which read the stream
 
     @property
     def whole(self) -> list[Matrix]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from abridged.errors import AbridgedError
-from abridged.families.anatomy import Anatomy, Matrix
+from abridged.families.anatomy import Anatomy, Matrix, Part
 
 if TYPE_CHECKING:
     from transformers import BartForConditionalGeneration
@@ -28,20 +28,29 @@ def anatomy(model: "BartForConditionalGeneration") -> Anatomy:
     matrices = [Matrix("model.shared", "embedding", "embedding", None, config.vocab_size, width, tied=readers)]
     blocks: list[str] = []
     attentions: list[str] = []
-    for side, parts in _SIDES.items():
+    parts: list[Part] = []
+    modules = dict(model.named_modules())
+    norms = [f"model.{side}.{norm}" for side in _SIDES for norm in ("layernorm_embedding", "layer_norm")]
+    for side, kinds in _SIDES.items():
         inner = getattr(config, f"{side}_ffn_dim")
         for i in range(getattr(config, f"{side}_layers")):
             block, layer = f"model.{side}.layers.{i}", len(blocks)
-            for part in parts:
+            for part in kinds:
                 attentions.append(f"{block}.{part}")
                 matrices += [
                     Matrix(f"{block}.{part}.{name}_proj", "linear", "attention", layer, width, width)
                     for name in ("q", "k", "v", "out")
                 ]
+                inputs = tuple(f"{block}.{part}.{name}_proj" for name in "qkv")
+                heads = getattr(config, f"{side}_attention_heads")
+                parts.append(Part(f"{block}.{part}", "attention", layer, inputs, f"{block}.{part}.out_proj", heads))
+                norms.append(f"{block}.{part}_layer_norm")
             matrices += [
                 Matrix(f"{block}.fc1", "linear", "ffn", layer, inner, width),
                 Matrix(f"{block}.fc2", "linear", "ffn", layer, width, inner, input="asymmetric"),
             ]
+            parts.append(Part(f"{block}.fc2", "ffn", layer, (f"{block}.fc1",), f"{block}.fc2", inner))
+            norms.append(f"{block}.final_layer_norm")
             blocks.append(block)
     return Anatomy(
         model_type=config.model_type,
@@ -53,4 +62,6 @@ def anatomy(model: "BartForConditionalGeneration") -> Anatomy:
         attentions=attentions,
         positions=["model.encoder.embed_positions", "model.decoder.embed_positions"],
         blocks=blocks,
+        parts=parts,
+        norms=[path for path in norms if path in modules],
     )

@@ -3,10 +3,19 @@
 from typing import Any
 
 from abridged.errors import AbridgedError
-from abridged.families.anatomy import Anatomy, Matrix
+from abridged.families.anatomy import Anatomy, Matrix, Part
 
 #: Linear layers between the encoder and what is particular to a task; they are quantised as the encoder's are.
 _POOLERS = ("pooler.dense", "cls.predictions.transform.dense", "classifier.dense", "lm_head.dense")
+#: What reads a pooler: then its rows are units of its own.
+_POOLED = {"pooler.dense": "classifier", "classifier.dense": "classifier.out_proj"}
+#: Layers before the tied head, which write what it compares with embeddings, and their norms.
+_TRANSFORMS = {
+    "cls.predictions.transform.dense": "cls.predictions.transform.LayerNorm",
+    "lm_head.dense": "lm_head.layer_norm",
+}
+#: Output layers for the labels of tokens, and for where answers begin and end.
+_READERS = ("classifier", "qa_outputs")
 #: Output layers that read the token embedding.
 _TIED_HEADS = ("cls.predictions.decoder", "lm_head.decoder")
 
@@ -45,6 +54,21 @@ def anatomy(model: Any) -> Anatomy:
     poolers = [path for name in _POOLERS for path in (name, prefix + name) if path in modules]
     matrices += [Matrix(path, "linear", "pooler", None, width, width) for path in dict.fromkeys(poolers)]
     layers = [f"{prefix}encoder.layer.{i}" for i in range(config.num_hidden_layers)]
+    parts = []
+    for i, layer in enumerate(layers):
+        attention, output = f"{layer}.attention", f"{layer}.output.dense"
+        inputs = tuple(f"{attention}.self.{name}" for name in ("query", "key", "value"))
+        parts += [
+            Part(f"{attention}.self", "attention", i, inputs, f"{attention}.output.dense", config.num_attention_heads),
+            Part(output, "ffn", i, (f"{layer}.intermediate.dense",), output, inner),
+        ]
+    for name, reader in _POOLED.items():
+        pooler = next((path for path in (name, prefix + name) if path in modules and reader in modules), None)
+        if pooler is not None:
+            parts.append(Part(reader, "pooler", None, (pooler,), reader, width))
+    transforms = [path for path in _TRANSFORMS if path in modules]
+    norms = [f"{layer}.{part}.LayerNorm" for layer in layers for part in ("attention.output", "output")]
+    pooled = {part.output for part in parts}
     return Anatomy(
         model_type=config.model_type,
         hidden_size=width,
@@ -56,4 +80,8 @@ def anatomy(model: Any) -> Anatomy:
         attentions=[f"{layer}.attention.self" for layer in layers],
         positions=[f"{e}.position_embeddings", f"{e}.token_type_embeddings"],
         blocks=layers,
+        parts=parts,
+        norms=[f"{e}.LayerNorm", *norms, *(_TRANSFORMS[path] for path in transforms)],
+        writers=transforms,
+        readers=[path for path in _READERS if path not in pooled and hasattr(modules.get(path), "weight")],
     )

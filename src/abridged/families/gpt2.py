@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from abridged.errors import AbridgedError
-from abridged.families.anatomy import Anatomy, Matrix
+from abridged.families.anatomy import Anatomy, Matrix, Part
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -33,6 +33,13 @@ def anatomy(model: "GPT2LMHeadModel") -> Anatomy:
             Matrix(f"{h}.mlp.c_fc", "linear", "ffn", i, inner, width, transposed=True),
             Matrix(f"{h}.mlp.c_proj", "linear", "ffn", i, width, inner, transposed=True, input="asymmetric"),
         ]
+    layers = [f"transformer.h.{i}" for i in range(config.n_layer)]
+    parts = []
+    for i, h in enumerate(layers):
+        parts += [
+            Part(f"{h}.attn", "attention", i, (f"{h}.attn.c_attn",), f"{h}.attn.c_proj", config.n_head),
+            Part(f"{h}.mlp.c_proj", "ffn", i, (f"{h}.mlp.c_fc",), f"{h}.mlp.c_proj", inner),
+        ]
     return Anatomy(
         model_type="gpt2",
         hidden_size=width,
@@ -40,7 +47,9 @@ def anatomy(model: "GPT2LMHeadModel") -> Anatomy:
         heads=config.n_head,
         context=config.n_positions,
         matrices=matrices,
-        attentions=[f"transformer.h.{i}.attn" for i in range(config.n_layer)],
+        attentions=[f"{h}.attn" for h in layers],
         positions=["transformer.wpe"],
-        blocks=[f"transformer.h.{i}" for i in range(config.n_layer)],
+        blocks=layers,
+        parts=parts,
+        norms=[*(f"{h}.{norm}" for h in layers for norm in ("ln_1", "ln_2")), "transformer.ln_f"],
     )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from abridged.families.anatomy import Anatomy, Matrix
+from abridged.families.anatomy import Anatomy, Matrix, Part
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -29,6 +29,17 @@ def anatomy(model: "LlamaForCausalLM") -> Anatomy:
         ]
     if not tied:
         matrices.append(Matrix("lm_head", "linear", "head", None, config.vocab_size, width))
+    layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
+    parts = []
+    for i, layer in enumerate(layers):
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        readers = (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj")
+        gated = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
+        parts += [
+            Part(attention, "attention", i, readers, f"{attention}.o_proj", config.num_key_value_heads),
+            Part(f"{mlp}.down_proj", "ffn", i, gated, f"{mlp}.down_proj", inner),
+        ]
+    norms = [f"{layer}.{norm}" for layer in layers for norm in ("input_layernorm", "post_attention_layernorm")]
     return Anatomy(
         model_type=config.model_type,
         hidden_size=width,
@@ -36,6 +47,8 @@ def anatomy(model: "LlamaForCausalLM") -> Anatomy:
         heads=config.num_attention_heads,
         context=config.max_position_embeddings,
         matrices=matrices,
-        attentions=[f"model.layers.{i}.self_attn" for i in range(config.num_hidden_layers)],
-        blocks=[f"model.layers.{i}" for i in range(config.num_hidden_layers)],
+        attentions=[f"{layer}.self_attn" for layer in layers],
+        blocks=layers,
+        parts=parts,
+        norms=[*norms, "model.norm"],
     )

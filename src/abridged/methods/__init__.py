@@ -32,5 +32,6 @@ METHODS = _Methods(
         "quantize": "abridged.methods.quantization.method:Quantize",
         "kronecker": "abridged.methods.kronecker.method:Kronecker",
         "drop_layers": "abridged.methods.layers:DropLayers",
+        "prune": "abridged.methods.pruning.method:Prune",
     }
 )

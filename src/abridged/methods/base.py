@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     Calibrate = Callable[[nn.Module], None]
 
@@ -23,6 +23,8 @@ class Method(BaseModel):
 
     untrained_name: ClassVar[str] = ""
     """What `untrained` does, in a few words."""
+    #: Whether `finish` gives the model other sizes, by what the training has found.
+    reshapes: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
         """Change `model` in place before a stage trains it.
@@ -33,8 +35,18 @@ class Method(BaseModel):
     def step(self, model: nn.Module, progress: float) -> None:
         """Change what follows a schedule; called before each step with `progress` in [0, 1] of the stage."""
 
-    def finish(self, model: nn.Module) -> None:
-        """Leave behind what will be stored; called once after the stage."""
+    def penalties(self, model: nn.Module) -> dict[str, Tensor]:
+        """Scalars in FP32 to add to the loss, by name, computed in each forward pass while the stage is trained.
+
+        What has no gradient is not added, but logged all the same.
+        """
+        return {}
+
+    def finish(self, model: nn.Module) -> dict[str, Any] | None:
+        """Leave behind what will be stored; called once after the stage.
+
+        Returns facts for abridged.json, if there are any; "notes" among them are sentences that a person is told.
+        """
 
     def untrained(self) -> Method:
         """The same storage by the simplest rule that needs no training: what a report compares with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,7 @@ class ObjectiveContext:
     Attributes:
         num_blocks: blocks of the training text, `Batch.index` lies below it.
         context: tokens in a block.
+        hidden_units: of a student that was cut narrower, which of the teacher's units it still has, (hidden_size,).
     """
 
     hidden_size: int
@@ -130,6 +131,7 @@ class ObjectiveContext:
     context: int
     layers: int
     device: torch.device | str = "cpu"
+    hidden_units: Tensor | None = None
 
 
 class Term(nn.Module):
@@ -208,9 +210,17 @@ class StudentForward(nn.Module):
     wrap, so that backbone, head, and the terms' parameters all take part.
     """
 
-    def __init__(self, model: nn.Module, objectives: Mapping[str, Objective], context: ObjectiveContext) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        objectives: Mapping[str, Objective],
+        context: ObjectiveContext,
+        penalties: Callable[[], dict[str, Tensor]] = dict,
+    ) -> None:
+        """`penalties` gives further scalars of the loss, of the model alone; those without gradients are logged."""
         super().__init__()
         self.model = model
+        self.penalties = penalties
         self.terms = nn.ModuleDict({name: objective.build(context) for name, objective in objectives.items()})
         self.terms.to(context.device)
         self.weights = {name: objective.weight for name, objective in objectives.items()}
@@ -234,7 +244,11 @@ class StudentForward(nn.Module):
             raise AbridgedError("this objective distils from a teacher, and none was given")
         student = self._outputs_of(self.model, batch)
         values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
-        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        weighted = [self.weights[name] * value for name, value in values.items()]
+        if self.training:
+            values |= self.penalties()
+            weighted += [value for name, value in values.items() if name not in self.terms and value.requires_grad]
+        total = torch.stack(weighted).sum()
         return total, {name: value.detach() for name, value in values.items()}
 
     def _outputs_of(self, model: nn.Module, batch: Batch) -> Outputs:

@@ -15,14 +15,20 @@ from abridged.objectives.settings import Hidden
 class HiddenDistillation(Term):
     """Mean squared error per number, averaged over the mapped layers and the tokens that count.
 
-    Where the teacher is wider or narrower, one trained linear map takes the student's states to its size.
+    Where the teacher is wider or narrower, one trained linear map takes the student's states to its size; where the
+    student has a part of the teacher's very units, these are compared.
     """
 
     def __init__(self, settings: Hidden, context: ObjectiveContext) -> None:
         super().__init__()
         self.settings = settings
         same = context.hidden_size == context.teacher_hidden_size
-        self.projection = nn.Identity() if same else nn.Linear(context.hidden_size, context.teacher_hidden_size)
+        self.units = None if same else context.hidden_units
+        self.projection = (
+            nn.Identity()
+            if same or self.units is not None
+            else nn.Linear(context.hidden_size, context.teacher_hidden_size)
+        )
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
         if not isinstance(teacher, Outputs) or teacher.hidden_states is None or student.hidden_states is None:
@@ -33,7 +39,10 @@ class HiddenDistillation(Term):
         errors = []
         for i, j in pairs.items():
             counted = rows_that_count(batch, encoder=len(_parts(student)) == 2 and i < _parts(student)[0])
-            error = (self.projection(ours[i]).float() - theirs[j].detach().float()).square().mean(-1)
+            their = theirs[j].detach()
+            if self.units is not None and their.shape[-1] != ours[i].shape[-1]:
+                their = their[..., self.units.to(their.device)]
+            error = (self.projection(ours[i]).float() - their.float()).square().mean(-1)
             errors.append((error * counted).sum() / counted.sum().clamp_min(1))
         return torch.stack(errors).mean()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abridged.checkpoint.code_books import CODE_BOOKS
-from abridged.report.data import MatrixPicture, ModelRow, PartBytes, ReportData, SampleGroup, TokenPicture
+from abridged.report.data import HeadPicture, MatrixPicture, ModelRow, PartBytes, ReportData, SampleGroup, TokenPicture
 from abridged.report.pictures import matrix_picture, token_picture
 from abridged.report.text import duration, megabytes
 
@@ -51,6 +51,7 @@ def collect(
     matrices: Sequence[MatrixPicture] = (),
     tokens: TokenPicture | None = None,
     samples: Sequence[SampleGroup] = (),
+    heads: HeadPicture | None = None,
     auto_class: str = "AutoModelForCausalLM",
     environment: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -69,6 +70,7 @@ def collect(
         matrices: of `picture_weights(student, anatomy)`, taken from the student before it is packed.
         tokens: of `picture_tokens(…)`.
         samples: what the models wrote.
+        heads: of `picture_heads(…)`, where heads were pruned.
         auto_class: the class of transformers that loads the student.
         environment: `versions` and `hardware`, as in abridged.json.
         seconds: wall time by name, such as {"training": 372.1, "evaluation": 20.4}.
@@ -98,6 +100,7 @@ def collect(
         matrices=list(matrices),
         tokens=tokens,
         samples=list(samples),
+        heads=heads,
         auto_class=auto_class,
         modules=[dict(module) for module in account["modules"]],
         directory=Path(directory).name,
@@ -162,8 +165,26 @@ def picture_tokens(
     return token_picture(labels, {name: (roles.get(name, "rounded"), array) for name, array in states.items()})
 
 
+def picture_heads(found: Mapping[str, Any]) -> HeadPicture | None:
+    """The picture of what `abridged.evaluation.probe.against_masks` found; None where it found no heads."""
+    heads = found["heads"]
+    if not heads:
+        return None
+    modules = list(dict.fromkeys(head["module"] for head in heads))
+    width = 1 + max(head["head"] for head in heads)
+    values, removed = np.full((len(modules), width), np.nan), np.zeros((len(modules), width), dtype=bool)
+    for head in heads:
+        place = modules.index(head["module"]), head["head"]
+        values[place], removed[place] = max(head["special"], head["current"]), head["removed"]
+    each = dict(found["correlation"])
+    return HeadPicture(modules, values, removed, each.pop("either"), each)
+
+
 def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
-    """Last-layer states of a batch's tokens, (tokens, hidden) FP32, after the final norm; the model's mode is kept."""
+    """Last-layer states of a batch's tokens, (tokens, hidden) FP32, after the final norm; the model's mode is kept.
+
+    Of a model that was cut narrower, 0 where units are gone.
+    """
     import torch
 
     from abridged.objectives.base import outputs_of
@@ -174,7 +195,12 @@ def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
         batch = batch.to(next(iter(model.parameters())).device)
         states = outputs_of(model, batch).last_hidden[batch.counted][:TOKENS]
     model.train(was_training)
-    return _numpy(states.float())
+    units = getattr(model, "hidden_units", None)
+    if units is None:
+        return _numpy(states.float())
+    whole = np.zeros((len(states), model.config.hidden_size), dtype=np.float32)
+    whole[:, units.numpy()] = _numpy(states.float())  # units that were pruned away say nothing
+    return whole
 
 
 def token_ids(batch: "Batch") -> list[int]:

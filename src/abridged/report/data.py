@@ -104,6 +104,17 @@ class SampleGroup:
 
 
 @dataclass
+class HeadPicture:
+    """What the teacher's attention heads look at, and which of them masks removed."""
+
+    modules: list[str]  #: attention modules, in order
+    values: np.ndarray  #: (modules, heads): share of attention on special tokens or on the current one, the larger
+    removed: np.ndarray  #: (modules, heads) bool
+    correlation: float | None  #: Spearman's, of that share with the masks' scores: below 0 where such heads went first
+    each: dict[str, float | None] = field(default_factory=dict)  #: the same with single measures
+
+
+@dataclass
 class ReportData:
     """Everything a report can show. A field left empty leaves its section out."""
 
@@ -122,6 +133,7 @@ class ReportData:
     matrices: list[MatrixPicture] = field(default_factory=list)
     tokens: TokenPicture | None = None
     samples: list[SampleGroup] = field(default_factory=list)
+    heads: HeadPicture | None = None
     modules: list[dict[str, Any]] = field(default_factory=list)  #: as `inspect` lists them
     directory: str = ""  #: name of the checkpoint's directory, for the loading example
     auto_class: str = "AutoModelForCausalLM"  #: of transformers, that loads it

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from abridged.report.curves import Curve
-from abridged.report.data import MatrixPicture, TokenCloud, TokenPicture
+from abridged.report.data import HeadPicture, MatrixPicture, TokenCloud, TokenPicture
 from abridged.report.figure import COLOURS, DASHES, MARKERS, SERIES, Drawing
 from abridged.report.text import name_of, significant, visible
 
@@ -178,6 +179,31 @@ def errors(points: Sequence[tuple[str, int | None, float]]) -> Markup:
         d.axes.set_ylabel("‖W − ΣA⊗B‖ / ‖W‖")
         d.axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
     return d.svg
+
+
+def heads(picture: HeadPicture) -> Markup:
+    """A heat map of attention heads: the darker, the more of its attention a head spends; × marks those removed."""
+    rows, columns = picture.values.shape
+    with Drawing(1.6 + 0.3 * columns, 0.7 + 0.24 * rows, "attention of every head, and which were removed") as drawing:
+        axes = drawing.axes
+        top = max(float(np.nanmax(picture.values)), 1e-9)
+        for row in range(rows):
+            for column in range(columns):
+                if np.isnan(picture.values[row, column]):
+                    continue
+                share = float(picture.values[row, column]) / top
+                box = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, linewidth=0.4, edgecolor=COLOURS["rule"])
+                box.set_facecolor(COLOURS["c1"])
+                box.set_alpha(0.05 + 0.9 * share)
+                axes.add_patch(box)
+                if picture.removed[row, column]:
+                    axes.plot(column, row, marker="x", markersize=6, color=COLOURS["ink"], markeredgewidth=1.2)
+        axes.set_xlim(-0.6, columns - 0.4)
+        axes.set_ylim(rows - 0.4, -0.6)
+        axes.set_xticks(range(columns))
+        axes.set_yticks(range(rows), [name_of(module, 24) for module in picture.modules])
+        axes.set_xlabel("head")
+    return drawing.svg
 
 
 def kind_of(matrix: MatrixPicture) -> str:

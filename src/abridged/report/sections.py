@@ -306,6 +306,23 @@ def factors(data: ReportData) -> Section | None:
     }
 
 
+def heads(data: ReportData) -> Section | None:
+    """What the teacher's heads look at, and which of them were pruned."""
+    if data.heads is None:
+        return None
+    picture = data.heads
+    return {
+        "title": "Heads that were pruned",
+        "svg": plots.heads(picture),
+        "removed": int(picture.removed.sum()),
+        "all": int((~np.isnan(picture.values)).sum()),
+        "most": percent(float(np.nanmax(picture.values))),
+        "correlation": None if picture.correlation is None else f"{picture.correlation:+.2f}",
+        "first": picture.correlation is not None and picture.correlation < 0,
+        "each": ", ".join(f"{name} {value:+.2f}" for name, value in picture.each.items() if value is not None),
+    }
+
+
 def samples(data: ReportData) -> Section | None:
     """The same prompts continued, or documents summed up, by each model."""
     if not data.samples:
@@ -360,5 +377,5 @@ def setting(data: ReportData) -> Section | None:
 
 
 SECTIONS: list[Callable[[ReportData], Section | None]] = [
-    summary, bytes_by_part, training, tokens, factors, weights, gamma, samples, loading, modules, setting,
+    summary, bytes_by_part, training, tokens, factors, weights, gamma, heads, samples, loading, modules, setting,
 ]  # fmt: skip

@@ -18,14 +18,15 @@ from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.data.batch import Batch
 from abridged.data.blocks import Blocks
-from abridged.data.examples import Examples
+from abridged.data.examples import Examples, Subset
 from abridged.errors import AbridgedError
+from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
 from abridged.models import load_dense, load_tokenizer, public_name, set_checkpointing, set_dropout, weights_hash
 from abridged.objectives.base import ObjectiveContext, StudentForward, TeacherOutputs
 from abridged.recipe import Recipe, Stage
-from abridged.report.collect import collect, hidden_states, picture_tokens, picture_weights, token_ids
+from abridged.report.collect import collect, hidden_states, picture_heads, picture_tokens, picture_weights, token_ids
 from abridged.report.page import write_report
 from abridged.tasks import task_for
 from abridged.training.hardware import peak_memory
@@ -78,6 +79,7 @@ class Session:
         self.seconds: dict[str, float] = {"training": 0.0}
         self._done = -1
         self._previous: Any = None
+        self.facts: dict[str, Any] = {}
         with together():
             self.work = Workspace(output, resume=resume, overwrite=overwrite, main=self.main)
             self._load(model, data, columns, task)
@@ -143,11 +145,19 @@ class Session:
         if number <= self._done:
             return
         settings, examples = stage.training, self._examples(number)
-        system = StudentForward(self.student, stage.objectives, self._sizes(examples))
+
+        def penalties() -> dict[str, torch.Tensor]:
+            return {name: value for method in methods for name, value in method.penalties(self.student).items()}
+
+        system = StudentForward(self.student, stage.objectives, self._sizes(examples), penalties)
         groups: dict[str, list[nn.Parameter]] = {}
         for method in methods:
             for name, parameters in method.parameter_groups(self.student).items():
                 groups.setdefault(name, []).extend(parameters)
+        if settings.freeze_weights:
+            self.student.requires_grad_(False)
+            for parameter in (p for parameters in groups.values() for p in parameters):
+                parameter.requires_grad_(True)
 
         def step_methods(progress: float) -> None:
             for method in methods:
@@ -175,19 +185,28 @@ class Session:
     def finish(self, number: int, methods: list[Method]) -> None:
         """Let the methods leave behind what will be stored."""
         set_checkpointing(self.student, False)
-        for method in methods:
-            method.finish(self.student)
+        if any(method.reshapes for method in methods):  # what a resumed run must find to make the same of it
+            self._keep_or_load(number)
+        for name, method in zip(self.recipe.stages[number].methods, methods, strict=True):
+            if facts := method.finish(self.student):
+                self.facts[name] = facts
+                for note in facts.get("notes", ()) if self.main else ():
+                    print(f"warning: {note}", file=sys.stderr)
         following = self.recipe.stages[number + 1 : number + 2]
         if following and following[0].teacher == "previous":
             self._previous = self._kept(number)
 
     def _kept(self, number: int) -> Any:
         """The student as a stage has left it, to be the next one's teacher; from disk where the run was resumed."""
+        self._keep_or_load(number)
+        return copy.deepcopy(self.student).requires_grad_(False).eval()
+
+    def _keep_or_load(self, number: int) -> None:
+        """Keep the student on disk as a stage has trained it; of a stage done before a run was resumed, take it up."""
         if number <= self._done:
             load_into(self.student, self.work.load_student(number))
         else:
             self.work.save_student(number, on_host(unique_state(self.student)))
-        return copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def save(self) -> dict[str, Any]:
         """Pack the student, measure it as packed, and put checkpoint, report and account at the output."""
@@ -216,6 +235,7 @@ class Session:
                 self.tokenizer, token_ids(batch), {name: hidden_states(model, batch) for name, model in models.items()}
             ),
             samples=self.task.samples(models),
+            heads=self._heads(),
             auto_class=kind_of(record["data"])[0],
             environment=record["environment"],
             seconds=self.seconds,
@@ -226,6 +246,17 @@ class Session:
             shutil.copyfile(self.work.folder / METRICS, finished / METRICS)
         self.work.publish(finished)
         return record
+
+    def _heads(self) -> Any:
+        """What the teacher's heads look at and which were removed, where a method says so."""
+        masks = next((facts["heads"] for facts in self.facts.values() if facts.get("heads")), None)
+        if masks is None:
+            return None
+        examples = self._examples(-1)
+        order = examples.order(0, 4)
+        batches = (examples.batch(order[i : i + 4]) for i in range(0, min(CALIBRATION_SEQUENCES, len(examples)), 4))
+        found = against_masks(probe_heads(self.teacher, batches, self.tokenizer.all_special_ids), masks)
+        return picture_heads(found)
 
     def _account(self, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """What abridged.json says of the run; saving adds sizes and hashes."""
@@ -238,23 +269,27 @@ class Session:
             "steps": [total_steps(stage.training, self._examples(i)) for i, stage in enumerate(self.recipe.stages)],
             "metrics": metrics,
             "loss_percent": loss_percent(metrics["teacher"], metrics["student"]),
+            **({"methods": self.facts} if self.facts else {}),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(),
             "environment": environment(),
         }
 
     def _examples(self, number: int) -> Examples:
-        return self.task.examples(self.recipe.stages[number].training)
+        settings = self.recipe.stages[number].training
+        examples: Examples = self.task.examples(settings)
+        return examples if settings.data_share == 1 else Subset(examples, settings.data_share)
 
     def _sizes(self, examples: Examples) -> ObjectiveContext:
         return ObjectiveContext(
-            hidden_size=self.anatomy.hidden_size,
+            hidden_size=anatomy_of(self.student).hidden_size,
             teacher_hidden_size=self.anatomy.hidden_size,
             vocab_size=self.student.config.vocab_size,
             num_blocks=len(examples),
             context=examples.context,
             layers=self.anatomy.layers,
             device=self.device,
+            hidden_units=getattr(self.student, "hidden_units", None),
         )
 
     def _targets(self, system: StudentForward, stage: Stage, examples: Examples) -> Callable[[Batch], TeacherOutputs]:
@@ -288,8 +323,14 @@ class Session:
         model.train(was_training)
 
     def _without_training(self) -> Any:
-        """The teacher under the last stage's methods in their simplest untrained form, for comparison."""
-        methods = [method.untrained() for method in self.recipe.stages[-1].methods.values()]
+        """The teacher under the last stage's methods, and what reshaped it before, in their simplest untrained form."""
+        last = self.recipe.stages[-1]
+        methods = [
+            method.untrained()
+            for stage in self.recipe.stages
+            for method in stage.methods.values()
+            if stage is last or method.reshapes
+        ]
         if not methods:
             return None
         rounded = copy.deepcopy(self.teacher)

@@ -42,6 +42,12 @@ class TrainingSettings(BaseModel):
         default_factory=dict,
         description="peak rates of a method's own parameter groups, such as scale (γ) and clip",
     )
+    freeze_weights: bool = Field(
+        False, description="train only the methods' own parameters, such as masks, and those of the objectives"
+    )
+    data_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training examples that are read, the same ones in every epoch"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay of every rate after warm-up")
     final_rate: float = Field(0.0, ge=0, le=1, description="share of the peak rate that the decay ends at")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the rates rise from 0")

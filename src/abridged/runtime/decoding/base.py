@@ -14,6 +14,7 @@ from abridged.runtime import ops
 from abridged.runtime.attention import attention
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule
+from abridged.runtime.removed import NoAttention, NoMatrix
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -21,8 +22,8 @@ Linear = Callable[[Tensor], Tensor]
 class Steps:
     """One-token steps through a model; a family says in `step` how a token passes its layers.
 
-    `possible` is False for a model that is not wholly on the CPU in FP32 or bf16. In bf16 the cache and attention have
-    that type, and what lies between the kernels is FP32.
+    `possible` is False for a model with blocks taken out, or not wholly on the CPU in FP32 or bf16. In bf16 the cache
+    and attention have that type, and what lies between the kernels is FP32.
     """
 
     def __init__(self, model: Any) -> None:
@@ -36,7 +37,8 @@ class Steps:
         plain = (p for m in self.modules if not isinstance(m, PackedModule) for p in m._parameters.values())
         self.dtype = next((p.dtype for p in plain if p is not None and p.is_floating_point()), torch.float32)
         served = (torch.float32, torch.bfloat16, torch.uint8)
-        self.possible = all(p.device.type == "cpu" and p.dtype in served for p in model.parameters())
+        whole = not any(isinstance(m, (NoAttention, NoMatrix)) for m in self.modules)
+        self.possible = whole and all(p.device.type == "cpu" and p.dtype in served for p in model.parameters())
         if self.possible:
             self.prepare()
 

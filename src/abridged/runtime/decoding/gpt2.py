@@ -16,8 +16,7 @@ class Steps(base.Steps):
     """See `base.Steps`."""
 
     def prepare(self) -> None:
-        body, config = self.model.transformer, self.model.config
-        self.heads, self.width = config.num_attention_heads, config.hidden_size
+        body = self.model.transformer
         self.tokens, self.positions = self.embedding(body.wte), body.wpe.weight
         self.layers = [
             (
@@ -36,10 +35,10 @@ class Steps(base.Steps):
 
     def step(self, ids: Tensor, layers: list[Any], length: int) -> Tensor:
         x = self.tokens(ids).add_(self.positions[length])
-        shape = (len(ids), 3, self.heads, 1, self.width // self.heads)
         for layer, (attention, norm_1, qkv, projection, norm_2, up, activation, down) in zip(
             layers, self.layers, strict=True
         ):
+            shape = (len(ids), 3, -1, 1, attention.head_dim)  # layers may differ in their heads
             query, key, value = qkv(F.layer_norm(x, *norm_1)).view(shape).unbind(1)
             keys, values = Appending.append(layer, key[:, :, 0], value[:, :, 0], length)
             x += projection(attend(attention, query, keys, values, attention.scaling))

@@ -1,0 +1,221 @@
+"""Pruning: VTrans and its variants against L0, Taylor, magnitude and random, in one trainer under one counted budget.
+
+    python benchmarks/pruning.py quality [--glue FOLDER] [--seeds 0 1 2] [--minutes 60] [--only PATTERN]
+    python benchmarks/pruning.py speed
+    python benchmarks/pruning.py cost
+
+`quality` trains the bundled GPT-2 on WikiText-2 and, with --glue, MiniLM-L6 on SST-2, RTE and MRPC (see glue.py); each
+run is one JSON in benchmarks/results/pruning/, and skipped when it is there. `speed` times models cut to half of the
+FLOPs against the whole ones, `cost` a training step with masks against one of plain distillation: all in turn, in one
+process, so that what else the machine does falls on all alike.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from quantizers import pending, train_and_measure
+
+from abridged.data.blocks import Blocks, tokenize
+from abridged.data.text import load_text
+from abridged.families import anatomy_of
+from abridged.methods.pruning.method import Prune
+from abridged.models import load_dense, load_tokenizer, set_dropout
+from abridged.objectives.base import ObjectiveContext, StudentForward
+from abridged.recipe import Recipe
+from abridged.training.loop import Run, Trainer
+from abridged.training.record import environment
+from abridged.training.workspace import Workspace, write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "pruning"
+TASKS = ("sst2", "rte", "mrpc")
+#: Shares of all parameters that are left.
+SHARES = (0.5, 0.3, 0.1)
+#: Shares of the layers' parameters that are left, embeddings not counted: CoFi's sparsities of 60, 80 and 95 %.
+ENCODER_SHARES = (0.4, 0.2, 0.05)
+MASKS = ("vib", "l0", "taylor", "magnitude", "random")
+PRUNE = "stages.0.methods.prune"
+
+
+def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, list[str], int]]:
+    """(name, task or "text", recipe, overrides, seed) of every run: one seed of all first."""
+    for seed in seeds:
+        for task in ("text", *tasks):
+            for share in SHARES:
+                budget = f"budget.parameters={share}"
+                for masks in MASKS:
+                    name = f"{masks}-{task}-{share}-seed{seed}"
+                    yield name, task, "vtrans", [budget, f"{PRUNE}.masks={masks}"], seed
+                for recipe in ("fast-vtrans", "faster-vtrans"):
+                    yield f"{recipe}-{task}-{share}-seed{seed}", task, recipe, [budget], seed
+            for share in ENCODER_SHARES:
+                budget = [f"budget.parameters={share}", "budget.embeddings=false"]
+                cofi = [f"{PRUNE}.masks=l0", f"{PRUNE}.structures=[heads, ffn, blocks]"]
+                yield f"cofi-{task}-encoder{share}-seed{seed}", task, "vtrans", [*budget, *cofi], seed
+                yield f"vib-{task}-encoder{share}-seed{seed}", task, "vtrans", budget, seed
+
+
+def quality(options: argparse.Namespace) -> None:
+    """Train and measure what has no JSON yet."""
+    from glue import BUDGET, FOLDERS, teacher
+
+    tasks = list(options.tasks) if options.glue else []
+    for path, (name, task, recipe, overrides, seed) in pending(plan(tasks, options.seeds), RESULTS, options):
+        model, data = options.model, options.data
+        overrides = [*overrides, *options.overrides]
+        if task != "text":
+            folder = Path(options.glue) / FOLDERS[task]
+            model, data = str(teacher(task, Path(options.glue))), str(folder)
+            epochs = BUDGET[task] / 2 if recipe == "vtrans" else BUDGET[task] / 20
+            overrides += ["stages.*.context=128", "stages.*.batch_size=32", f"stages.*.epochs={epochs:g}"]
+            overrides += ["stages.*.data_share=1"]  # epochs say how much is read
+        chosen = Recipe.load(recipe, overrides)
+        result = train_and_measure(path, chosen, model, data, seed, task=None if task == "text" else task)
+        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides}
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
+        key = "perplexity" if task == "text" else "score"
+        before, after = result["teacher"][key], result["student"][key]
+        print(f"{name}: {before:.2f} -> {after:.2f} in {result['seconds']:.0f} s", flush=True)
+
+
+def cut_to_half(model: Any, round_to: int, context: int) -> Any:
+    """A copy of a model, cut to half of its FLOPs by magnitude; only its sizes matter here."""
+    small = copy.deepcopy(model)
+    method = Prune.model_validate({"budget": {"flops": 0.5, "context": context}, "masks": "magnitude"})
+    method = method.model_copy(update={"round_to": round_to, "structures": ("hidden", "heads", "ffn")})
+    method.prepare(small, anatomy_of(small), lambda model: None)
+    method.finish(small)
+    return small.eval()
+
+
+def speed(options: argparse.Namespace) -> None:
+    """Tokens a second of forward passes, and of writing one token after another."""
+    whole = load_dense(options.model)
+    models = {"whole": whole, **{f"half, widths of {n}": cut_to_half(whole, n, options.context) for n in (1, 32)}}
+    ids = torch.randint(100, whole.config.vocab_size, (8, options.context))
+    single = torch.randint(100, whole.config.vocab_size, (1, 8))
+
+    def read(model: Any) -> Callable[[], None]:
+        return lambda: model(ids, use_cache=False)
+
+    def write(model: Any) -> Callable[[], None]:
+        settings = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
+        return lambda: model.generate(single, **settings)
+
+    with torch.inference_mode():
+        reading = timed({name: read(model) for name, model in models.items()}, options.rounds)
+        writing = timed({name: write(model) for name, model in models.items()}, options.rounds)
+    result = {
+        "read_tokens_per_second": {name: ids.numel() / seconds for name, seconds in reading.items()},
+        "written_tokens_per_second": {name: 32 / seconds for name, seconds in writing.items()},
+        "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
+        "context": options.context,
+        "threads": torch.get_num_threads(),
+        "environment": environment(),
+    }
+    save("speed", result)
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Seconds of a step with masks, of plain distillation and of the other masks."""
+    teacher = load_dense(options.model).requires_grad_(False)
+    set_dropout(teacher, 0.0)
+    tokens = tokenize(load_tokenizer(options.model, teacher), load_text(options.data).train[:2_000_000])
+    with tempfile.TemporaryDirectory() as folder:
+        contestants = {
+            name: stepper(name, teacher, Blocks(tokens, options.context), options.batch_size, Path(folder))
+            for name in ("distillation", "vib", "l0", "taylor", "magnitude")
+        }
+        found = timed(contestants, options.rounds)
+    more = {name: seconds / found["distillation"] - 1 for name, seconds in found.items() if name != "distillation"}
+    setting = {"batch_size": options.batch_size, "context": options.context, "threads": torch.get_num_threads()}
+    save("cost", {"seconds_per_step": found, "more_than_distillation": more, **setting, "environment": environment()})
+
+
+def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Path) -> Callable[[], None]:
+    """A function that takes one step of the first stage of vtrans with such masks, or without any."""
+    stage = Recipe.load("vtrans", [] if name == "distillation" else [f"{PRUNE}.masks={name}"]).stages[0]
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    methods = [] if name == "distillation" else list(stage.methods.values())
+    for method in methods:
+        method.prepare(student, anatomy_of(student), lambda model: None)
+    groups = {key: group for method in methods for key, group in method.parameter_groups(student).items()}
+    anatomy = anatomy_of(teacher)
+    context = ObjectiveContext(
+        hidden_size=anatomy.hidden_size,
+        teacher_hidden_size=anatomy.hidden_size,
+        vocab_size=teacher.config.vocab_size,
+        num_blocks=len(blocks),
+        context=blocks.context,
+        layers=anatomy.layers,
+    )
+    system = StudentForward(
+        student,
+        stage.objectives,
+        context,
+        lambda: {key: value for method in methods for key, value in method.penalties(student).items()},
+    )
+    changed = {"batch_size": batch_size, "steps": 10**6, "compile": "no", "save_every": 10**9, "evaluate_every": 10**9}
+    if not methods:
+        changed["learning_rates"] = {}
+    work = Workspace(folder / name, resume=False, overwrite=True, main=True)
+    run = Run(
+        system=system,
+        examples=blocks,
+        settings=stage.training.model_copy(update=changed),
+        work=work,
+        targets=lambda batch: system.teach(teacher, batch),
+        before_step=lambda progress: [method.step(student, progress) for method in methods] and None,
+        groups=groups,
+    )
+    trainer = Trainer(run)
+    system.train()
+    return trainer.step
+
+
+def timed(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The median seconds of each, all in turn, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, act in contestants.items():
+            began = time.perf_counter()
+            act()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write a result beside the runs' folder, and show it."""
+    write_atomically(RESULTS.with_name(f"pruning_{name}.json"), json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["quality", "speed", "cost"])
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--data", default="wikitext-2")
+    parser.add_argument("--glue", help="the folder of GLUE's tasks; without it only the text is measured")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
+    parser.add_argument("--rounds", type=int, default=15, help="of speed and cost")
+    parser.add_argument("--context", type=int, default=128, help="tokens of a sequence, of speed and cost")
+    parser.add_argument("--batch-size", type=int, default=8, help="of cost")
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    {"quality": quality, "speed": speed, "cost": cost}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""How much a unit matters, where no mask was learned: the baselines that learned masks are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from abridged.methods.pruning.masked import Masks
+
+
+@torch.no_grad()
+def magnitudes(model: nn.Module, masks: Masks) -> Tensor:
+    """The L2 norm of all weights that go with each unit, (units,); of a gate, of the part's last matrix."""
+    squares = torch.zeros(masks.mask.units, device=masks.free.device)
+    layout = masks.layout
+    for module in layout.modules:
+        if module.columns is None:
+            continue
+        weight = model.get_submodule(module.path).get_parameter("weight").square()
+        weight = weight.t() if isinstance(model.get_submodule(module.path), Conv1D) else weight
+        for dimension, side in ((1, module.rows), (0, module.columns)):
+            if side.axis is not None:
+                squares[masks.places[side.axis]] += weight.sum(dimension).view(side.blocks, -1, side.size).sum((0, 2))
+        if module.gate is not None and layout.outputs[module.gate] == module.path:
+            squares[masks.gates[module.gate]] += weight.sum()
+    return squares.sqrt()
+
+
+def normalized(scores: Tensor, masks: Masks) -> Tensor:
+    """Scores in units of their root mean square within each axis, and gates within their kind.
+
+    Heads, inner units and hidden units stand for different numbers of weights: only so can one threshold serve all
+    (Molchanov et al., arXiv:1611.06440, section 2.2: norms by layer).
+    """
+    found = scores.clone()
+    for index in _groups(masks):
+        found[index] = scores[index] / scores[index].square().mean().sqrt().clamp_min(1e-12)
+    return found
+
+
+def _groups(masks: Masks) -> Iterator[Tensor]:
+    every = torch.arange(masks.mask.units)
+    for place in masks.places.values():
+        yield every[place]
+    for kind in ("attention", "ffn"):
+        gates = [place for name, place in masks.gates.items() if masks.layout.axes[name].kind == kind]
+        if gates:
+            yield torch.tensor(gates)

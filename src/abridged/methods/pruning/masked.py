@@ -1,0 +1,218 @@
+"""Puts masks into a model while it is trained, and takes them out again.
+
+A hidden unit is masked where the residual stream is read: in the norms, which take mean and variance over the units
+that are kept, and multiply what they put out. So one mask serves the embeddings and all blocks, and what is written to
+units that nobody reads does not matter. Heads and inner units are masked where the part's last matrix reads them, a
+whole part where that matrix has written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from abridged.errors import AbridgedError
+from abridged.methods.pruning.layout import HIDDEN, Axis, Layout
+from abridged.methods.pruning.masks import Kind, Mask, build_mask
+
+#: Under which name a model carries its masks while they are trained.
+ATTRIBUTE = "pruning_masks"
+
+
+class Masks(nn.Module):
+    """One mask over the units of all axes and the gates of all parts, and where each axis lies in it.
+
+    `draw` is called once for each forward pass; norms and hooks then read the factors of their axis.
+    """
+
+    free: Tensor  #: (units,) 1 where a unit may be removed
+    handles: list[Any]  #: of the hooks, to take them away
+    hooked: dict[str, nn.Module]  #: the matrices with hooks, as they were found
+    # What the training of a stage adds:
+    target: Any  #: what the model may take
+    share: float  #: of the whole, that it may take now
+    lagrangian: Any
+    stands_for: Tensor  #: (units,) how much each unit's divergence counts
+    removals: Tensor  #: how often units were removed, where masks are not learned
+
+    def __init__(self, layout: Layout, kind: Kind, structures: frozenset[str]) -> None:
+        super().__init__()
+        self.layout = layout
+        self.places: dict[str, slice] = {}
+        self.gates: dict[str, int] = {}
+        position = 0
+        for name, axis in layout.axes.items():
+            self.places[name] = slice(position, position + axis.units)
+            position += axis.units
+        for name, axis in layout.axes.items():
+            if axis.gated:
+                self.gates[name] = position
+                position += 1
+        self.mask: Mask = build_mask(kind, position)
+        self.register_buffer("free", self._free(structures), persistent=False)
+        self._draw: Tensor | None = None
+        self._weights: Tensor | None = None
+
+    def _free(self, structures: frozenset[str]) -> Tensor:
+        """1 where a unit may be removed, (units,)."""
+        free = torch.zeros(self.mask.units)
+        for name, place in self.places.items():
+            free[place] = float(kind_of(self.layout.axes[name]) in structures)
+        for gate in self.gates.values():
+            free[gate] = float("blocks" in structures)
+        return free
+
+    def draw(self, rows: int) -> None:
+        """Fix the factors of one forward pass of a batch of so many rows."""
+        bound = 1 - self.free
+        if self.training:
+            self._draw = self.mask.sample(rows) * self.free + bound
+            self._weights = self.expected()[self.places[HIDDEN]]
+        else:
+            z = self.mask.deterministic() * self.free + bound
+            self._draw = z.unsqueeze(0)
+            self._weights = (z[self.places[HIDDEN]] != 0).to(z.dtype)
+            if not bool(self._weights.any()):
+                raise AbridgedError("the masks have collapsed: no hidden unit is left; train with a higher budget")
+
+    def expected(self) -> Tensor:
+        """The probability of each unit to be kept, (units,); 1 of what may not be removed."""
+        return self.mask.expected() * self.free + (1 - self.free)
+
+    def drawn(self, place: slice | int) -> Tensor:
+        """This pass's factors, (rows or 1, n)."""
+        if self._draw is None:
+            self.draw(1)
+        assert self._draw is not None
+        return self._draw[:, place if isinstance(place, slice) else slice(place, place + 1)]
+
+    @property
+    def weights(self) -> Tensor:
+        """How much each hidden unit counts in the norms' means, (hidden,): 0 or 1 but while training."""
+        if self._weights is None:
+            self.draw(1)
+        assert self._weights is not None
+        return self._weights
+
+    def forget(self) -> None:
+        """Drop the factors of the last pass, which belong to weights that have changed since."""
+        self._draw = self._weights = None
+
+
+def kind_of(axis: Axis) -> str:
+    """What recipes call the units of an axis."""
+    return {"hidden": "hidden", "attention": "heads"}.get(axis.kind, "ffn")
+
+
+class MaskedNorm(nn.Module):
+    """A LayerNorm or RMSNorm over the units that are kept, multiplied by their factors.
+
+    Its parameters are those of the norm that it stands for, under the same names.
+    """
+
+    def __init__(self, norm: Any, masks: Masks) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", getattr(norm, "bias", None))
+        self.centered = isinstance(norm, nn.LayerNorm)
+        self.eps = norm.eps if self.centered else norm.variance_epsilon
+        self.held = (norm, masks)  # in a tuple: neither is a child
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, …, d) to the same."""
+        masks = self.held[1]
+        weights = masks.weights
+        share = weights / weights.sum()
+        y = x.float()
+        if self.centered:
+            y = y - (y @ share).unsqueeze(-1)
+        y = y * torch.rsqrt((y.square() @ share).unsqueeze(-1) + self.eps)
+        y = y * self.weight if self.bias is None else torch.addcmul(self.bias, y, self.weight)
+        return (y * _fit(masks.drawn(masks.places[HIDDEN]), y)).to(x.dtype)
+
+
+def _fit(z: Tensor, x: Tensor) -> Tensor:
+    """Factors (rows, n) or (1, n), for x (rows, …, n); those of the first row where rows were repeated since."""
+    if z.shape[0] not in (1, x.shape[0]):
+        z = z[:1]
+    return z.view(z.shape[0], *(1,) * (x.dim() - 2), z.shape[1])
+
+
+class Hooks:
+    """What multiplies the input and the output of a part's last matrix."""
+
+    def __init__(self, masks: Masks, name: str, size: int) -> None:
+        self.masks, self.name, self.size = masks, name, size
+
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Input (B, …, units * size) times the factors of the units."""
+        x = inputs[0]
+        z = self.masks.drawn(self.masks.places[self.name])
+        z = z if self.size == 1 else z.repeat_interleave(self.size, 1)
+        return (x * _fit(z, x).to(x.dtype), *inputs[1:])
+
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Output (B, …, d) times the factor of the whole part."""
+        return output * _fit(self.masks.drawn(self.masks.gates[self.name]), output).to(output.dtype)
+
+
+def attach(model: Any, layout: Layout, kind: Kind, structures: frozenset[str]) -> Masks:
+    """Give a model masks, as its child `pruning_masks`; its parameters keep their names."""
+    masks = Masks(layout, kind, structures).to(next(model.parameters()).device)
+    handles = []
+    for module in layout.modules:
+        if module.part == "norm":
+            _swap(model, module.path, MaskedNorm(model.get_submodule(module.path), masks))
+    columns = {module.path: module.columns for module in layout.modules}
+    for name, output in layout.outputs.items():
+        side = columns[output]
+        assert side is not None
+        hooks, matrix = Hooks(masks, name, side.size), model.get_submodule(output)
+        handles.append(matrix.register_forward_pre_hook(hooks.before))
+        if name in masks.gates:
+            handles.append(matrix.register_forward_hook(hooks.after))
+    handles.append(model.base_model.register_forward_pre_hook(_draw(masks), with_kwargs=True))
+    masks.handles = handles
+    masks.hooked = {output: model.get_submodule(output) for output in layout.outputs.values()}
+    setattr(model, ATTRIBUTE, masks.train(model.training))
+    return masks
+
+
+def _draw(masks: Masks) -> Any:
+    def draw(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = [*arguments, *(named.get(key) for key in ("input_ids", "inputs_embeds"))]
+        masks.draw(next((len(x) for x in given if isinstance(x, Tensor)), 1))
+
+    return draw
+
+
+def masks_of(model: Any) -> Masks | None:
+    """The masks that a model carries, if it does."""
+    found: Masks | None = getattr(model, ATTRIBUTE, None)
+    return found
+
+
+def check_attached(model: Any, masks: Masks) -> None:
+    """Raise AbridgedError where another method has put modules of its own in the place of masked ones."""
+    for path, module in masks.hooked.items():
+        if model.get_submodule(path) is not module:
+            raise AbridgedError(f"{path} was replaced after it had been masked: prune in a stage before other methods")
+
+
+def detach(model: Any, masks: Masks) -> None:
+    """Take the masks out of a model, and leave it as it was before them."""
+    for handle in masks.handles:
+        handle.remove()
+    for module in masks.layout.modules:
+        if module.part == "norm":
+            _swap(model, module.path, model.get_submodule(module.path).held[0])
+    delattr(model, ATTRIBUTE)
+
+
+def _swap(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    old = model.get_submodule(path)
+    setattr(model.get_submodule(parent), leaf, module.train(old.training))

@@ -1,0 +1,165 @@
+"""Masks over all units of a model at once: what a unit is multiplied by, and whether it is to be kept.
+
+All kinds have one interface, on flat vectors (units,): `sample` while training, `deterministic` at evaluation,
+`expected` (the probability of being kept), `score` (more is kept first) and `divergence` (a penalty by unit).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["vib", "l0", "magnitude", "taylor", "random"]
+
+#: Hard concrete distribution (Louizos et al., arXiv:1712.01312, section 2.2): temperature, and how far it is stretched.
+_TEMPERATURE, _LOW, _HIGH = 2.0 / 3.0, -0.1, 1.1
+_TINY = 1e-8
+
+
+class Mask(nn.Module):
+    """What every kind of mask offers; by itself one that keeps all."""
+
+    learned = True
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.units = units
+        self.slope = 0.5  #: of the sigmoid that makes probabilities of scores
+
+    def sample(self, rows: int) -> Tensor:
+        """Factors while training, (rows, units) or (1, units)."""
+        raise NotImplementedError
+
+    def deterministic(self) -> Tensor:
+        """Factors at evaluation, (units,): 0 for what is not kept."""
+        raise NotImplementedError
+
+    def expected(self) -> Tensor:
+        """The probability of each unit to be kept, (units,), with a gradient."""
+        raise NotImplementedError
+
+    def score(self) -> Tensor:
+        """What units are ranked by, (units,): above 0 they are kept where no budget decides."""
+        raise NotImplementedError
+
+    def divergence(self) -> Tensor:
+        """The penalty of keeping each unit, (units,)."""
+        return torch.zeros(self.units)
+
+    def factors(self) -> Tensor:
+        """What a unit that is kept will be multiplied by, (units,), for folding into weights."""
+        return torch.ones(self.units)
+
+
+class InformationBottleneck(Mask):
+    """Variational information bottleneck (VTrans, Dutta et al., arXiv:2406.05276, section 3).
+
+    z = μ + ε·σ with ε ~ N(0, 1), one draw for each row of a batch. A unit goes when log σ² ≥ log μ², and the
+    divergence from the prior is ½·log(1 + μ²/σ²).
+    """
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.mu = nn.Parameter(1.0 + 0.01 * torch.randn(units))
+        self.log_variance = nn.Parameter(-9.0 + 0.01 * torch.randn(units))
+
+    def score(self) -> Tensor:
+        return (self.mu.square() + _TINY).log() - self.log_variance
+
+    def sample(self, rows: int) -> Tensor:
+        noise = torch.randn(rows, self.units, device=self.mu.device)
+        return self.mu + noise * (0.5 * self.log_variance).exp()
+
+    def deterministic(self) -> Tensor:
+        return self.mu * (self.score() > 0)
+
+    def expected(self) -> Tensor:
+        return torch.sigmoid(self.slope * self.score())
+
+    def divergence(self) -> Tensor:
+        return 0.5 * nn.functional.softplus(self.score())  # log(1 + μ²/σ²) = log(1 + exp(log μ² - log σ²))
+
+    def factors(self) -> Tensor:
+        return self.mu.detach()
+
+
+class HardConcrete(Mask):
+    """L0 regularisation (Louizos et al., arXiv:1712.01312), as CoFi (Xia et al., arXiv:2204.00408) prunes with it."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.log_alpha = nn.Parameter(2.5 + 0.01 * torch.randn(units))
+
+    def sample(self, rows: int) -> Tensor:
+        u = torch.rand(rows, self.units, device=self.log_alpha.device).clamp(1e-6, 1 - 1e-6)
+        return self._stretched(torch.sigmoid((u.log() - (1 - u).log() + self.log_alpha) / _TEMPERATURE))
+
+    def deterministic(self) -> Tensor:
+        return self._stretched(torch.sigmoid(self.log_alpha))
+
+    def _stretched(self, x: Tensor) -> Tensor:
+        return (x * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
+
+    def score(self) -> Tensor:
+        """Above 0 where the factor at evaluation is above 0."""
+        return self.log_alpha - math.log(-_LOW / _HIGH)
+
+    def expected(self) -> Tensor:
+        return torch.sigmoid(self.log_alpha - _TEMPERATURE * math.log(-_LOW / _HIGH))
+
+    def factors(self) -> Tensor:
+        return self.deterministic().detach().clamp_min(1e-3)  # the budget may keep what would be 0
+
+
+class Importance(Mask):
+    """Zeros and ones by how much a unit matters: by a measure of its weights, by gradients, or at random.
+
+    For Taylor's first-order measure each row of a batch has factors of its own, whose gradients tell what leaving the
+    unit out would change: importance = mean over rows of |∂L/∂z| at z = 1 (Molchanov et al., arXiv:1611.06440;
+    Michel et al., arXiv:1905.10650, of heads).
+    """
+
+    learned = False
+    importance: Tensor
+    keep: Tensor
+
+    def __init__(self, units: int, kind: Kind) -> None:
+        super().__init__(units)
+        self.kind = kind
+        self.register_buffer("keep", torch.ones(units))
+        self.register_buffer("importance", torch.rand(units) if kind == "random" else torch.zeros(units))
+        self._leaf: Tensor | None = None
+
+    def sample(self, rows: int) -> Tensor:
+        if self.kind != "taylor":
+            return self.keep.unsqueeze(0)
+        self.collect()
+        self._leaf = torch.ones(rows, self.units, device=self.keep.device, requires_grad=True)
+        return self._leaf * self.keep
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the gradients of the last draw to the running importance of what is still there."""
+        if self._leaf is not None and self._leaf.grad is not None:
+            found = self._leaf.grad.abs().mean(0)
+            self.importance.copy_(torch.where(self.keep > 0, 0.9 * self.importance + 0.1 * found, self.importance))
+        self._leaf = None
+
+    def deterministic(self) -> Tensor:
+        return self.keep
+
+    def expected(self) -> Tensor:
+        return self.keep
+
+    def score(self) -> Tensor:
+        return self.importance
+
+
+def build_mask(kind: Kind, units: int) -> Mask:
+    """A mask of that kind over `units`."""
+    if kind == "vib":
+        return InformationBottleneck(units)
+    return HardConcrete(units) if kind == "l0" else Importance(units, kind)

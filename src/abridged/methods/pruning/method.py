@@ -1,0 +1,83 @@
+"""Pruning as a method of a recipe: masks while a stage trains, a smaller model after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from abridged.methods.base import Method
+from abridged.methods.pruning.settings import Budget, Structure
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from abridged.methods.base import Calibrate
+
+
+class Prune(Method):
+    """Structured pruning to a budget with learned masks (VTrans, Dutta et al., arXiv:2406.05276).
+
+    While the stage is trained, masks lie on the hidden width, on heads, on the feed-forward width and on whole blocks.
+    When it is finished the model is cut: what follows, a fine-tuning stage or quantisation, sees a smaller model.
+    """
+
+    reshapes: ClassVar[bool] = True
+
+    budget: Budget = Field(description="what the pruned model may take")
+    masks: Literal["vib", "l0", "magnitude", "taylor", "random"] = Field(
+        "vib",
+        description="vib: variational information bottleneck (VTrans); l0: hard concrete (CoFi); and what needs no "
+        "mask to be learned: magnitude of weights, taylor (first-order, by gradients), random",
+    )
+    structures: tuple[Structure, ...] = Field(
+        ("hidden", "heads", "ffn", "blocks"),
+        description="what may be removed: hidden units (of embeddings, norms and all blocks at once), heads, inner "
+        "units, whole attention and feed-forward blocks",
+    )
+    round_to: int = Field(1, ge=1, description="hidden and inner widths are multiples of this; 64 runs faster")
+    warmup: float = Field(0.5, ge=0, le=1, description="share of the stage over which the target falls to the budget")
+    beta: float = Field(1e-6, ge=0, description="weight of vib's divergence; of heads times their parameters")
+    slope: tuple[float, float] = Field(
+        (0.5, 2.0),
+        description="of the sigmoid that counts units as kept, at the stage's start and end; a steep one has no "
+        "gradient at the start, and gets stuck above the budget at the end",
+    )
+    updates: int = Field(20, ge=1, description="times that magnitude, taylor and random remove units during warm-up")
+
+    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
+        """Put masks into the model.
+
+        Raises AbridgedError for a budget that is above what the model takes or below what it can be cut to.
+        """
+        from abridged.methods.pruning.train import prepare
+
+        prepare(model, anatomy, self)
+
+    def step(self, model: nn.Module, progress: float) -> None:
+        """Let the target fall, and the sigmoid grow steeper; where masks are not learned, remove units."""
+        from abridged.methods.pruning.train import step
+
+        step(model, progress, self)
+
+    def penalties(self, model: nn.Module) -> dict[str, Tensor]:
+        """vib's divergence, the budget's Lagrangian, and the share of the model that is expected to be left."""
+        from abridged.methods.pruning.train import penalties
+
+        return penalties(model, self)
+
+    def finish(self, model: nn.Module) -> dict[str, Any]:
+        """Cut the model to the budget; say what is left, and how the heads were ranked."""
+        from abridged.methods.pruning.train import finish
+
+        return finish(model, self)
+
+    def untrained(self) -> Prune:
+        """By magnitude, without training."""
+        return self.model_copy(update={"masks": "magnitude"})
+
+    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        """The masks ("mask") and the multipliers of the budget ("multiplier")."""
+        from abridged.methods.pruning.train import parameter_groups
+
+        return parameter_groups(model)

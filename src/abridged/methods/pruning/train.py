@@ -1,0 +1,175 @@
+"""What pruning does at each moment of a stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from abridged.methods.pruning.budget import Lagrangian, Target
+from abridged.methods.pruning.cut import cut
+from abridged.methods.pruning.importance import magnitudes, normalized
+from abridged.methods.pruning.layout import HIDDEN, layout_of
+from abridged.methods.pruning.masked import Masks, attach, check_attached, detach, masks_of
+from abridged.methods.pruning.masks import Importance
+from abridged.methods.pruning.select import Selection, describe, select
+
+if TYPE_CHECKING:
+    from abridged.methods.pruning.method import Prune
+
+#: A model that is still so much larger than its target, as a share of the whole, has masks that were not done.
+_FAR = 0.1
+
+
+def prepare(model: Any, anatomy: Any, method: Prune) -> None:
+    """See `Prune.prepare`."""
+    layout = layout_of(model, anatomy)
+    target = Target(layout, method.budget)
+    masks = attach(model, layout, method.masks, frozenset(method.structures))
+    masks.target, masks.share = target, 1.0
+    select(masks, torch.zeros(masks.mask.units), target, target.limit, method.round_to)  # or no such model can be
+    if masks.mask.learned:
+        masks.lagrangian = Lagrangian().to(masks.free.device)
+        heads = [masks.places[name] for name in layout.attentions]
+        stands_for = torch.ones(masks.mask.units)
+        for place, name in zip(heads, layout.attentions, strict=True):
+            own = sum(size for module, size in layout.sizes(layout.full(), _ones(layout)) if module.gate == name)
+            stands_for[place] = own / layout.axes[name].units
+        masks.register_buffer("stands_for", stands_for.to(masks.free.device), persistent=False)
+    else:
+        masks.register_buffer("removals", torch.zeros(1, dtype=torch.int64, device=masks.free.device))
+
+
+def _ones(layout: Any) -> dict[str, int]:
+    return dict.fromkeys(layout.axes, 1)
+
+
+def _masks(model: nn.Module) -> Masks:
+    masks = masks_of(model)
+    assert masks is not None
+    return masks
+
+
+def step(model: nn.Module, progress: float, method: Prune) -> None:
+    """See `Prune.step`."""
+    masks = _masks(model)
+    check_attached(model, masks)
+    first, last = method.slope
+    masks.mask.slope = first * (last / first) ** progress
+    warm = 1.0 if method.warmup == 0 else min(1.0, progress / method.warmup)
+    masks.share = 1 + (masks.target.share - 1) * warm
+    if isinstance(masks.mask, Importance):
+        due = round(warm * method.updates)
+        if due > int(masks.removals):
+            masks.removals.fill_(due)
+            limit = masks.target.limit_at(1 + (masks.target.share - 1) * due / method.updates)
+            _keep(masks, select(masks, scores(model, masks), masks.target, limit, method.round_to))
+
+
+def scores(model: nn.Module, masks: Masks) -> Tensor:
+    """What units are ranked by, (units,)."""
+    mask = masks.mask
+    if not isinstance(mask, Importance):
+        return mask.score()
+    if mask.kind == "random":
+        return mask.importance
+    mask.collect()
+    return normalized(magnitudes(model, masks) if mask.kind == "magnitude" else mask.importance, masks)
+
+
+def _keep(masks: Masks, selection: Selection) -> None:
+    """Set masks of zeros and ones to a selection."""
+    keep = torch.zeros(masks.mask.units)
+    for name, place in masks.places.items():
+        keep[place][selection.kept[name]] = 1
+    for name, gate in masks.gates.items():
+        keep[gate] = float(len(selection.kept[name]) > 0)
+    masks.mask.get_buffer("keep").copy_(keep)
+
+
+def penalties(model: nn.Module, method: Prune) -> dict[str, Tensor]:
+    """See `Prune.penalties`."""
+    masks = _masks(model)
+    size = expected_size(masks)
+    if not masks.mask.learned:
+        return {"size": size.detach()}
+    found = {"budget": masks.lagrangian(size, masks.share), "size": size.detach()}
+    if method.masks == "vib":
+        divergence = masks.mask.divergence() * masks.free
+        found["divergence"] = method.beta * (divergence * masks.stands_for).sum()
+    return found
+
+
+def expected_size(masks: Masks) -> Tensor:
+    """The share of the model that is expected to be left, (), with a gradient to the masks."""
+    expected = masks.expected()
+    counts = {name: expected[place].sum() for name, place in masks.places.items()}
+    gates = {name: expected[place] for name, place in masks.gates.items()}
+    size = masks.target.measure(counts, gates) / masks.target.full
+    return torch.as_tensor(size, dtype=torch.float32)
+
+
+def finish(model: Any, method: Prune) -> dict[str, Any]:
+    """See `Prune.finish`."""
+    masks = _masks(model)
+    check_attached(model, masks)
+    masks.mask.slope = method.slope[1]  # a resumed run has taken no step
+    target, expected = masks.target, float(expected_size(masks).detach())
+    ranked = scores(model, masks).detach()
+    if isinstance(masks.mask, Importance) and int(masks.removals):  # what is removed already has no say any more
+        ranked = torch.where(masks.mask.keep > 0, ranked + ranked.abs().max() + 1, ranked)
+    selection = select(masks, ranked, target, target.limit, method.round_to)
+    notes = [selection.note] if selection.note else []
+    if masks.mask.learned and expected > target.share + _FAR:
+        notes.append(
+            f"the masks were not done: they expect {100 * expected:.0f} % of the model to be left, and "
+            f"{100 * target.share:.0f} % is asked for; the rest was removed by rank (more steps, or a higher rate of "
+            "mask, would help)"
+        )
+    if not any(len(selection.kept[name]) for name in masks.gates):
+        notes.append("the masks have collapsed: no attention and no feed-forward part is left, only embeddings")
+    found = {
+        "measure": target.name,
+        "before": target.full,
+        "asked": target.limit,
+        "reached": selection.size,
+        "expected_share": expected,
+        **describe(selection.kept, masks),
+        "heads": _heads(masks, ranked, selection),
+        "notes": notes,
+    }
+    factors = {name: masks.mask.factors()[place] for name, place in masks.places.items()}
+    gates = {name: masks.mask.factors()[place] for name, place in masks.gates.items()}
+    fixed = masks.free == 0
+    for name, place in masks.places.items():
+        factors[name] = torch.where(fixed[place], torch.ones_like(factors[name]), factors[name])
+    for name, index in masks.gates.items():
+        gates[name] = torch.ones_like(gates[name]) if bool(fixed[index]) else gates[name]
+    detach(model, masks)
+    kept = selection.kept
+    units = getattr(model, "hidden_units", None)
+    cut(model, masks.layout, kept, factors, gates)
+    model.hidden_units = kept[HIDDEN] if units is None else units[kept[HIDDEN]]
+    return found
+
+
+def _heads(masks: Masks, ranked: Tensor, selection: Selection) -> dict[str, dict[str, Any]]:
+    """By attention module: the score of each group of heads, which are kept, and the query heads in one."""
+    return {
+        name: {
+            "scores": [round(score, 4) for score in ranked[masks.places[name]].tolist()],
+            "kept": selection.kept[name].tolist(),
+            "queries": queries,
+        }
+        for name, queries in masks.layout.attentions.items()
+    }
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """See `Prune.parameter_groups`."""
+    masks = _masks(model)
+    groups = {"mask": list(masks.mask.parameters())}
+    if masks.mask.learned:
+        groups["multiplier"] = list(masks.lagrangian.parameters())
+    return groups

@@ -1,0 +1,116 @@
+"""Prune on a whole model: what each moment of a stage does to it."""
+
+import pytest
+import torch
+
+from abridged.errors import AbridgedError
+from abridged.families import anatomy_of
+from abridged.methods import METHODS
+from abridged.methods.pruning.masked import masks_of
+from abridged.recipe import Recipe
+from pruned import IDS, answer, build, parts
+
+KINDS = ("vib", "l0", "magnitude", "taylor", "random")
+
+
+def train(model, method, steps=12):
+    """A stage that only matches the model's own logits."""
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    expected = answer(model)
+    learned = [p for group in method.parameter_groups(model).values() for p in group]
+    optimizer = torch.optim.AdamW(learned or [torch.nn.Parameter(torch.zeros(1))], lr=0.2, weight_decay=0.0)
+    sizes = []
+    for step in range(steps):
+        method.step(model.train(), step / steps)
+        added = method.penalties(model)
+        out = model(input_ids=IDS, attention_mask=torch.ones_like(IDS))
+        loss = (out.logits - expected).square().mean() + sum(v for v in added.values() if v.requires_grad)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sizes.append(float(added["size"]))
+    return method.finish(model.eval()), sizes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_mask_ends_at_the_budget(kind):
+    model = build("gpt2")
+    total = sum(p.numel() for p in model.parameters())
+    facts, sizes = train(model, METHODS["prune"](budget={"parameters": 0.5}, masks=kind))
+    left = sum(p.numel() for p in model.parameters())
+    assert 0.49 * total < left <= 0.5 * total
+    assert facts["reached"] == left
+    assert facts["before"] == total
+    assert sizes[0] > 0.9
+    assert sizes[-1] < sizes[0]
+    assert masks_of(model) is None
+    assert torch.isfinite(answer(model)).all()
+    assert len(model.hidden_units) == facts["hidden"][0] == anatomy_of(model).hidden_size
+
+
+@pytest.mark.parametrize("kind", ["magnitude", "taylor", "random"])
+def test_what_is_cut_is_what_was_trained_without(kind):
+    """Masks of zeros and ones have come down to the budget before the stage ends: the cut changes nothing more."""
+    model = build("bert-tokens")
+    method = METHODS["prune"](budget={"parameters": 0.6}, masks=kind)
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    for progress in (0.0, 0.3, 0.6, 0.9):
+        method.step(model, progress)
+        model.train()(input_ids=IDS).logits.square().mean().backward()
+    before = answer(model.eval())
+    method.finish(model)
+    assert torch.allclose(answer(model), before, atol=1e-4)
+
+
+def test_untrained_is_by_magnitude_and_needs_no_step():
+    model = build("llama")
+    total = sum(p.numel() for p in model.parameters())
+    method = METHODS["prune"](budget={"parameters": 0.7}).untrained()
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    method.finish(model)
+    assert 0.69 * total < sum(p.numel() for p in model.parameters()) <= 0.7 * total
+
+
+def test_masks_that_were_not_done_are_said():
+    facts, _ = train(build("gpt2"), METHODS["prune"](budget={"parameters": 0.3}), steps=2)
+    assert any("not done" in note for note in facts["notes"])
+
+
+def test_all_blocks_gone_is_said_and_works():
+    model = build("gpt2")
+    method = METHODS["prune"](budget={"parameters": 0.2})
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    masks = masks_of(model)
+    with torch.no_grad():
+        masks.mask.log_variance[list(masks.gates.values())] = 20.0
+        for path in parts(model, "ffn") + parts(model, "attention"):
+            masks.mask.log_variance[masks.places[path]] = 20.0
+    facts = method.finish(model)
+    assert any("collapsed" in note or "fits" in note for note in facts["notes"]) or facts["parts"]
+    assert torch.isfinite(answer(model)).all()
+
+
+def test_quantisation_over_masks_is_refused():
+    model = build("gpt2")
+    method = METHODS["prune"](budget={"parameters": 0.5})
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    METHODS["quantize"](activations={"bits": None}).prepare(model, anatomy_of(model), lambda model: None)
+    with pytest.raises(AbridgedError, match="prune in a stage before"):
+        method.step(model, 0.0)
+
+
+def test_budgets_that_cannot_be_are_refused_before_training():
+    model = build("gpt2")
+    with pytest.raises(AbridgedError, match="smallest possible"):
+        METHODS["prune"](budget={"parameters": 1e-4}).prepare(model, anatomy_of(model), lambda model: None)
+
+
+def test_budget_is_short_for_every_method_that_has_one():
+    recipe = Recipe.load("vtrans", ["budget.bytes=40MB"])
+    assert recipe.stages[0].methods["prune"].budget.measure == "bytes"
+    assert recipe.stages[0].methods["prune"].budget.value == 40 * 2**20
+    assert Recipe.load(recipe) == recipe
+    with pytest.raises(AbridgedError, match="unknown key"):
+        Recipe.load("quantgpt-2-2-8", ["budget.parameters=0.3"])
+    with pytest.raises(AbridgedError, match="cannot be read"):
+        Recipe.load("vtrans", ["budget.parameters=-1"])
