@@ -165,7 +165,7 @@ def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Pa
     changed = {"batch_size": batch_size, "steps": 10**6, "compile": "no", "save_every": 10**9, "evaluate_every": 10**9}
     if not methods:
         changed["learning_rates"] = {}
-    work = Workspace(folder / name, resume=False, overwrite=True, main=True)
+    work = Workspace(folder / name, main=False)  # it writes nothing
     run = Run(
         system=system,
         examples=blocks,

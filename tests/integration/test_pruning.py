@@ -56,6 +56,13 @@ def test_the_fast_variants_run(name, teacher, text, tmp_path):
     assert record["methods"]["prune"]["reached"] <= 0.5 * record["methods"]["prune"]["before"]
 
 
+@pytest.mark.parametrize("masks", ["l0", "taylor"])
+def test_baselines_differ_in_one_setting(masks, teacher, text, tmp_path):
+    recipe = Recipe.load("vtrans", [*SHORT, f"stages.0.methods.prune.masks={masks}"])
+    record = abridged.compress(teacher, recipe, text, tmp_path / "small")
+    assert record["methods"]["prune"]["reached"] <= 0.5 * record["methods"]["prune"]["before"]
+
+
 def test_frozen_weights_stay_as_they_are(teacher, text, tmp_path, monkeypatch):
     seen = {}
     original = Trainer.train

@@ -169,7 +169,5 @@ def _heads(masks: Masks, ranked: Tensor, selection: Selection) -> dict[str, dict
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """See `Prune.parameter_groups`."""
     masks = _masks(model)
-    groups = {"mask": list(masks.mask.parameters())}
-    if masks.mask.learned:
-        groups["multiplier"] = list(masks.lagrangian.parameters())
-    return groups
+    multipliers = list(masks.lagrangian.parameters()) if masks.mask.learned else []
+    return {"mask": list(masks.mask.parameters()), "multiplier": multipliers}
