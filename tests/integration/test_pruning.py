@@ -112,5 +112,5 @@ def test_encoder_decoders_are_pruned_by_the_same_recipe(tmp_path):
 
     source = teachers.write_bart(tmp_path, teachers.FABLES.read_text())
     recipe = Recipe.load("vtrans", [*SHORT, "stages.*.steps=2", "stages.*.context=24", "budget.parameters=0.6"])
-    record = abridged.compress(source, recipe, teachers.FABLES, tmp_path / "small", columns=("story", "moral"))
+    record = abridged.compress(source, recipe, teachers.FABLES, tmp_path / "small", columns=("text", "summary"))
     assert record["methods"]["prune"]["reached"] <= 0.6 * record["methods"]["prune"]["before"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from abridged.report.data import ModelRow, PartBytes, ReportData, SampleGroup
+from abridged.report.data import HeadPicture, ModelRow, PartBytes, ReportData, SampleGroup
 from abridged.report.pictures import matrix_picture, token_picture
 
 WORDS = [
@@ -124,6 +124,13 @@ def make_report(layers: int = 4) -> ReportData:
                 },
             )
         ],
+        heads=HeadPicture(
+            modules=[f"transformer.h.{layer}.attn" for layer in range(3)],
+            values=generator.random((3, 4)),
+            removed=generator.random((3, 4)) < 0.3,
+            correlation=-0.4,
+            each={"attention on the current token": -0.3, "entropy": None},
+        ),
         modules=modules,
         directory="small-gpt2",
         machine={"machine": "x86_64, 2 cores", "torch": "2.13.0"},

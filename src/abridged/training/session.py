@@ -334,8 +334,8 @@ class Session:
         if not methods:
             return None
         rounded = copy.deepcopy(self.teacher)
-        self._apply(methods, rounded, len(self.recipe.stages) - 1)
         for method in methods:
+            self._apply([method], rounded, len(self.recipe.stages) - 1)
             method.finish(rounded)
         return pack_model(rounded.eval())
 
