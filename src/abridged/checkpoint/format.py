@@ -219,7 +219,7 @@ class QuantizationSpec(BaseModel):
 
     def tied_tensors(self) -> dict[str, str]:
         """{tensor that is another: its owner}: codes and scales of packed matrices, and factors that are not packed."""
-        ties = {}
+        ties: dict[str, str] = {}
         for path, owner in self.tied().items():
             ties |= {f"{path}.{name}": f"{owner}.{name}" for name in ("weight", "weight_scale")}
         for path, spec in self.factored().items():

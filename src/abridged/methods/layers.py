@@ -56,7 +56,7 @@ class DropLayers(Method):
         config.num_hidden_layers = len(kept)
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[layer] for layer in kept]
-        model.layers_before = before  # type: ignore[assignment]
+        model.layers_before = before
 
 
 def every_other(layers: int) -> list[int]:

@@ -113,7 +113,7 @@ class KroneckerLinear(Factored):
         (m1, n1), (m2, _), rank = self.factors.left, self.factors.right, self.factors.rank
         y = self._combined(x)
         if m2 == 1:
-            return self.left(y)  # type: ignore[no-any-return]
+            return self.left(y)
         y = y.unflatten(-1, (n1, m2, rank)).transpose(-3, -2).flatten(-2)  # (..., m2, n1 * rank)
         y = self.left(y)
         return y.transpose(-2, -1).reshape(*x.shape[:-1], m1 * m2)
@@ -122,24 +122,24 @@ class KroneckerLinear(Factored):
         """x (..., columns) to (..., n1 * m2 * rank): B of each run of n2 inputs."""
         n1, n2 = self.factors.left[1], self.factors.right[1]
         if self._is_thin():
-            weight = self.right.weight.to(x.dtype)[0]  # type: ignore[union-attr, index]
+            weight = self.right.weight.to(x.dtype)[0]  # type: ignore[index]
             y = x[..., ::n2] * weight[0]
             for j in range(1, n2):
                 y = torch.addcmul(y, x[..., j::n2], weight[j])
             return y
-        return self.right(x.unflatten(-1, (n1, n2))).flatten(-2)  # type: ignore[no-any-return]
+        return self.right(x.unflatten(-1, (n1, n2))).flatten(-2)
 
     def _left_first(self, x: Tensor) -> Tensor:
         (m1, n1), n2, rank = self.factors.left, self.factors.right[1], self.factors.rank
         if n2 == 1:
             y = self.left(x).unflatten(-1, (m1, rank))
             if self._is_thin():
-                y = y * self.right.weight.to(y.dtype)[:, 0]  # type: ignore[union-attr, index]
+                y = y * self.right.weight.to(y.dtype)[:, 0]  # type: ignore[index]
                 return y.flatten(-2)
-            return self.right(y).flatten(-2)  # type: ignore[no-any-return]
+            return self.right(y).flatten(-2)
         y = self.left(x.unflatten(-1, (n1, n2)).transpose(-2, -1))  # (..., n2, m1 * rank)
         y = y.unflatten(-1, (m1, rank)).transpose(-3, -2).flatten(-2)  # (..., m1, n2 * rank)
-        return self.right(y).flatten(-2)  # type: ignore[no-any-return]
+        return self.right(y).flatten(-2)
 
     def _is_thin(self) -> bool:
         """Whether B is a row or a column of a few numbers in full precision."""
@@ -154,7 +154,7 @@ class KroneckerLinear(Factored):
             return x
         y = self._combined(x)
         prepare = getattr(self.left, "prepared_inputs", None)
-        return y if prepare is None else prepare(y)  # type: ignore[no-any-return]
+        return y if prepare is None else prepare(y)
 
     def prepared_weight(self) -> Tensor:
         """A (rows, columns of A * rank) where B is a row, else the matrix multiplied out."""
