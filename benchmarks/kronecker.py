@@ -145,10 +145,11 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
         model = untrained("gpt2")
         method = Recipe.load("kngpt2", overrides).stages[0].methods["kronecker"]
         before = sum(p.numel() for p in model.parameters())
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         method.prepare(model, anatomy_of(model), lambda model: None)
         layouts[name] = {
             "seconds": round(time.perf_counter() - began, 2),
+            "cpu_seconds": round(time.process_time() - worked, 2),  # of one core, whatever else the machine did
             "parameters_before": before,
             "parameters": sum(p.numel() for p in model.parameters()),
             "factored": len(factored_modules(model)),

@@ -416,6 +416,7 @@ def kronecker_size() -> str:
             f"{row['parameters_before'] / 1e6:.1f}M",
             f"{row['parameters'] / 1e6:.1f}M",
             f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
             f"{row['peak_bytes'] / 2**30:.2f}",
         ]
         for name, row in measured["layouts"].items()
@@ -424,7 +425,7 @@ def kronecker_size() -> str:
         [name, f"{row['file_mb']:.1f}", f"{row['limit_mb']:g}", f"{row['ratio']:.1f}×"]
         for name, row in measured["files"].items()
     ]
-    layouts = markdown(["factored by 2", "parameters", "left", "seconds", "peak GB"], rows)
+    layouts = markdown(["factored by 2", "parameters", "left", "seconds", "of a core", "peak GB"], rows)
     return f"{layouts}\n\n{markdown(['file', 'MB', 'limit', 'ratio'], files)}"
 
 

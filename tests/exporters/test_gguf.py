@@ -241,5 +241,5 @@ def test_kronecker_factors_are_written_multiplied_out_and_only_so(tmp_path):
     packed = load(tmp_path / "small")
     found = {"token_embd": "wte", "blk.1.attn_qkv": "h.1.attn.c_attn", "blk.0.ffn_up": "h.0.mlp.c_fc"}
     for name, path in found.items():
-        weight = packed.transformer.get_submodule(path).dequantized()
-        assert np.allclose(tensors[f"{name}.weight"].reshape(weight.shape), weight.detach().numpy(), atol=1e-6)
+        weight = packed.transformer.get_submodule(path).dequantized().detach()
+        assert np.allclose(tensors[f"{name}.weight"].reshape(weight.shape), weight.numpy(), atol=1e-6)

@@ -101,7 +101,7 @@ def _check_stock(path: str, stock: nn.Module, spec: LinearSpec | EmbeddingSpec |
         raise AbridgedError(
             f"quantization_config: {path} is {spec.rows}x{spec.columns}, config.json makes it {shape[0]}x{shape[1]}"
         )
-    if not isinstance(spec, EmbeddingSpec) and kind == "linear" and spec.bias != (stock.bias is not None):
+    if not isinstance(spec, EmbeddingSpec) and spec.bias != (getattr(stock, "bias", None) is not None):
         raise AbridgedError(f"quantization_config: {path} is {'with' if spec.bias else 'without'} a bias, unlike stock")
 
 

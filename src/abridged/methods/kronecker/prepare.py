@@ -118,7 +118,8 @@ def install(model: nn.Module, matrix: Matrix, choices: list[Factors], initializa
     for path in (matrix.name, *matrix.tied):
         old: Any = model.get_submodule(path)
         is_embedding = isinstance(old, nn.Embedding)
-        new = build_factored(factors, is_embedding, getattr(old, "bias", None), getattr(old, "embed_scale", 1.0))
+        with torch.device("meta"):  # its weights are set below
+            new = build_factored(factors, is_embedding, getattr(old, "bias", None), getattr(old, "embed_scale", 1.0))
         new.error = error
         if first is None:
             for (_, pair), (left, right) in zip(new.pairs(), pairs, strict=True):
