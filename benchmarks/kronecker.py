@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from quantizers import pending, train_and_measure
-from size import CASES, measure, untrained
+from size import CASES, MEGABYTE, untrained
 from torch import nn
 
 from abridged.checkpoint.inspect import inspect
@@ -52,6 +52,8 @@ SHAPES = {
     "up, square, 64 terms": Factors((192, 48), (16, 16), rank=64),
     "head, columns": Factors((VOCABULARY, 384), (1, 2)),
 }
+#: A start of the scales that takes no search: only bytes are measured.
+QUICK = [f"stages.1.methods.quantize.{part}.initialization=own" for part in ("weights", "embeddings")]
 #: Layouts of GPT-2 124M -> overrides of kngpt2.
 LAYOUTS = {"odd layers and embedding": [], "every layer and embedding": ["stages.*.methods.kronecker.layers=all"]}
 KRONECKER, OBJECTIVES = "stages.*.methods.kronecker", "stages.*.objectives"
@@ -157,9 +159,13 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
         layouts[name]["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(name, layouts[name], flush=True)
         del model
-    files = {name: measure(name) for name in CASES if name.startswith("kngpt2")}
-    for name, case in files.items():
-        print(f"{name}: {case['file_mb']} MB (limit {case['limit_mb']})", flush=True)
+    files = {}
+    for name in (name for name in CASES if name.startswith("kngpt2")):
+        _, recipe, overrides, limit = CASES[name]
+        account = weigh(Recipe.load(recipe, [*overrides, *QUICK]), untrained("gpt2"))
+        megabytes = account["file_bytes"] / MEGABYTE
+        files[name] = {**account, "file_mb": round(megabytes, 3), "limit_mb": limit, "within": megabytes <= limit}
+        print(f"{name}: {megabytes:.2f} MB (limit {limit})", flush=True)
     return {"layouts": layouts, "files": files}
 
 
@@ -172,9 +178,8 @@ def plan(steps: int) -> Iterator[tuple[str, str, list[str]]]:
         yield name, recipe, [*overrides, *lengths]
 
 
-def weigh(recipe: Recipe, model: str) -> dict[str, Any]:
-    """Parameters and bytes of what a recipe makes of a model; they do not depend on training."""
-    student = load_dense(model)
+def weigh(recipe: Recipe, student: Any) -> dict[str, Any]:
+    """Parameters and bytes of what a recipe makes of a model, which it changes; they do not depend on training."""
     ids = torch.randint(student.config.vocab_size, (1, 16))
     methods = list(recipe.stages[-1].methods.values())
     for method in methods:
@@ -187,6 +192,7 @@ def weigh(recipe: Recipe, model: str) -> dict[str, Any]:
     return {
         "parameters": account["stored_parameters"],
         "file_bytes": account["file_bytes"],
+        "ratio": round(account["ratio"], 2),
         "error_at_start": sum(errors) / len(errors) if errors else None,
     }
 
@@ -198,7 +204,7 @@ def quality(options: argparse.Namespace) -> None:
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, options.model, options.data, seed=0)
         result |= {"name": name, "recipe": recipe, "overrides": overrides, "steps": options.steps}
-        result |= {"size": weigh(chosen, options.model)}
+        result |= {"size": weigh(chosen, load_dense(options.model))}
         write_atomically(path, json.dumps(result, indent=1))
         print(f"{name}: {result['loss_percent']['perplexity']:.1f} % in {result['seconds']:.0f} s", flush=True)
 

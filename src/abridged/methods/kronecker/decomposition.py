@@ -11,7 +11,7 @@ from torch import Tensor
 
 from abridged.runtime.factors import Factors
 
-_ROWS = 1 << 16  #: of R that are worked on at once in FP64
+_NUMBERS = 1 << 21  #: of R that are worked on at once in FP64
 _TINY = 64  #: times smaller than the other: a factor whose entries all start at the size of 1
 
 
@@ -38,7 +38,7 @@ def nearest(weight: Tensor, factors: Factors) -> tuple[Tensor, Tensor, float]:
     values, vectors = values.flip(0)[: factors.rank].clamp_min(0), vectors.flip(1)[:, : factors.rank]
     error = float((1 - values.sum() / total).clamp(0, 1).sqrt()) if total > 0 else 0.0
     # `vectors` are orthonormal; those of the longer side come out times the singular values σ
-    longer = torch.cat([(part.double() @ vectors).to(weight.dtype) for part in matrix.split(_ROWS)])
+    longer = torch.cat([(part.double() @ vectors).to(weight.dtype) for part in _parts(matrix)])
     sigma = values.sqrt().clamp_min(1e-30)
     left, right = (vectors * sigma, longer / sigma) if wide else (longer, vectors)
     share = torch.full_like(sigma, len(right) ** 0.5) if len(left) >= _TINY * len(right) else sigma.sqrt()
@@ -46,10 +46,16 @@ def nearest(weight: Tensor, factors: Factors) -> tuple[Tensor, Tensor, float]:
     return left.reshape(factors.rank, *factors.left), right.reshape(factors.rank, *factors.right), error
 
 
+def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
+    """The rows of a matrix, so many at once that their copy in FP64 is small."""
+    parts: tuple[Tensor, ...] = matrix.split(max(1, _NUMBERS // matrix.shape[1]))
+    return parts
+
+
 def _gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """‖R‖² and RᵀR in FP64, some rows at a time."""
     gram = matrix.new_zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
-    for part in matrix.split(_ROWS):
+    for part in _parts(matrix):
         part = part.double()
         gram.addmm_(part.t(), part)
     return gram.trace(), gram
