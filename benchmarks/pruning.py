@@ -13,7 +13,6 @@ process, so that what else the machine does falls on all alike.
 import argparse
 import copy
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from quantizers import pending, train_and_measure
 
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
+from abridged.evaluation.speed import in_turns
 from abridged.families import anatomy_of
 from abridged.methods.pruning.method import Prune
 from abridged.models import load_dense, load_tokenizer, set_dropout
@@ -147,19 +147,10 @@ def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Pa
     for method in methods:
         method.prepare(student, anatomy_of(student), lambda model: None)
     groups = {key: group for method in methods for key, group in method.parameter_groups(student).items()}
-    anatomy = anatomy_of(teacher)
-    context = ObjectiveContext(
-        hidden_size=anatomy.hidden_size,
-        teacher_hidden_size=anatomy.hidden_size,
-        vocab_size=teacher.config.vocab_size,
-        num_blocks=len(blocks),
-        context=blocks.context,
-        layers=anatomy.layers,
-    )
     system = StudentForward(
         student,
         stage.objectives,
-        context,
+        ObjectiveContext.of(teacher, blocks),
         lambda: {key: value for method in methods for key, value in method.penalties(student).items()},
     )
     changed = {"batch_size": batch_size, "steps": 10**6, "compile": "no", "save_every": 10**9, "evaluate_every": 10**9}
@@ -181,15 +172,14 @@ def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Pa
 
 
 def timed(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, all in turn, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, act in contestants.items():
-            began = time.perf_counter()
-            act()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    """The median seconds of each, all in turn."""
+
+    def seconds(act: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        act()
+        return time.perf_counter() - began
+
+    return in_turns({name: lambda act=act: seconds(act) for name, act in contestants.items()}, rounds)
 
 
 def save(name: str, result: dict[str, Any]) -> None:

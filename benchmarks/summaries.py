@@ -157,7 +157,7 @@ def make_teacher(options: argparse.Namespace) -> None:
         record = json.loads((where / "abridged.json").read_text())
         records[name] = {key: record[key] for key in ("settings", "steps", "validation", "curve") if key in record}
         before = where
-    pairs = pairs_of(options)
+    pairs = lessons[options.task][0]
     test = load_pairs(pairs).test
     result = {
         "task": options.task,

@@ -119,15 +119,7 @@ class Bench:
             method.prepare(student, self.anatomy, self._calibrate)
             groups |= method.parameter_groups(student)
         student.requires_grad_(True).train()
-        sizes = ObjectiveContext(
-            hidden_size=self.anatomy.hidden_size,
-            teacher_hidden_size=self.anatomy.hidden_size,
-            vocab_size=self.teacher.config.vocab_size,
-            num_blocks=len(self.blocks),
-            context=self.context,
-            layers=self.anatomy.layers,
-            device=self.device,
-        )
+        sizes = ObjectiveContext.of(self.teacher, self.blocks, device=self.device)
         system = StudentForward(student, objectives, sizes)
         self._compile(student)
         trainer = Trainer(

@@ -220,6 +220,12 @@ class QuantizationSpec(BaseModel):
         """{module that reads another's packed matrix: module that owns it}."""
         return {path: spec.tied for path, spec in self.matrices().items() if spec.tied}
 
+    def tied_modules(self) -> dict[str, str]:
+        """{module of the model that reads another's weight: module that owns it}, packed or factored."""
+        wholes = self.wholes()
+        packed = {path: owner for path, owner in self.tied().items() if path not in wholes}
+        return packed | {path: spec.tied for path, spec in self.factored().items() if spec.tied}
+
     def tied_tensors(self) -> dict[str, str]:
         """{tensor that is another: its owner}: codes and scales of packed matrices, and factors that are not packed."""
         ties: dict[str, str] = {}

@@ -167,9 +167,7 @@ def _describe_stored(
     if matrix is None:
         return {"stored": entry.dtype, "shape": list(entry.shape), "bits": 8 * DTYPE_BYTES[entry.dtype]}
     assert spec is not None
-    ties = {path: source for path, source in spec.tied().items() if path not in spec.wholes()}
-    ties |= {path: whole.tied for path, whole in spec.factored().items() if whole.tied}
-    readers = [path for path, source in ties.items() if source == owner]
+    readers = [path for path, source in spec.tied_modules().items() if source == owner]
     return {
         "stored": f"{matrix.code_book}, {matrix.bits:g} bits",
         "shape": [matrix.rows, matrix.columns],

@@ -72,6 +72,22 @@ def written_whole(directory: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def written_file(file: str | Path) -> Iterator[Path]:
+    """As ``written_whole``, for one new file: a temporary sibling of it to write."""
+    target = Path(file).expanduser().absolute()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise AbridgedError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _flush(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:

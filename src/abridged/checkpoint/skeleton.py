@@ -110,11 +110,10 @@ def declare_ties(model: Any, spec: QuantizationSpec) -> None:
 
     Where a module is factored, its factors are tied in the place of its weight.
     """
-    wholes = spec.wholes()
-    owners = {f"{path}.weight": f"{owner}.weight" for path, owner in _ties(spec).items()}
+    owners = {f"{path}.weight": f"{owner}.weight" for path, owner in spec.tied_modules().items()}
     declared = getattr(model, "all_tied_weights_keys", {})
     for name, source in owners.items():
-        if name.removesuffix(".weight") not in wholes and declared.get(name) != source:
+        if declared.get(name) != source:
             raise AbridgedError(f"quantization_config ties {name} to {source}, config.json does not")
     compressed = {f"{path}.weight" for path in (*spec.matrices(), *spec.factored())}
     for name, source in declared.items():
@@ -125,11 +124,6 @@ def declare_ties(model: Any, spec: QuantizationSpec) -> None:
         before = getattr(model, attribute, None) or {}
         kept = {name: source for name, source in before.items() if name not in gone}
         setattr(model, attribute, {**kept, **spec.tied_tensors()})
-
-
-def _ties(spec: QuantizationSpec) -> dict[str, str]:
-    """{module that reads another's weight: module that owns it}, packed or factored."""
-    return spec.tied() | {path: whole.tied for path, whole in spec.factored().items() if whole.tied}
 
 
 def share_tied(model: nn.Module, spec: QuantizationSpec) -> None:

@@ -6,11 +6,10 @@ The stock converter of llama.cpp does not read GPT-2 directories of transformers
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from abridged.checkpoint.files import checked_directory
 from abridged.checkpoint.load import load
+from abridged.checkpoint.save import written_file
 from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
 from abridged.exporters.dense import dense_model
@@ -28,9 +28,6 @@ from abridged.models import load_tokenizer
 from abridged.runtime import ops
 from abridged.runtime.kronecker import factored_modules
 from abridged.runtime.modules import PackedLinear, PackedModule
-
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
 
 
 def export_gguf(
@@ -79,7 +76,11 @@ def export_gguf(
         add_tokenizer(writer, load_tokenizer(source, model), model.config.vocab_size)
         for name, data, kind in plan.tensors(model):
             writer.add_tensor(name, data, raw_dtype=None if kind is None else _type(kind))
-        _write(writer, target)
+        with written_file(target) as temporary:
+            writer.write_header_to_file(temporary)
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
     finally:
         writer.close()
     return {"file_bytes": target.stat().st_size, **plan.account}
@@ -95,23 +96,6 @@ def _gguf() -> Any:
 
 def _type(kind: str) -> Any:
     return _gguf().GGMLQuantizationType[kind]
-
-
-def _write(writer: GGUFWriter, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        writer.write_header_to_file(temporary)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise AbridgedError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 _NUMPY = {torch.float16: np.float16, torch.float32: np.float32}

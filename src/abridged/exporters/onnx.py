@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from abridged.checkpoint.files import checked_directory
 from abridged.checkpoint.load import load
+from abridged.checkpoint.save import written_file
 from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
 from abridged.exporters.dense import dense_model
@@ -54,18 +54,8 @@ def export_onnx(directory: str | Path, output: str | Path) -> dict[str, Any]:
         raise AbridgedError(f"ONNX export knows encoders, and a {type(packed).__name__} writes text: take GGUF")
     model = _graph_of(packed)
     types = _Levels(model).replace(packed_modules(packed))
-    data = model.SerializeToString()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        raise AbridgedError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_file(target) as temporary:
+        temporary.write_bytes(model.SerializeToString())
     note = "onnxruntime rounds activations to 8 bits in a way of its own, so answers differ a little"
     return {"file_bytes": target.stat().st_size, "types": dict(types), "notes": [note]}
 
@@ -79,14 +69,14 @@ def _graph_of(packed: Any) -> onnx.ModelProto:
         raise AbridgedError('ONNX export needs onnx and onnxscript: pip install "abridged[onnx]"') from None
     dense = dense_model(packed, torch.float32)
     dense.set_attn_implementation("eager")
-    length = min(8, anatomy_of(dense).context)
+    context = anatomy_of(dense).context
     names = ["input_ids", "attention_mask"]
     if getattr(dense.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
-    inputs = {name: torch.full((2, length), int(name == "attention_mask")) for name in names}
+    inputs = {name: torch.full((2, min(8, context)), int(name == "attention_mask")) for name in names}
     with torch.no_grad():
         outputs = [key for key, value in dense(**inputs, return_dict=True).items() if value is not None]
-    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1, max=anatomy_of(dense).context)}
+    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1, max=context)}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -8,7 +8,7 @@ from torch import Tensor
 from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives.base import Outputs, TeacherOutputs, Term
-from abridged.objectives.layers import check_layers, layer_maps, rows_that_count
+from abridged.objectives.layers import layer_pairs, mean_over_rows, rows_that_count
 from abridged.objectives.settings import Attention
 
 _LEAST = 1e-9  #: of a probability, so that its logarithm is finite
@@ -29,8 +29,7 @@ class AttentionDistillation(Term):
         if not isinstance(teacher, Outputs) or teacher.attentions is None or student.attentions is None:
             raise AbridgedError("attention distillation needs the teacher in memory")
         ours, theirs = student.attentions, teacher.attentions
-        pairs = self.settings.layers or layer_maps(_parts(student), _parts(teacher))
-        check_layers("attention", pairs, len(ours), len(theirs))
+        pairs = layer_pairs("attention", self.settings.layers, _parts(student), _parts(teacher))
         losses = []
         for i, j in pairs.items():
             q, p = ours[i].float(), theirs[j].detach().float()
@@ -41,7 +40,7 @@ class AttentionDistillation(Term):
                 )
             rows = self._divergence(p, q).mean(1)
             counted = rows_that_count(batch, encoder=i < student.encoder_layers)
-            losses.append((rows * counted).sum() / counted.sum().clamp_min(1))
+            losses.append(mean_over_rows(rows, counted))
         return torch.stack(losses).mean()
 
     def _divergence(self, p: Tensor, q: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from abridged.data.batch import Batch
+from abridged.data.examples import Examples
 from abridged.errors import AbridgedError
+from abridged.families import anatomy_of
 from abridged.objectives.settings import Objective
 
 if TYPE_CHECKING:
@@ -132,6 +134,20 @@ class ObjectiveContext:
     layers: int
     device: torch.device | str = "cpu"
     hidden_units: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: Any, examples: Examples, **changes: Any) -> ObjectiveContext:
+        """The sizes of `model` and of what it learns from, for a teacher of its own size; `changes` where it is not."""
+        anatomy = anatomy_of(model)
+        sizes: dict[str, Any] = {
+            "hidden_size": anatomy.hidden_size,
+            "teacher_hidden_size": anatomy.hidden_size,
+            "vocab_size": model.config.vocab_size,
+            "num_blocks": len(examples),
+            "context": examples.context,
+            "layers": anatomy.layers,
+        }
+        return cls(**{**sizes, **changes})
 
 
 class Term(nn.Module):

@@ -11,7 +11,7 @@ from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
 from abridged.objectives.base import Outputs, TeacherOutputs, Term
-from abridged.objectives.layers import check_layers, layer_maps, rows_that_count
+from abridged.objectives.layers import layer_pairs, mean_over_rows, rows_that_count
 from abridged.objectives.settings import FeedForward
 
 
@@ -64,8 +64,7 @@ class FeedForwardDistillation(Term):
         if not isinstance(teacher, Outputs) or teacher.feed_forward is None or student.feed_forward is None:
             raise AbridgedError("feed-forward distillation needs the teacher in memory")
         ours, theirs = student.feed_forward, teacher.feed_forward
-        pairs = self.settings.layers or layer_maps(_parts(student), _parts(teacher))
-        check_layers("feed_forward", pairs, len(ours), len(theirs))
+        pairs = layer_pairs("feed_forward", self.settings.layers, _parts(student), _parts(teacher))
         errors = []
         for i, j in pairs.items():
             if ours[i].shape != theirs[j].shape:
@@ -75,7 +74,7 @@ class FeedForwardDistillation(Term):
                 )
             counted = rows_that_count(batch, encoder=i < student.encoder_layers)
             error = (ours[i].float() - theirs[j].detach().float()).square().mean(-1)
-            errors.append((error * counted).sum() / counted.sum().clamp_min(1))
+            errors.append(mean_over_rows(error, counted))
         return torch.stack(errors).mean()
 
 

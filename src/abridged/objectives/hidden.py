@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
 from abridged.objectives.base import ObjectiveContext, Outputs, TeacherOutputs, Term
-from abridged.objectives.layers import check_layers, layer_maps, rows_that_count
+from abridged.objectives.layers import layer_pairs, mean_over_rows, rows_that_count
 from abridged.objectives.settings import Hidden
 
 
@@ -34,8 +34,7 @@ class HiddenDistillation(Term):
         if not isinstance(teacher, Outputs) or teacher.hidden_states is None or student.hidden_states is None:
             raise AbridgedError("hidden-state distillation needs the teacher in memory")
         ours, theirs = student.hidden_states, teacher.hidden_states
-        pairs = self.settings.layers or layer_maps(_parts(student), _parts(teacher))
-        check_layers("hidden", pairs, len(ours), len(theirs))
+        pairs = layer_pairs("hidden", self.settings.layers, _parts(student), _parts(teacher))
         errors = []
         for i, j in pairs.items():
             counted = rows_that_count(batch, encoder=len(_parts(student)) == 2 and i < _parts(student)[0])
@@ -43,7 +42,7 @@ class HiddenDistillation(Term):
             if self.units is not None and their.shape[-1] != ours[i].shape[-1]:
                 their = their[..., self.units.to(their.device)]
             error = (self.projection(ours[i]).float() - their.float()).square().mean(-1)
-            errors.append((error * counted).sum() / counted.sum().clamp_min(1))
+            errors.append(mean_over_rows(error, counted))
         return torch.stack(errors).mean()
 
 

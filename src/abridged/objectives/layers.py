@@ -26,6 +26,23 @@ def layer_maps(student: Sequence[int], teacher: Sequence[int]) -> dict[int, int]
     return found
 
 
+def layer_pairs(
+    name: str, chosen: dict[int, int] | None, student: Sequence[int], teacher: Sequence[int]
+) -> dict[int, int]:
+    """The layers that an objective called `name` compares: those `chosen` in a recipe, or `layer_maps`.
+
+    Raises AbridgedError where a layer is chosen that student or teacher does not have.
+    """
+    pairs = chosen or layer_maps(student, teacher)
+    check_layers(name, pairs, sum(student), sum(teacher))
+    return pairs
+
+
+def mean_over_rows(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean, (), of values (B, T) at the rows that are counted (B, T)."""
+    return (values * counted).sum() / counted.sum().clamp_min(1)
+
+
 def check_layers(name: str, pairs: dict[int, int], student: int, teacher: int) -> None:
     """Raise AbridgedError where `pairs` names a layer that student or teacher does not have."""
     beyond = [f"{i}: {j}" for i, j in pairs.items() if not (0 <= i < student and 0 <= j < teacher)]

@@ -126,8 +126,20 @@ def gammas(matrices: Sequence[MatrixPicture]) -> Markup:
     outside = {matrix.name: matrix.gamma for matrix in matrices if matrix.layer is None and matrix.gamma is not None}
     names = [name_of(name, 20) for name in [*series, *outside]]
     columns = 3 if max(map(len, names)) <= 15 else 2
-    height = 2.6 + 0.15 * math.ceil(len(names) / columns)
-    with Drawing(4.6, height, "γ of every compressed matrix over the layers") as drawing:
+    return _over_layers("γ of every compressed matrix over the layers", "γ", series, outside, columns)
+
+
+def _over_layers(
+    title: str,
+    quantity: str,
+    series: dict[str, list[tuple[int, float]]],
+    outside: dict[str, float],
+    columns: int,
+    bottom: float | None = None,
+) -> Markup:
+    """A line for each series of (layer, value), a dashed one across for each value outside the layers."""
+    height = 2.6 + 0.15 * math.ceil((len(series) + len(outside)) / columns)
+    with Drawing(4.6, height, title) as drawing:
         axes = drawing.axes
         for index, (name, points) in enumerate(series.items()):
             layers, values = zip(*sorted(points), strict=True)
@@ -144,9 +156,11 @@ def gammas(matrices: Sequence[MatrixPicture]) -> Markup:
             label = name_of(name, 20)
             axes.axhline(value, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 2)), label=label)
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        if bottom is not None:
+            axes.set_ylim(bottom, None)
         axes.grid(axis="y")
         axes.set_xlabel("layer")
-        axes.set_ylabel("γ")
+        axes.set_ylabel(quantity)
         axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
     return drawing.svg
 
@@ -160,28 +174,7 @@ def errors(points: Sequence[tuple[str, int | None, float]]) -> Markup:
             outside[kind] = error
         else:
             series.setdefault(kind, []).append((layer, error))
-    with Drawing(4.6, 2.6 + 0.15 * math.ceil((len(series) + len(outside)) / 2), "Error of every factored matrix") as d:
-        for index, (name, values) in enumerate(series.items()):
-            layers, heights = zip(*sorted(values), strict=True)
-            d.axes.plot(
-                layers,
-                heights,
-                color=SERIES[index % len(SERIES)],
-                marker=MARKERS[index % len(MARKERS)],
-                markersize=4,
-                linewidth=1,
-                label=name_of(name, 20),
-            )
-        for name, height in outside.items():
-            label = name_of(name, 20)
-            d.axes.axhline(height, color=COLOURS["ink"], linewidth=1, linestyle=(0, (4, 2)), label=label)
-        d.axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
-        d.axes.set_ylim(0, None)
-        d.axes.grid(axis="y")
-        d.axes.set_xlabel("layer")
-        d.axes.set_ylabel("‖W − ΣA⊗B‖ / ‖W‖")
-        d.axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=2.2)
-    return d.svg
+    return _over_layers("Error of every factored matrix", "‖W − ΣA⊗B‖ / ‖W‖", series, outside, columns=2, bottom=0)
 
 
 def heads(picture: HeadPicture) -> Markup:

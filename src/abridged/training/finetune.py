@@ -95,14 +95,7 @@ def finetune(
             run = {"model": weights_hash(dense), "settings": settings.model_dump(), "text": examples.fingerprint()}
             work.check_same_run(run)
         before = work_on.measure(dense, "validation", settings) if main and not described else None
-        sizes = ObjectiveContext(
-            hidden_size=anatomy.hidden_size,
-            teacher_hidden_size=anatomy.hidden_size,
-            vocab_size=dense.config.vocab_size,
-            num_blocks=len(examples),
-            context=examples.context,
-            layers=anatomy.layers,
-        )
+        sizes = ObjectiveContext.of(dense, examples)
         set_checkpointing(dense, settings.gradient_checkpointing)
         train(
             Run(

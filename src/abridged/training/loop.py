@@ -19,7 +19,7 @@ from abridged.data.examples import Examples
 from abridged.errors import AbridgedError
 from abridged.training.hardware import can_compile
 from abridged.training.optimizer import make_optimizer, rate_factor, total_steps
-from abridged.training.processes import autocast, make_accelerator, together
+from abridged.training.processes import attention_for, autocast, make_accelerator, together
 from abridged.training.progress import progress
 from abridged.training.settings import TrainingSettings
 from abridged.training.state import TrainingState
@@ -168,7 +168,7 @@ class Trainer:
         return self.run.examples.batch(index).to(self.accelerator.device)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        with autocast(self.settings):
+        with autocast(self.settings), nullcontext() if self.compiled else attention_for(batch):
             targets = self.run.targets(batch) if self.run.targets else None
             return self.system(batch, targets)
 

@@ -185,21 +185,17 @@ class Session:
     def finish(self, number: int, methods: list[Method]) -> None:
         """Let the methods leave behind what will be stored."""
         set_checkpointing(self.student, False)
-        if any(method.reshapes for method in methods):  # what a resumed run must find to make the same of it
+        following = self.recipe.stages[number + 1 : number + 2]
+        teaches = bool(following) and following[0].teacher == "previous"
+        if teaches or any(method.reshapes for method in methods):  # a resumed run must find it, to make the same of it
             self._keep_or_load(number)
         for name, method in zip(self.recipe.stages[number].methods, methods, strict=True):
             if facts := method.finish(self.student):
                 self.facts[name] = facts
                 for note in facts.get("notes", ()) if self.main else ():
                     print(f"warning: {note}", file=sys.stderr)
-        following = self.recipe.stages[number + 1 : number + 2]
-        if following and following[0].teacher == "previous":
-            self._previous = self._kept(number)
-
-    def _kept(self, number: int) -> Any:
-        """The student as a stage has left it, to be the next one's teacher; from disk where the run was resumed."""
-        self._keep_or_load(number)
-        return copy.deepcopy(self.student).requires_grad_(False).eval()
+        if teaches:
+            self._previous = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def _keep_or_load(self, number: int) -> None:
         """Keep the student on disk as a stage has trained it; of a stage done before a run was resumed, take it up."""
@@ -281,12 +277,10 @@ class Session:
         return examples if settings.data_share == 1 else Subset(examples, settings.data_share)
 
     def _sizes(self, examples: Examples) -> ObjectiveContext:
-        return ObjectiveContext(
-            hidden_size=anatomy_of(self.student).hidden_size,
+        return ObjectiveContext.of(
+            self.student,
+            examples,
             teacher_hidden_size=self.anatomy.hidden_size,
-            vocab_size=self.student.config.vocab_size,
-            num_blocks=len(examples),
-            context=examples.context,
             layers=self.anatomy.layers,
             device=self.device,
             hidden_units=getattr(self.student, "hidden_units", None),

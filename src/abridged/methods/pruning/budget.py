@@ -89,7 +89,7 @@ class Target:
         """Raises AbridgedError for a budget that is above what the model takes already."""
         self.measure = measure_of(layout, budget)
         self.name, self.layout = budget.measure, layout
-        self.full = float(self.measure(layout.full(), dict.fromkeys(layout.full(), 1)))
+        self.full = float(self.measure(layout.full(), layout.open_gates()))
         self.limit = budget.value * self.full if budget.is_share else budget.value
         if self.limit > self.full * (1 + 1e-9):
             raise AbridgedError(

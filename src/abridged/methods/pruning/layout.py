@@ -89,6 +89,10 @@ class Layout:
         """The units of each axis before anything is removed."""
         return {name: axis.units for name, axis in self.axes.items()}
 
+    def open_gates(self) -> dict[str, int]:
+        """Every part there."""
+        return dict.fromkeys(self.axes, 1)
+
     def parameters(self, counts: Mapping[str, Any], gates: Mapping[str, Any]) -> Any:
         """Parameters with so many units left of each axis, and each gated part there with `gates`, 0 to 1.
 
@@ -150,10 +154,9 @@ def layout_of(model: nn.Module, anatomy: Any) -> Layout:
     for path in anatomy.norms:
         (width,) = _size(model, path)
         modules.append(Module(path, "norm", Side(HIDDEN, 1, 1, width), None, _bias(model, path), None))
-    full = {name: axis.units for name, axis in axes.items()}
     draft = Layout(axes, tuple(modules), 0, {}, {}, {})
     total = sum(p.numel() for p in model.parameters())
-    counted = draft.parameters(full, dict.fromkeys(full, 1))
+    counted = draft.parameters(draft.full(), draft.open_gates())
     return Layout(
         axes,
         tuple(modules),

@@ -31,18 +31,14 @@ def prepare(model: Any, anatomy: Any, method: Prune) -> None:
     select(masks, torch.zeros(masks.mask.units), target, target.limit, method.round_to)  # or no such model can be
     if masks.mask.learned:
         masks.lagrangian = Lagrangian().to(masks.free.device)
-        heads = [masks.places[name] for name in layout.attentions]
         stands_for = torch.ones(masks.mask.units)
-        for place, name in zip(heads, layout.attentions, strict=True):
-            own = sum(size for module, size in layout.sizes(layout.full(), _ones(layout)) if module.gate == name)
-            stands_for[place] = own / layout.axes[name].units
+        sizes = list(layout.sizes(layout.full(), layout.open_gates()))
+        for name in layout.attentions:
+            own = sum(size for module, size in sizes if module.gate == name)
+            stands_for[masks.places[name]] = own / layout.axes[name].units
         masks.register_buffer("stands_for", stands_for.to(masks.free.device), persistent=False)
     else:
         masks.register_buffer("removals", torch.zeros(1, dtype=torch.int64, device=masks.free.device))
-
-
-def _ones(layout: Any) -> dict[str, int]:
-    return dict.fromkeys(layout.axes, 1)
 
 
 def _masks(model: nn.Module) -> Masks:
@@ -139,13 +135,10 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
         "heads": _heads(masks, ranked, selection),
         "notes": notes,
     }
-    factors = {name: masks.mask.factors()[place] for name, place in masks.places.items()}
-    gates = {name: masks.mask.factors()[place] for name, place in masks.gates.items()}
-    fixed = masks.free == 0
-    for name, place in masks.places.items():
-        factors[name] = torch.where(fixed[place], torch.ones_like(factors[name]), factors[name])
-    for name, index in masks.gates.items():
-        gates[name] = torch.ones_like(gates[name]) if bool(fixed[index]) else gates[name]
+    multipliers = masks.mask.factors()
+    multipliers = torch.where(masks.free > 0, multipliers, torch.ones_like(multipliers))
+    factors = {name: multipliers[place] for name, place in masks.places.items()}
+    gates = {name: multipliers[place] for name, place in masks.gates.items()}
     detach(model, masks)
     kept = selection.kept
     units = getattr(model, "hidden_units", None)

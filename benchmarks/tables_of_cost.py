@@ -1,0 +1,202 @@
+"""Tables of what it costs: files, memory, speed, training time."""
+
+from collections.abc import Callable
+
+from rendering import DOCS, markdown, measured, rates
+
+
+def sizes() -> str:
+    """Files of the true GPT-2 shape."""
+    found = measured("size")
+    rows = [
+        [
+            name,
+            f"{case['file_mb']:.1f}",
+            f"{case['limit_mb']:g}",
+            f"{case['ratio']:.1f}×",
+            f"{case['bits_per_weight']:.2f}",
+        ]
+        for name, case in found["cases"].items()
+    ]
+    return markdown(["shape of GPT-2 124M, BART-base or BERT-base", "MB", "limit", "ratio", "bits per weight"], rows)
+
+
+def cost() -> str:
+    """Speed and memory of training steps."""
+    found = measured("training_cost")
+    rows = [
+        [
+            name,
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['speed_ratio']:.2f} of {row['against']}" if "speed_ratio" in row else "",
+            f"{row['peak_bytes'] / 2**20:,.0f}",
+        ]
+        for name, row in found["contestants"].items()
+    ]
+    return markdown(["step", "tokens/s", "speed", "peak MB"], rows)
+
+
+def memory() -> str:
+    """Peak memory at the true GPT-2 shape."""
+    found = measured("memory")
+    rows = [[name, f"{row['peak_bytes'] / 2**30:.2f}", "6"] for name, row in found["rows"].items()]
+    return markdown(["quantgpt-2-2-8 at 124M, batch 4×512", "peak GB", "limit"], rows)
+
+
+def runtime() -> str:
+    """Speed of packed models beside torch and llama.cpp."""
+    found = measured("runtime")
+    head = (f"{found['prompt_tokens']} tokens at once, tokens/s", f"then {found['new_tokens']} one by one, tokens/s")
+    return rates(head, [found["prompt_tokens_per_second"], found["decode_tokens_per_second"]], "torch FP32")
+
+
+def kernel() -> str:
+    """The other numbers of the same run."""
+    found = measured("runtime")
+    bandwidth, memory_used = found["bandwidth_gb_per_second"], found["memory"]
+    file = memory_used["file_bytes"]
+    rows = [
+        [f"matrix × vector, {name}, cold cache, GB/s", f"{value:.1f}", f"{value / bandwidth['copy']:.2f} of copying"]
+        for name, value in bandwidth.items()
+        if name != "copy"
+    ]
+    rows += [["copying, GB/s", f"{bandwidth['copy']:.1f}", ""], ["file, MB", f"{file / 2**20:.1f}", ""]]
+    for what, key in (("resident after load, MB", "resident_bytes"), ("peak while loading, MB", "peak_bytes")):
+        rows.append([what, f"{memory_used[key] / 2**20:.1f}", f"{memory_used[key] / file:.2f} of the file"])
+    if "tiny_resident_bytes" in memory_used:
+        tiny = memory_used["tiny_resident_bytes"] / 2**20
+        rows.append(["resident after loading a dense GPT-2 of 0.4 MB, MB", f"{tiny:.1f}", ""])
+    rows.append(["load, s", f"{memory_used['load_seconds']:.2f}", ""])
+    return markdown(["", "measured", "ratio"], rows)
+
+
+def paths() -> str:
+    """Each instruction set, forced."""
+    forced = measured("runtime")["forced_paths"]
+    keys = ("prompt_tokens_per_second", "decode_tokens_per_second")
+    rows = [[name, *(f"{row[key]:,.0f}" for key in keys)] for name, row in forced.items()]
+    return markdown(["ABRIDGED_KERNELS", "prompt, tokens/s", "`model.generate`, tokens/s"], rows)
+
+
+def growth() -> str:
+    """docs/cost-against-size.svg: seconds by the length of a prompt, and by the width of a matrix."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    found = measured("runtime")["growth"]
+    matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
+    for axes, xs, series, label in (
+        (left, found["lengths"], found["by_length"], "tokens of a prompt (whole model)"),
+        (right, found["widths"], found["by_width"], "width of a square matrix (64 tokens)"),
+    ):
+        for name, seconds in series.items():
+            axes.loglog(xs, [1000 * value for value in seconds], marker="o", markersize=3, label=name)
+        axes.set(xlabel=label, ylabel="milliseconds")
+        axes.set_xticks(xs, [str(x) for x in xs], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(DOCS / "cost-against-size.svg", metadata={"Date": None})
+    plt.close(figure)
+    return "![Milliseconds against prompt length and matrix width](cost-against-size.svg)\n\nBoth axes are logarithmic."
+
+
+def encoder_decoder() -> str:
+    """BART-base's shape, packed and dense."""
+    found = measured("encoder_decoder")
+    columns = [found["source_tokens_per_second"], found["written_tokens_per_second"]]
+    return rates(("encoder, tokens/s", "four beams, tokens/s"), columns, "torch FP32", digits=1)
+
+
+def encoders() -> str:
+    """BERT-base's shape, packed and otherwise, in sentences a second."""
+    found = measured("encoders")
+    speeds = found["sentences_per_second"]
+    memory = found["memory"]
+    return (
+        rates([f"batch {size}, sentences/s" for size in speeds], [*speeds.values()], "torch FP32", digits=1)
+        + f"\n\n{found['length']} tokens a sentence, {found['threads']} threads, kernels {found['kernels']}. "
+        f"In memory after loading: {memory['resident_bytes'] / 2**20:.1f} MB, of a file of "
+        f"{memory['file_bytes'] / 2**20:.1f} MB."
+    )
+
+
+def kronecker_size() -> str:
+    """What is left of GPT-2 124M."""
+    found = measured("kronecker/size")
+    rows = [
+        [
+            name,
+            f"{row['parameters_before'] / 1e6:.1f}M",
+            f"{row['parameters'] / 1e6:.1f}M",
+            f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+        ]
+        for name, row in found["layouts"].items()
+    ]
+    files = [
+        [name, f"{row['file_mb']:.1f}", f"{row['limit_mb']:g}", f"{row['ratio']:.1f}×"]
+        for name, row in found["files"].items()
+    ]
+    layouts = markdown(["factored by 2", "parameters", "left", "seconds", "of a core", "peak GB"], rows)
+    return f"{layouts}\n\n{markdown(['file', 'MB', 'limit', 'ratio'], files)}"
+
+
+def kronecker_speed() -> str:
+    """A factored layer beside the dense one, by shape."""
+    found = measured("kronecker/speed")
+    rows = [
+        [
+            f"{name}: {row['factors']}",
+            f"{row['operations']:.2f}",
+            f"{row['weight_bytes'] / 2**20:.1f} of {row['dense_bytes'] / 2**20:.1f}",
+            *(f"{row[dtype]['forward_ratio']:.2f}" for dtype in ("float32", "bfloat16")),
+            *(f"{row['float32'][key]:.2f}" for key in ("step_ratio", "step_built_ratio")),
+        ]
+        for name, row in found["rows"].items()
+    ]
+    head = ["of dense", "operations", "MB, FP32", "forward, FP32", "forward, bf16", "training step", "training, built"]
+    return markdown(head, rows)
+
+
+def pruning_speed() -> str:
+    """Models at half of the FLOPs."""
+    found = measured("pruning_speed")
+    parameters = found["parameters"]
+
+    def named(column: dict[str, float]) -> dict[str, float]:
+        return {f"{name}, {parameters[name]:,} parameters": rate for name, rate in column.items()}
+
+    columns = [named(found["read_tokens_per_second"]), named(found["written_tokens_per_second"])]
+    return rates(("read, tokens/s", "written, tokens/s"), columns, f"whole, {parameters['whole']:,} parameters")
+
+
+def pruning_cost() -> str:
+    """A training step with masks."""
+    found = measured("pruning_cost")
+    seconds, more = found["seconds_per_step"], found["more_than_distillation"]
+    rows = [
+        [name, f"{1000 * s:.0f}", f"{100 * more[name]:+.1f} %" if name in more else ""] for name, s in seconds.items()
+    ]
+    return markdown(["step", "ms", "more than distillation"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "sizes": sizes,
+    "cost": cost,
+    "memory": memory,
+    "runtime": runtime,
+    "kernel": kernel,
+    "paths": paths,
+    "growth": growth,
+    "encoder_decoder": encoder_decoder,
+    "encoders": encoders,
+    "kronecker_size": kronecker_size,
+    "kronecker_speed": kronecker_speed,
+    "pruning_speed": pruning_speed,
+    "pruning_cost": pruning_cost,
+}

@@ -1,0 +1,269 @@
+"""Tables of what is lost: perplexity, ROUGE and scores of students."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from statistics import mean
+from typing import Any
+
+from rendering import DOCS, RESULTS, loss, markdown, measured, read, spread
+
+from abridged.recipe import Recipe
+
+TITLES = {
+    "dynamic": "QuantGPT (dynamic + contrastive)",
+    "lsq": "LSQ",
+    "pact": "PACT",
+    "laq": "LAQ",
+    "twn": "TWN",
+    "minmax": "min-max",
+}
+
+
+#: Per cent lost by each method in Tao et al. (ACL 2022), GPT-2 on WikiText-2: 17.30, 848, 173 and 19.15 against 14.48.
+PAPER = {"dynamic": 19.5, "lsq": 5756.0, "pact": 1095.0, "laq": 32.3}
+
+
+def quantizers() -> str:
+    """2-2-8: every method at its best rate."""
+    by_method: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in read("quantizers"):
+        found = re.fullmatch(r"(\w+)-2-2-8-lr(.+)-seed\d+", result["name"])
+        if found:
+            by_method[found[1]][float(found[2])].append(result)
+    rows = []
+    for method, rates in by_method.items():
+        chosen = min(rates, key=lambda r: mean(x["validation"]["perplexity"] for x in rates[r]))
+        results = rates[chosen]
+        rows.append(
+            (
+                mean(map(loss, results)),
+                [
+                    TITLES[method],
+                    f"{chosen:g} of {', '.join(f'{r:g}' for r in sorted(rates))}",
+                    f"{mean(x['student']['perplexity'] for x in results):.2f}",
+                    spread([loss(x) for x in results]),
+                    spread([loss(x, "word_perplexity") for x in results]),
+                    f"{PAPER[method]:g}" if method in PAPER else "–",
+                ],
+            )
+        )
+    header = ["2-2-8", "learning rate", "perplexity", "loss %, token", "loss %, word", "paper's loss % (GPT-2 124M)"]
+    return markdown(header, [row for _, row in sorted(rows)])
+
+
+def widths() -> str:
+    """1-1-8, 4-4-8 and 8-8-8."""
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    for result in read("quantizers"):
+        found = re.fullmatch(r"(\w+)-(1-1-8|4-4-8|8-8-8)-seed0", result["name"])
+        if found:
+            cells[found[1]][found[2]] = f"{loss(result):.1f}"
+    columns = ["1-1-8", "4-4-8", "8-8-8"]
+    rows = [[TITLES[m], *(cells[m].get(c, "–") for c in columns)] for m in TITLES if m in cells]
+    return markdown(["loss %, token", *columns], rows)
+
+
+def ablations() -> str:
+    """QuantGPT 2-2-8 with one thing changed."""
+    results = [r for r in read("quantizers") if r["name"].startswith("ablation-")]
+    rows = [
+        [r["name"].removeprefix("ablation-"), f"{loss(r):.1f}", f"{loss(r, 'word_perplexity'):.1f}"] for r in results
+    ]
+    return markdown(["changed", "loss %, token", "loss %, word"], rows)
+
+
+def targets() -> str:
+    """The recipes at their own lengths."""
+    by_recipe: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for result in read("recipes"):
+        by_recipe[result["recipe"], sum(result["steps"])].append(result)
+    rows = []
+    for (recipe, steps), results in sorted(by_recipe.items()):
+        rows.append(
+            [
+                recipe,
+                f"{steps:,}",
+                # a run that was taken up again knows only how long it took from there
+                ("> " if any(x.get("resumed") for x in results) else "")
+                + f"{mean(x['seconds'] for x in results) / 60:.0f} min",
+                f"{mean(x['student']['perplexity'] for x in results):.2f}",
+                spread([loss(x) for x in results]),
+                spread([loss(x, "word_perplexity") for x in results]),
+            ]
+        )
+    return markdown(["recipe", "steps", "training", "perplexity", "loss %, token", "loss %, word"], rows)
+
+
+def curve() -> str:
+    """docs/loss-against-steps.svg: validation perplexity of each recipe's first seed over its training."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    results = [r for r in read("recipes") if r["seed"] == 0]
+    if not results:
+        return ""
+    matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for result in results:
+        batch = Recipe.load(result["recipe"], result["overrides"]).stages[0].training.batch_size
+        tokens = [step * batch * result["teacher"]["context"] / 1e6 for _, step, _ in result["curve"]]
+        axes.plot(tokens, [p for _, _, p in result["curve"]], label=result["recipe"])
+    axes.set(xlabel="million tokens read", ylabel="validation perplexity", ylim=(None, 60))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(DOCS / "loss-against-steps.svg", metadata={"Date": None})
+    plt.close(figure)
+    picture = "![Validation perplexity against training steps, per recipe](loss-against-steps.svg)"
+    return f"{picture}\n\nEvery rate falls to 0 at the end of its run, which is where most is gained."
+
+
+def bart_teachers() -> str:
+    """The small BARTs beside what takes no model."""
+    head = ["", "ROUGE-1", "ROUGE-2", "ROUGE-L", "words", "repeated pairs %"]
+    parts = []
+    for path in sorted((RESULTS / "summaries").glob("teacher-*.json"), reverse=True):
+        found = json.loads(path.read_text())
+        best = max(found["baselines"].values(), key=lambda scores: scores["rouge1"])
+        rows = [
+            [
+                name,
+                *(f"{scores[key]:.2f}" for key in ("rouge1", "rouge2", "rougeL")),
+                f"{scores['words']:.1f}",
+                f"{100 * scores['repeated']:.1f}",
+            ]
+            for name, scores in {"teacher": found["teacher"], **found["baselines"]}.items()
+        ]
+        gain = 100 * (found["teacher"]["rouge1"] / best["rouge1"] - 1)
+        parts.append(
+            f"{markdown([found['task'], *head[1:]], rows)}\n\n{found['pairs']:,} pairs. The teacher's ROUGE-1 is "
+            f"{abs(gain):.0f} % {'above' if gain > 0 else 'below'} that of the best of the others; its perplexity "
+            f"of the references is {found['perplexity']['perplexity']:.2f}."
+        )
+    return "\n\n".join(parts)
+
+
+def summaries() -> str:
+    """Students of the small BART, at equal steps."""
+    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in read("summaries"):
+        if "seed" in result:
+            by_name[result["name"].rpartition("-seed")[0]].append(result)
+    rows = []
+    for name, results in by_name.items():
+        rows.append(
+            (
+                mean(x["loss_percent"]["perplexity"] for x in results),
+                [
+                    name,
+                    spread([x["loss_percent"]["rouge1"] for x in results]),
+                    *(
+                        f"{mean(x['student']['rouge'][key] for x in results):.2f}"
+                        for key in ("rouge1", "rouge2", "rougeL")
+                    ),
+                    f"{mean(x['student']['perplexity'] for x in results):.2f}",
+                    spread([loss(x) for x in results]),
+                ],
+            )
+        )
+    head = ["student", "ROUGE-1 lost %", "ROUGE-1", "ROUGE-2", "ROUGE-L", "perplexity", "loss %, token"]
+    return markdown(head, [row for _, row in sorted(rows)])
+
+
+def glue() -> str:
+    """Students of MiniLM: points lost by task, a row for each recipe."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for result in read("glue"):
+        found[result["recipe"]][result["task"]].append(result)
+    tasks = sorted({task for by_task in found.values() for task in by_task})
+    teachers = {
+        task: run["teacher"]["score"] for by_task in found.values() for task in by_task for run in by_task[task]
+    }
+    rows = [
+        ["fine-tuned MiniLM, score", *(f"{teachers[task]:.1f}" for task in tasks), f"{mean(teachers.values()):.1f}"]
+    ]
+    ordered = []
+    for recipe, by_task in found.items():
+        lost = {task: [run["teacher"]["score"] - run["student"]["score"] for run in by_task[task]] for task in by_task}
+        average = mean(mean(points) for points in lost.values())
+        cells = [spread(lost[task]) if task in lost else "–" for task in tasks]
+        ordered.append((len(tasks) - len(lost), average, [f"{recipe}, points lost", *cells, f"{average:.1f}"]))
+    return markdown(["", *tasks, "mean"], [*rows, *(row for _, _, row in sorted(ordered))])
+
+
+def kronecker() -> str:
+    """Kronecker factors and their rivals, at equal steps."""
+    results = sorted((r for r in read("kronecker") if "loss_percent" in r), key=loss)
+    if not results:
+        raise FileNotFoundError
+    rows = [
+        [
+            result["name"],
+            f"{result['size']['parameters'] / 1e6:.2f}M",
+            f"{result['size']['file_bytes'] / 2**20:.2f}",
+            "–" if result["size"]["error_at_start"] is None else f"{result['size']['error_at_start']:.2f}",
+            f"{result['student']['perplexity']:.2f}",
+            f"{loss(result):.1f}",
+            f"{loss(result, 'word_perplexity'):.1f}",
+        ]
+        for result in results
+    ]
+    header = ["student", "parameters", "MB", "error at the start", "perplexity", "loss %, token", "loss %, word"]
+    return markdown(header, rows)
+
+
+def pruning() -> str:
+    """Every kind of mask at each share of the parameters, by task."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in read("pruning"):
+        named = re.fullmatch(r"([\w-]+)-(text|sst2|rte|mrpc)-(encoder)?([\d.]+)-seed\d+", result["name"])
+        if named:
+            key = "perplexity" if named[2] == "text" else "score"
+            share = f"{100 * float(named[4]):g} %" + (" of the layers" if named[3] else "")
+            found[named[2], share][named[1]].append(result["student"][key])
+    kinds = ("vib", "l0", "taylor", "magnitude", "random", "cofi", "fast-vtrans", "faster-vtrans")
+    tasks = {"text": "GPT-2, perplexity", "sst2": "SST-2", "rte": "RTE", "mrpc": "MRPC"}
+    rows = [
+        [f"{tasks[task]} at {share}", *(spread(by_kind[kind]) if by_kind.get(kind) else "–" for kind in kinds)]
+        for (task, share), by_kind in found.items()
+    ]
+    return markdown(["", "VTrans", "L0", "Taylor", "magnitude", "random", "CoFi-style", "Fast", "Faster"], rows)
+
+
+def demo() -> str:
+    """What `make demo` prints, from the run whose record was kept."""
+    records = measured("demo")
+    return markdown(["model", "perplexity", "loss %", "per word", "loss %", "MB on disk", "ratio"], records["rows"])
+
+
+def parity() -> str:
+    """Kernels against the reference on a whole model."""
+    rows = [
+        [
+            name,
+            f"{row['perplexity']:.3f}",
+            f"{row['perplexity_difference_percent']:+.3f}",
+            f"{row['same_likeliest_token_percent']:.2f}",
+        ]
+        for name, row in measured("parity")["rows"].items()
+    ]
+    return markdown(["computed by", "perplexity", "difference %", "same likeliest token %"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quantizers": quantizers,
+    "widths": widths,
+    "ablations": ablations,
+    "targets": targets,
+    "curve": curve,
+    "bart_teachers": bart_teachers,
+    "summaries": summaries,
+    "glue": glue,
+    "kronecker": kronecker,
+    "pruning": pruning,
+    "demo": demo,
+    "parity": parity,
+}
