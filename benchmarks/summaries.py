@@ -191,7 +191,7 @@ def make_students(options: argparse.Namespace) -> None:
         result |= {"name": name, "task": options.task, "recipe": recipe, "overrides": [*equal, *overrides]}
         write_atomically(path, json.dumps(result, indent=1) + "\n")
         lost = result["loss_percent"]
-        print(f"{name}: ROUGE-1 -{lost['rouge1']:.1f} %, perplexity +{lost['perplexity']:.1f} %", flush=True)
+        print(f"{name}: ROUGE-1 {-lost['rouge1']:+.1f} %, perplexity {lost['perplexity']:+.1f} %", flush=True)
 
 
 def main() -> None:
