@@ -63,6 +63,8 @@ def load_dense(name: str | Path, labels: "LabelSet | None" = None, answers: bool
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
         new_head = answers or (labels is not None and not labels.fit(config))
         settings = {"ignore_mismatched_sizes": True, **labels.settings()} if labels and new_head else {}
+        if settings and config.pad_token_id is None:  # a decoder gives its label where the padding begins
+            settings["pad_token_id"] = config.eos_token_id
         kind = "QuestionAnswering" if answers else "SequenceClassification" if labels is not None else None
         model, notes = _auto_class(config, kind).from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, **settings
@@ -211,6 +213,8 @@ def load_tokenizer(name: str | Path, model: "PreTrainedModel | None" = None) -> 
         raise AbridgedError(f"cannot load the tokenizer of '{name}': {_first_line(error)}") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # what transformers makes where there are no files
         raise AbridgedError(f"cannot load the tokenizer of '{name}': it has no vocabulary")
+    if model is not None and tokenizer.pad_token is None and labels_texts(model):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.pad_token_id)
     if model is not None and len(tokenizer) > model.config.vocab_size:
         raise AbridgedError(
             f"the tokenizer of '{name}' does not fit the model: {len(tokenizer)} entries for a vocabulary of "

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 import abridged as package
 from isolated import Stop
-from teachers import make_recipe, write_bert, write_reviews
+from teachers import make_recipe, write_bert, write_reviews, write_teacher
 
 QUICK = ["evaluate_every=20", "save_every=7", "compile=no", "mixed_precision=no", "batch_size=8"]
 
@@ -116,6 +116,24 @@ def test_a_teacher_of_other_labels_gets_a_new_head(command, folder, teacher):
     ended = command(*files, *settings("steps=2"))
     assert ended.code == 0, ended.stderr
     assert json.loads(ended.stdout)["labels"] == ["no", "perhaps", "yes"]
+
+
+def test_a_gpt2_learns_to_label_and_is_packed(command, folder, reviews, recipe):
+    text = folder / "text.txt"
+    text.write_text(reviews.read_text())
+    small = write_teacher(folder / "gpt2", text)
+    files = ["finetune", small, "--data", reviews, "--task", "labels", "--output", folder / "labelling"]
+    ended = command(*files, *settings("steps=80", "learning_rate=3e-3"))
+    assert ended.code == 0, ended.stderr
+    files = ["compress", folder / "labelling", "--recipe", recipe, "--data", reviews, "--output", folder / "packed"]
+    ended = command(*files, "--set", "stages.0.methods.quantize.positions=false", "--json")
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout)["metrics"]["student"]["accuracy"] > 80
+    ended = command("classify", folder / "packed", "plot plot dull scene")
+    assert ended.stdout.split("\t")[0] == "bad"
+    ended = command("generate", folder / "packed", "plot")
+    assert ended.code == 1
+    assert "a GPT2ForSequenceClassification writes no text" in ended.stderr
 
 
 @pytest.mark.parametrize(

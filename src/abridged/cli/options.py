@@ -43,7 +43,9 @@ Columns = Annotated[
 Task = Annotated[
     str | None,
     typer.Option(
-        help="A task of GLUE, such as sst2, or squad, whose files are in the folder --data.", show_default=False
+        help="A task of GLUE, such as sst2, or squad, whose files are in the folder --data; or labels, for texts and "
+        "labels of your own and a model that has written texts so far.",
+        show_default=False,
     ),
 ]
 Beams = Annotated[

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Held out of the training part to choose models by, where the development part is what is reported.
 HELD_OUT = 0.1
+#: The task of one's own file, where it must be said that its columns are texts and labels.
+OWN = "labels"
 
 
 @dataclass(frozen=True)
@@ -96,21 +98,21 @@ def load_labelled(
     Args:
         data: a folder with the files of a GLUE task, a .tsv, .csv, .jsonl or .parquet file of a person's own (or a
             folder with such of the words train, validation and test in their names), or `glue` for the hub's.
-        task: one of `GLUE`; None for a file of one's own.
+        task: one of `GLUE`; None or `labels` for a file of one's own.
         columns: of one's own file, (text, label) or (text, second text, label); None: its first columns.
         seed: of what is held out of the training part.
 
     Raises:
         AbridgedError: no such task, file or column; a label that is not among the task's; fewer than two labels.
     """
-    if task is not None:
+    if task not in (None, OWN):
         return _glue(data, task, seed)
     return _own(Path(data).expanduser(), columns, seed)
 
 
 def _glue(data: str | Path, name: str, seed: int) -> LabelledData:
     if name not in GLUE:
-        raise AbridgedError(f"no task called '{name}': there are {', '.join(GLUE)}")
+        raise AbridgedError(f"no task called '{name}': there are {', '.join(GLUE)}, and {OWN} for your own")
     task, where = GLUE[name], Path(data).expanduser()
     if str(data) == "glue":
         parts = _from_hub(name, task)
@@ -262,7 +264,9 @@ class TokenSentences(PaddedTexts):
     ) -> TokenSentences:
         """Tokenise `rows`; `labels` maps names to the model's ids, None for scores."""
         firsts, seconds = [row.first for row in rows], [row.second for row in rows]
-        given = (firsts,) if seconds[0] is None else (firsts, [second or "" for second in seconds])
+        # nothing but a line break parts two texts of a decoder
+        apart = "" if tokenizer.num_special_tokens_to_add(pair=True) else "\n"
+        given = (firsts,) if seconds[0] is None else (firsts, [apart + (second or "") for second in seconds])
         whole = tokenizer(*given, return_attention_mask=False, verbose=False)
         cut = sum(len(ids) > context for ids in whole["input_ids"])
         if cut:

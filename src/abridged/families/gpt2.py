@@ -1,4 +1,4 @@
-"""GPT-2: fused Q, K and V in one Conv1D, weights stored (in, out), head tied to the token embedding."""
+"""GPT-2: fused Q, K and V in one Conv1D, weights stored (in, out), head tied to the token embedding or for labels."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,11 @@ from abridged.errors import AbridgedError
 from abridged.families.anatomy import Anatomy, Matrix, Part
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 
-def anatomy(model: "GPT2LMHeadModel") -> Anatomy:
-    """Describe a GPT2LMHeadModel.
+def anatomy(model: "GPT2LMHeadModel | GPT2ForSequenceClassification") -> Anatomy:
+    """Describe a GPT2LMHeadModel, or one that labels texts; what maps to the labels is left in full precision.
 
     Raises:
         AbridgedError: the model has cross-attention or an untied head, which no published GPT-2 has.
@@ -18,11 +18,12 @@ def anatomy(model: "GPT2LMHeadModel") -> Anatomy:
     config = model.config
     if config.add_cross_attention:
         raise AbridgedError("GPT-2 with cross-attention is not supported: only decoder-only models are")
-    if not config.tie_word_embeddings:
+    tied = ("lm_head",) if hasattr(model, "lm_head") else ()
+    if tied and not config.tie_word_embeddings:
         raise AbridgedError("GPT-2 with an untied head is not supported: set tie_word_embeddings in its config")
     width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     matrices = [
-        Matrix("transformer.wte", "embedding", "embedding", None, config.vocab_size, width, tied=("lm_head",)),
+        Matrix("transformer.wte", "embedding", "embedding", None, config.vocab_size, width, tied=tied),
         Matrix("transformer.wpe", "embedding", "positions", None, config.n_positions, width),
     ]
     for i in range(config.n_layer):
@@ -52,4 +53,5 @@ def anatomy(model: "GPT2LMHeadModel") -> Anatomy:
         blocks=layers,
         parts=parts,
         norms=[*(f"{h}.{norm}" for h in layers for norm in ("ln_1", "ln_2")), "transformer.ln_f"],
+        readers=["score"] if hasattr(model, "score") else [],
     )

@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING
 from abridged.families.anatomy import Anatomy, Matrix, Part
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 
-def anatomy(model: "LlamaForCausalLM") -> Anatomy:
-    """Describe a LlamaForCausalLM, or a MistralForCausalLM or Qwen2ForCausalLM, which name their parts alike."""
+def anatomy(model: "LlamaForCausalLM | LlamaForSequenceClassification") -> Anatomy:
+    """Describe a LlamaForCausalLM, or one that labels texts; Mistral and Qwen2 name their parts alike.
+
+    What maps to the labels is left in full precision.
+    """
     config = model.config
     width, inner = config.hidden_size, config.intermediate_size
     head = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    tied = ("lm_head",) if config.tie_word_embeddings else ()
+    headed = hasattr(model, "lm_head")
+    tied = ("lm_head",) if headed and config.tie_word_embeddings else ()
     matrices = [Matrix("model.embed_tokens", "embedding", "embedding", None, config.vocab_size, width, tied=tied)]
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
@@ -27,7 +31,7 @@ def anatomy(model: "LlamaForCausalLM") -> Anatomy:
             Matrix(f"{layer}.mlp.up_proj", "linear", "ffn", i, inner, width),
             Matrix(f"{layer}.mlp.down_proj", "linear", "ffn", i, width, inner),
         ]
-    if not tied:
+    if headed and not tied:
         matrices.append(Matrix("lm_head", "linear", "head", None, config.vocab_size, width))
     layers = [f"model.layers.{i}" for i in range(config.num_hidden_layers)]
     parts = []
@@ -51,4 +55,5 @@ def anatomy(model: "LlamaForCausalLM") -> Anatomy:
         blocks=layers,
         parts=parts,
         norms=[*norms, "model.norm"],
+        readers=["score"] if hasattr(model, "score") else [],
     )

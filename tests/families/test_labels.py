@@ -1,0 +1,56 @@
+"""Decoders that label texts: GPT-2 and LLaMA with a head for labels instead of one for tokens."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
+
+from abridged.checkpoint.load import load
+from abridged.checkpoint.save import save_checkpoint
+from abridged.families import anatomy_of
+from abridged.methods.quantization.method import Quantize
+
+PAD = 0
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "num_labels": 3}
+INNER = {"intermediate_size": 44, "num_key_value_heads": 2, "max_position_embeddings": 24}
+
+
+def build(family):
+    torch.manual_seed(0)
+    if family == "gpt2":
+        made = GPT2ForSequenceClassification(GPT2Config(**SIZES, n_positions=24, pad_token_id=PAD))
+    else:
+        made = LlamaForSequenceClassification(LlamaConfig(**SIZES, **INNER, pad_token_id=PAD))
+    return made.eval()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_all_but_the_head_is_described(family):
+    model = build(family)
+    anatomy = anatomy_of(model)
+    assert anatomy.readers == ["score"]
+    assert not any(matrix.tied for matrix in anatomy.matrices)
+    named = {f"{matrix.name}.weight" for matrix in anatomy.matrices} | {f"{p}.weight" for p in anatomy.positions}
+    assert named == {name for name, p in model.named_parameters() if p.ndim == 2} - {"score.weight"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_packed_it_answers_as_in_training_also_over_padding(family, tmp_path):
+    model, ids = build(family), torch.randint(1, 128, (4, 12))
+    ids[0, 7:] = PAD
+    method = Quantize.model_validate({"activations": {"bits": 8, "attention": True}})
+    method.prepare(model, anatomy_of(model), lambda model: model(ids))
+    method.finish(model)
+    expected = model.eval()(ids, attention_mask=(ids != PAD).long()).logits
+    save_checkpoint(model, tmp_path / "small", None, {"recipe": {"name": "test"}, "teacher": family, "seed": 0})
+    for loaded in (load(tmp_path / "small"), AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")):
+        assert type(loaded) is type(model)
+        found = loaded(ids, attention_mask=(ids != PAD).long()).logits
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(loaded(ids[:1, :7]).logits, found[:1], rtol=1e-3, atol=1e-3)
