@@ -85,6 +85,7 @@ class Trainer:
         self.parameters = list(self.system.parameters())
         self.state = TrainingState(run.stage, run.system, optimizer, run.work)
         self.log_every = max(1, min(20, self.steps // 50))
+        self.compiled = False
         self.pending: list[dict[str, Tensor]] = []  # what the steps since the last report measured
         self._start_clock()
 

@@ -12,7 +12,7 @@ from abridged.methods.pruning.cut import cut
 from abridged.methods.pruning.importance import magnitudes, normalized
 from abridged.methods.pruning.latency import interpolated
 from abridged.methods.pruning.layout import HIDDEN, layout_of
-from abridged.methods.pruning.masked import attach, detach
+from abridged.methods.pruning.masked import WeightedNorm, attach, detach
 from abridged.methods.pruning.masks import HardConcrete, Importance, InformationBottleneck
 from abridged.methods.pruning.select import select
 from abridged.methods.pruning.settings import Budget, amount
@@ -226,3 +226,28 @@ def test_a_budget_of_measured_latency():
     model, masks, target = prepared(latency=0.6, context=8)
     found = select(masks, torch.rand(masks.mask.units), target, target.limit)
     assert 0 < found.size <= target.limit
+
+
+@pytest.mark.parametrize("centered", [True, False], ids=["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("offset", [True, False])
+def test_the_weighted_norms_gradients_are_autograds(centered, rows, offset):
+    torch.manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    share = torch.softmax(drawn(7), 0).detach().requires_grad_()
+    inputs = [drawn(2, 3, 7), share, drawn(rows, 7), *([drawn(rows, 7)] if offset else [])]
+
+    def norm(x, share, gain, offset=None):
+        return WeightedNorm.apply(x, share, gain, offset, centered, 1e-5)
+
+    assert torch.autograd.gradcheck(norm, inputs)
+
+
+def test_with_all_units_the_weighted_norm_is_the_layer_norm():
+    torch.manual_seed(0)
+    x, gain, offset = torch.randn(2, 3, 8), torch.randn(1, 8), torch.randn(1, 8)
+    found = WeightedNorm.apply(x, torch.full((8,), 1 / 8), gain, offset, True, 1e-5)
+    torch.testing.assert_close(found, torch.nn.functional.layer_norm(x, (8,), gain[0], offset[0]))

@@ -124,14 +124,56 @@ class MaskedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, …, d) to the same."""
         masks = self.held[1]
-        weights = masks.weights
-        share = weights / weights.sum()
-        y = x.float()
-        if self.centered:
-            y = y - (y @ share).unsqueeze(-1)
-        y = y * torch.rsqrt((y.square() @ share).unsqueeze(-1) + self.eps)
-        y = y * self.weight if self.bias is None else torch.addcmul(self.bias, y, self.weight)
-        return (y * _fit(masks.drawn(masks.places[HIDDEN]), y)).to(x.dtype)
+        share = masks.weights / masks.weights.sum()
+        z = masks.drawn(masks.places[HIDDEN])
+        z = z[:1] if z.shape[0] not in (1, len(x)) else z
+        gain, offset = z * self.weight, None if self.bias is None else z * self.bias
+        y: Tensor = WeightedNorm.apply(x.float().flatten(1, -2), share, gain, offset, self.centered, self.eps)
+        return y.view_as(x).to(x.dtype)
+
+
+class WeightedNorm(torch.autograd.Function):
+    """y·gain + offset, where y is x less its mean m = Σ s·x (if `centered`), times r = (Σ s·(x - m)² + eps)^-½.
+
+    x (B, T, d); s (d,) sums to 1; gain and offset (B or 1, d), the offset may be None.
+
+    In one function, since autograd would keep and go through every intermediate. With h the gradient of y, that of x is
+    r·(h - s·(Σh + y·Σh·y)), and that of s is -½·y²·Σh·y - r·x·Σh, summed over B and T; where not centered, the terms
+    with Σh are not there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, share: Tensor, gain: Tensor, offset: Tensor | None, centered: bool, eps: float
+    ) -> Tensor:
+        mean = (x @ share).unsqueeze(-1) if centered else None
+        y = x.clone() if mean is None else x - mean
+        scale = torch.rsqrt((y.square() @ share).unsqueeze(-1) + eps)
+        y *= scale
+        ctx.save_for_backward(y, share, gain, scale, mean)
+        ctx.offset = offset is not None
+        gain = gain.unsqueeze(1)
+        return y * gain if offset is None else torch.addcmul(offset.unsqueeze(1), y, gain)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        y, share, gain, scale, mean = ctx.saved_tensors
+        one = (1, 1, len(share)) if len(gain) == 1 else (len(gain), 1, len(share))
+        product, columns = gradient * y, gain.unsqueeze(-1)
+        for_gain = product.sum_to_size(one).squeeze(1)
+        for_offset = gradient.sum_to_size(one).squeeze(1) if ctx.offset else None
+        along = product @ columns  # Σh·y, (B, T, 1)
+        torch.mul(y, along, out=product)
+        rows, for_share = y.flatten(0, 1), None
+        if ctx.needs_input_grad[1]:
+            for_share = -0.5 * (along.flatten() @ rows.square())
+        if mean is not None:
+            total = gradient @ columns
+            product += total
+            if for_share is not None:  # r·x = y + r·m
+                for_share = for_share - total.flatten() @ rows - (total * scale * mean).sum()
+        for_x = torch.addcmul(gradient * gain.unsqueeze(1), product, share, value=-1).mul_(scale)
+        return for_x, for_share, for_gain, for_offset, None, None
 
 
 def _fit(z: Tensor, x: Tensor) -> Tensor:
@@ -142,21 +184,24 @@ def _fit(z: Tensor, x: Tensor) -> Tensor:
 
 
 class Hooks:
-    """What multiplies the input and the output of a part's last matrix."""
+    """What multiplies the input of a part's last matrix, and its bias: g·(W(z·x) + b) = W(g·z·x) + b + (g - 1)·b."""
 
     def __init__(self, masks: Masks, name: str, size: int) -> None:
         self.masks, self.name, self.size = masks, name, size
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Input (B, …, units * size) times the factors of the units."""
+        """Input (B, …, units * size) times the factors of the units, and of the whole part."""
         x = inputs[0]
         z = self.masks.drawn(self.masks.places[self.name])
+        if self.name in self.masks.gates:
+            z = z * self.masks.drawn(self.masks.gates[self.name])
         z = z if self.size == 1 else z.repeat_interleave(self.size, 1)
         return (x * _fit(z, x).to(x.dtype), *inputs[1:])
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Output (B, …, d) times the factor of the whole part."""
-        return output * _fit(self.masks.drawn(self.masks.gates[self.name]), output).to(output.dtype)
+        """Output (B, …, d) with the bias times the factor of the whole part."""
+        less = (self.masks.drawn(self.masks.gates[self.name]) - 1) * module.get_parameter("bias")
+        return output + _fit(less, output).to(output.dtype)
 
 
 def attach(model: Any, layout: Layout, kind: Kind, structures: frozenset[str]) -> Masks:
@@ -172,7 +217,7 @@ def attach(model: Any, layout: Layout, kind: Kind, structures: frozenset[str]) -
         assert side is not None
         hooks, matrix = Hooks(masks, name, side.size), model.get_submodule(output)
         handles.append(matrix.register_forward_pre_hook(hooks.before))
-        if name in masks.gates:
+        if name in masks.gates and getattr(matrix, "bias", None) is not None:
             handles.append(matrix.register_forward_hook(hooks.after))
     handles.append(model.base_model.register_forward_pre_hook(_draw(masks), with_kwargs=True))
     masks.handles = handles
