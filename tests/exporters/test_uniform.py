@@ -60,5 +60,9 @@ def test_a_width_that_no_stock_model_has(tmp_path):
     saved("gpt2", tmp_path / "small", hidden=19, heads=2, inner=20)
     with pytest.raises(AbridgedError, match="only abridged can load"):
         exported(tmp_path / "small", uniform=True)
-    with pytest.raises(AbridgedError, match="use dense"):
+    with pytest.raises(AbridgedError, match="only abridged can load"):
+        export(tmp_path / "small", tmp_path / "x.gguf", format="gguf", dtype="float16", uniform=True)
+    with pytest.raises(AbridgedError, match="--dtype float16"):
         export(tmp_path / "small", tmp_path / "x.gguf", format="gguf")
+    with pytest.raises(AbridgedError, match="use dense or gguf"):
+        export(tmp_path / "small", tmp_path / "x", format="compressed-tensors")

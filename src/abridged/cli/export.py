@@ -33,7 +33,7 @@ def export(
     ] = None,
     uniform: Annotated[
         bool | None,
-        typer.Option("--uniform", help="dense: pad a pruned model's layers to one width.", show_default=False),
+        typer.Option("--uniform", help="dense, gguf: pad a pruned model's layers to one width.", show_default=False),
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -23,7 +23,7 @@ FORMATS = {
     "dense": Format(
         "dense:export_dense", "an ordinary Hugging Face model with the quantised values", ("dtype", "uniform")
     ),
-    "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback", "dtype")),
+    "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback", "dtype", "uniform")),
     "compressed-tensors": Format(
         "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
     ),
@@ -40,7 +40,8 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
         options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in; `uniform`, True to
             pad the layers of a pruned model with zeros to one width. gguf: `ternary`,
             "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store
-            all of them dense. compressed-tensors: `dtype`, of scales and of what is not packed.
+            all of them dense; `uniform`, as for dense. compressed-tensors: `dtype`, of scales and of what is not
+            packed.
 
     Returns:
         An account of the output, "file_bytes" among it.
@@ -55,8 +56,8 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
     if foreign := sorted(set(options) - set(described.options)):
         known = f"its options are {', '.join(described.options)}" if described.options else "it has none"
         raise AbridgedError(f"the format {format} has no option {foreign[0]}: {known}")
-    if format != "dense" and _is_pruned(directory):
-        raise AbridgedError(f"the format {format} has one width for all layers, and {directory} was pruned: use dense")
+    if "uniform" not in described.options and _is_pruned(directory):
+        raise AbridgedError(f"the format {format} is not for what was pruned, as {directory} was: use dense or gguf")
     module, _, function = described.writer.partition(":")
     return getattr(import_module(f"abridged.exporters.{module}"), function)(directory, output, **options)
 

@@ -36,6 +36,7 @@ def export_gguf(
     ternary: str = "TQ2_0",
     dense_fallback: bool = False,
     dtype: str | None = None,
+    uniform: bool = False,
 ) -> dict[str, Any]:
     """Write the compressed GPT-2, LLaMA or BERT in `directory` to the file `output`.
 
@@ -43,14 +44,16 @@ def export_gguf(
     Q2_K, binary into Q1_0, 4 and 8 bits into Q4_0 and Q8_0; a tied embedding into the type of its codes too. Position
     embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation quantisers have no place
     in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype` ("float16" or "float32") all
-    matrices are dense with the quantised values, for engines that lack the block types. GGUF has no Kronecker
-    factors: a model that has them can only be written so, with its factors multiplied out.
+    matrices are dense with the quantised values, for engines that lack the block types. Kronecker factors, which
+    GGUF does not have, and what was pruned can only be written so; `uniform` pads the layers of a pruned model with
+    zeros to the one width that llama.cpp asks for.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and
     "notes" (sentences on what llama.cpp does otherwise).
     Raises AbridgedError: a family, configuration or tokenizer that llama.cpp runs otherwise, a width that no block
-    fits, factors without `dtype`, an output that exists or cannot be written.
+    fits, factors or a pruned model without `dtype`, pruned sizes that no stock model has, an output that exists or
+    cannot be written.
     """
     if ternary not in ("TQ2_0", "TQ1_0"):
         raise AbridgedError(f"ternary weights are stored as TQ2_0 or TQ1_0, not {ternary!r}")
@@ -61,13 +64,16 @@ def export_gguf(
         raise AbridgedError(f"{output} exists already: choose another output")
     source = checked_directory(directory)
     model = load(source)
-    if factored_modules(model):
-        if dtype is None:
-            raise AbridgedError(
-                f"{directory} is stored as Kronecker factors, which GGUF does not have: --dtype float16 writes them "
-                "multiplied out, as large as any dense model"
-            )
-        model = dense_model(model, torch.float32)
+    if dtype is None and factored_modules(model):
+        raise AbridgedError(
+            f"{directory} is stored as Kronecker factors, which GGUF does not have: --dtype float16 writes them "
+            "multiplied out, as large as any dense model"
+        )
+    pruned = getattr(model, "shapes", None) is not None
+    if dtype is None and pruned:
+        raise AbridgedError(f"{directory} was pruned, and GGUF's blocks fit whole models: --dtype float16 goes without")
+    if pruned or factored_modules(model):
+        model = dense_model(model, torch.float32, uniform)
     plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback, dtype)
     writer = _gguf().GGUFWriter(None, plan.architecture)
     try:
