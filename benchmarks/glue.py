@@ -34,6 +34,7 @@ STUDENTS = (
     "progressive-bert-1-1-8",
     "progressive-bert-1-1-4",
     "bit-bert-1-1-4",
+    "bit-bert-1-1-1",
 )
 
 

@@ -11,6 +11,7 @@ from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
+from abridged.exporters import export
 from abridged.exporters.dense import dense_model
 from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
@@ -82,6 +83,27 @@ def test_packed_saved_and_loaded_it_answers_as_in_training(kind, head, attention
     assert type(loaded) is type(model)
     assert torch.allclose(answer(loaded), expected, atol=1e-5)
     assert len(packed_modules(loaded)) >= len(anatomy_of(model).matrices)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["reference", "kernels"])
+def test_one_bit_activations_are_stored_and_computed_as_trained(compiled, tmp_path, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    model = student("bert", "ForSequenceClassification", attention=True, activations=1, **sizes)
+    expected = answer(model)
+    seen = []
+    for name in ("attention.self.query", "intermediate.dense", "output.dense"):
+        layer = model.get_submodule(f"bert.encoder.layer.0.{name}")
+        layer.input_quantizer.register_forward_hook(lambda module, inputs, output: seen.append(output.unique()))
+    answer(model)
+    assert [len(values) for values in seen] == [2, 2, 2]
+    assert seen[0][0] == -seen[0][1]  # around 0
+    assert seen[2][0] == 0  # after GELU
+    directory = save(model, tmp_path / "small")
+    assert torch.allclose(answer(load(directory)), expected, atol=2e-3 if compiled else 1e-5)
+    with pytest.raises(AbridgedError, match="activations in 1 bit, which no other engine"):
+        export(directory, tmp_path / "dense")
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -21,7 +21,7 @@ def inputs(symmetric):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("calibration", ["percentile", "least_squares"])
 def test_fixed_quantizer_gives_the_same_values(symmetric, bits, calibration):
     x = inputs(symmetric)
@@ -32,6 +32,9 @@ def test_fixed_quantizer_gives_the_same_values(symmetric, bits, calibration):
     for values in (x, x.bfloat16(), x * 5):
         assert torch.equal(module(values), static(values))
         assert module(values).dtype == values.dtype
+    if bits == 1:
+        assert len(static(x).unique()) == 2
+        return
     levels = static(x) / static.scale + static.zero_point
     assert torch.allclose(levels, levels.round(), atol=1e-3)
     assert len(levels.round().unique()) <= 2**bits
@@ -43,16 +46,18 @@ def surrogate(x, low, high, bits, symmetric, full):
     with torch.no_grad():
         scale, zero_point = affine(low, high, bits, symmetric)
     smallest, largest = (-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    smallest, largest = (-1, 1) if bits == 1 and symmetric else (smallest, largest)
     zero = torch.zeros_like(scale) if zero_point is None else zero_point
     units = x.detach() / scale + zero
-    residual = units.round() - units
+    nearest = torch.where(units < 0, -1.0, 1.0) if bits == 1 and symmetric else units.round()
+    residual = nearest - units
     step = (high - low) / (largest - smallest) if full else scale
     inside = x + step * residual
     return torch.where(units >= largest, high, torch.where(units <= smallest, low, inside))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("full", [True, False])
 def test_gradients_are_those_of_the_surrogate(symmetric, bits, full):
     generator = torch.Generator().manual_seed(2)

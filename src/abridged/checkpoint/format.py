@@ -36,8 +36,8 @@ class ActivationSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ActivationSpec:
-        if self.bits not in (4, 8):
-            raise ValueError(f"activations are stored in 4 or 8 bits, not {self.bits}")
+        if self.bits not in (1, 4, 8) or (self.bits == 1 and self.kind == "dynamic"):
+            raise ValueError(f"activations are stored in 1, 4 or 8 bits, dynamic ones in 4 or 8, not {self.bits}")
         if (self.kind == "static") != (self.symmetric is not None):
             raise ValueError("symmetric is given for a static activation quantiser, and only for one")
         return self
@@ -211,6 +211,10 @@ class QuantizationSpec(BaseModel):
     def factored(self) -> dict[str, KroneckerSpec]:
         """The modules made of Kronecker factors, tied ones included."""
         return {path: spec for path, spec in self.modules.items() if isinstance(spec, KroneckerSpec)}
+
+    def activations(self) -> list[ActivationSpec]:
+        """Every activation quantiser."""
+        return [part for spec in self.modules.values() for _, part in spec if isinstance(part, ActivationSpec)]
 
     def wholes(self) -> dict[str, str]:
         """{path of a factor: path of the module that it is a factor of}."""

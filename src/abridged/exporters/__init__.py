@@ -56,14 +56,19 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
     if foreign := sorted(set(options) - set(described.options)):
         known = f"its options are {', '.join(described.options)}" if described.options else "it has none"
         raise AbridgedError(f"the format {format} has no option {foreign[0]}: {known}")
-    if "uniform" not in described.options and _is_pruned(directory):
+    spec = _specification(directory)
+    if spec is not None and any(activation.bits == 1 for activation in spec.activations()):
+        raise AbridgedError(f"{directory} has activations in 1 bit, which no other engine computes with")
+    if "uniform" not in described.options and spec is not None and spec.shapes is not None:
         raise AbridgedError(f"the format {format} is not for what was pruned, as {directory} was: use dense or gguf")
     module, _, function = described.writer.partition(":")
     return getattr(import_module(f"abridged.exporters.{module}"), function)(directory, output, **options)
 
 
-def _is_pruned(directory: str | Path) -> bool:
+def _specification(directory: str | Path) -> Any:
+    """What `config.json` says of how the model is stored; None where it says nothing, which the writers refuse."""
     from abridged.checkpoint.files import CONFIG, checked_directory, read_json, safe_file
+    from abridged.checkpoint.format import parse_spec
 
     quantization = read_json(safe_file(checked_directory(directory), CONFIG)).get("quantization_config")
-    return isinstance(quantization, dict) and quantization.get("shapes") is not None
+    return None if quantization is None else parse_spec(quantization)

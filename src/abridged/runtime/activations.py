@@ -13,18 +13,28 @@ SMALLEST_SCALE = 1e-10
 
 
 def level_range(bits: int, symmetric: bool) -> tuple[int, int]:
-    """Smallest and largest integer: (-127, 127) or (0, 255) at 8 bits."""
+    """Smallest and largest integer: (-127, 127) or (0, 255) at 8 bits; at 1 bit (-1, 1), without 0, or (0, 1)."""
+    if bits == 1 and symmetric:
+        return -1, 1
     return (-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+
+
+def nearest_level(levels: Tensor, low: int, high: int) -> Tensor:
+    """`levels` rounded to integers of [low, high], in place; to the sign where the range is one bit's around 0."""
+    if (low, high) == (-1, 1):
+        return levels.copy_(torch.where(levels < 0, -1.0, 1.0))
+    return levels.round_().clamp_(low, high)
 
 
 def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: int, high: int) -> Tensor:
     """(clamp(round(x/scale + zero_point), low, high) - zero_point) * scale in FP32, returned in x's type.
 
-    `x` has any shape, `scale` (1,) FP32; `zero_point` (1,) holds an integer, None means 0.
+    `x` has any shape, `scale` (1,) FP32; `zero_point` (1,) holds an integer, None means 0. At one bit around 0 it is
+    ±scale by the sign (BiT, arXiv:2205.13016, section 3).
     """
     levels = x.to(scale.dtype) / scale
     if zero_point is None:
-        return levels.round_().clamp_(low, high).mul_(scale).to(x.dtype)
+        return nearest_level(levels, low, high).mul_(scale).to(x.dtype)
     levels = levels.round_().add_(zero_point).clamp_(low, high).sub_(zero_point)
     return levels.mul_(scale).to(x.dtype)
 
@@ -103,8 +113,8 @@ class DynamicActivation(nn.Module):
 def build_activation(description: dict[str, Any]) -> StaticActivation | DynamicActivation:
     """The module of a `describe()`; its buffers are loaded afterwards. Raises AbridgedError for anything else."""
     kind, bits = description.get("kind"), description.get("bits")
-    if bits not in (4, 8):
-        raise AbridgedError(f"activations are stored in 4 or 8 bits, not {bits!r}")
+    if bits not in (1, 4, 8) or (bits == 1 and kind == "dynamic"):
+        raise AbridgedError(f"activations are stored in 1, 4 or 8 bits, dynamic ones in 4 or 8, not {bits!r}")
     if kind == "static" and set(description) == {"kind", "bits", "symmetric"}:
         return StaticActivation(bits, bool(description["symmetric"]))
     if kind == "dynamic" and set(description) == {"kind", "bits"}:

@@ -145,6 +145,10 @@ def _quantized_linear_cpu(
 ) -> Tensor:
     compiled = kernels()
     storage = (rows, columns, code_book, packing)
+    if input_bits == 1 and input_scale is not None:  # two values, which rounding to 8 bits by token leaves as they are
+        levels = level_range(1, input_zero_point is None)
+        x = quantize_static(apply_function(x, input_function), input_scale, input_zero_point, *levels).to(x.dtype)
+        input_scale, input_zero_point, input_bits, input_function = None, None, 8, "identity"
     if compiled is None or not compiled.serves_linear(x, scale.numel(), *storage):
         return _quantized_linear(
             x, packed, scale, bias, input_scale, input_zero_point, input_bits, *storage, input_function

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from abridged.methods.quantization.settings import ActivationSettings
-from abridged.runtime.activations import SMALLEST_SCALE, StaticActivation, level_range, quantize_static
+from abridged.runtime.activations import SMALLEST_SCALE, StaticActivation, level_range, nearest_level, quantize_static
 
 SAMPLES_PER_CALL = 2**16
 SAMPLES = 2**20
@@ -48,7 +48,8 @@ class ClipQuantize(torch.autograd.Function):
             return inside.to(x.dtype), None, None, None, None, None
         share = torch.zeros_like(scale)
         if full:
-            share = levels.round().sub_(levels).mul_(inside).sum() / (largest - smallest)
+            rounded = nearest_level(levels.clone(), smallest, largest)
+            share = rounded.sub_(levels).mul_(inside).sum() / (largest - smallest)
         # beyond the clip, levels clamped are `largest` above and `smallest` below: two sums tell the sides apart
         outside = grad - inside
         total = outside.sum()

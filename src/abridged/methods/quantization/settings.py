@@ -128,7 +128,9 @@ class ActivationSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bits: Literal[4, 8] | None = Field(default=8, description="bits an activation; null leaves full precision")
+    bits: Literal[1, 4, 8] | None = Field(
+        default=8, description="bits an activation; null leaves full precision, 1 needs quantizer: learned"
+    )
     quantizer: Literal["learned", "dynamic"] = Field(
         default="learned", description="learned: a trained clip for each input; dynamic: each token's own largest value"
     )
@@ -147,3 +149,9 @@ class ActivationSettings(BaseModel):
     attention: bool = Field(
         default=False, description="quantise Q, K, V and the attention probabilities too (rules out fused attention)"
     )
+
+    @model_validator(mode="after")
+    def _one_bit_is_learned(self) -> ActivationSettings:
+        if self.bits == 1 and self.quantizer == "dynamic":
+            raise ValueError("activations in 1 bit need quantizer: learned")
+        return self

@@ -65,7 +65,7 @@ class Steps:
 
     def linear(self, module: nn.Module) -> Linear:
         """`module` as a function of x (B, columns), whose result is overwritten at the next call."""
-        if isinstance(module, PackedLinear) and module.input_quantizer is not None:
+        if isinstance(module, PackedLinear) and module.input_quantizer is not None and module.input_quantizer.bits > 1:
             kernels = ops.kernels()
             quantizer = module.input_quantizer
             bias = None if module.bias is None else module.bias.float()
