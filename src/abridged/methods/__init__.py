@@ -33,5 +33,6 @@ METHODS = _Methods(
         "kronecker": "abridged.methods.kronecker.method:Kronecker",
         "drop_layers": "abridged.methods.layers:DropLayers",
         "prune": "abridged.methods.pruning.method:Prune",
+        "lora": "abridged.methods.lora:Lora",
     }
 )
