@@ -129,7 +129,7 @@ def train_and_measure(
         "student": student,
         "loss_percent": {key: round(value, 3) for key, value in loss_percent(teacher, student).items()},
         "validation": validation[-1],
-        "curve": [[m["stage"], m["step"], m["perplexity"]] for m in validation],
+        "curve": [[m["stage"], m["step"], m.get("perplexity", m.get("score"))] for m in validation],
         "seconds": round(session.seconds["training"], 1),
         "resumed": resumed,
         "environment": environment(),
