@@ -101,9 +101,18 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
 
 
 def train_and_measure(
-    path: Path, recipe: Recipe, model: str, data: str, seed: int, offline: bool = False, task: str | None = None
+    path: Path,
+    recipe: Recipe,
+    model: str,
+    data: str,
+    seed: int,
+    offline: bool = False,
+    task: str | None = None,
+    known: Iterable[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Train one student and measure it, packed; `offline` caches the teacher's answers and trains from those.
+
+    `known` are results on the same data with the same lengths: where one is of the same teacher, its numbers are taken.
 
     What a killed run left beside `path` is taken up; `seconds` then counts from there, and `resumed` says so.
     """
@@ -116,7 +125,8 @@ def train_and_measure(
             session.train(number, stage, methods)
             session.finish(number, methods)
         session.task.rouge_pairs = None  # all
-        teacher, student = session.measure(session.teacher), session.measure(pack_model(session.student))
+        teacher = next((r["teacher"] for r in known if r["teacher_hash"] == session.hash), None)
+        teacher, student = teacher or session.measure(session.teacher), session.measure(pack_model(session.student))
         validation = [m for m in session.work.metrics() if m["event"] == "evaluate"]
         folder = session.work.folder
     for rubbish in filter(None, (folder, cache)):

@@ -187,7 +187,13 @@ def make_students(options: argparse.Namespace) -> None:
     teacher, pairs = f"{options.output}.{options.task}", str(pairs_of(options))
     for path, (name, recipe, overrides, seed) in pending(plan(), RESULTS, options):
         chosen = Recipe.load(recipe, [*equal, *overrides])
-        result = train_and_measure(path, chosen, teacher, pairs, seed)
+        others = [json.loads(other.read_text()) for other in RESULTS.glob("*-seed*.json")]
+        known = [
+            other
+            for other in others
+            if other["task"] == options.task and other["overrides"][1 : len(equal)] == equal[1:]
+        ]
+        result = train_and_measure(path, chosen, teacher, pairs, seed, known=known)
         result |= {"name": name, "task": options.task, "recipe": recipe, "overrides": [*equal, *overrides]}
         write_atomically(path, json.dumps(result, indent=1) + "\n")
         lost = result["loss_percent"]
