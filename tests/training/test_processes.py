@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import isolated
+from abridged.data.batch import Batch
 from abridged.errors import AbridgedError
-from abridged.training.processes import together
+from abridged.training.processes import attention_for, together
 from teachers import make_recipe, write_text
 
 
@@ -168,3 +169,21 @@ def test_accelerate_launch(tmp_path, teacher, text, recipe_file):
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("written to") == 1
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "source", "bf16", "fused"),
+    [
+        (16, None, True, False),
+        (16, 32, True, False),
+        (16, None, False, True),
+        (200, None, True, True),
+        (16, 200, True, True),
+    ],
+)
+def test_short_texts_in_bf16_on_a_cpu_go_without_fused_attention(tokens, source, bf16, fused):
+    ids = torch.zeros(2, tokens, dtype=torch.long)
+    source_ids = None if source is None else torch.zeros(2, source, dtype=torch.long)
+    batch = Batch(input_ids=ids, labels=ids, index=torch.arange(2), source_ids=source_ids)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), attention_for(batch):
+        assert torch.backends.cuda.flash_sdp_enabled() is fused

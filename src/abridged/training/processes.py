@@ -53,7 +53,8 @@ def attention_for(batch: Batch) -> AbstractContextManager[None]:
     over longer texts, and in FP32, it is as fast or faster.
     """
     bf16 = torch.is_autocast_enabled("cpu") and not batch.input_ids.is_cuda
-    if not bf16 or batch.input_ids.shape[1] > SHORT:
+    longest = max(ids.shape[1] for ids in (batch.input_ids, batch.source_ids) if ids is not None)
+    if not bf16 or longest > SHORT:
         return nullcontext()
     return sdpa_kernel(SDPBackend.MATH)
 
