@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantizers import pending, train_and_measure
+from quantizers import pending, shared_out, train_and_measure
 
 import abridged
 from abridged.recipe import Recipe
@@ -26,7 +26,10 @@ FOLDERS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B", "sst2"
 #: How the teachers are fine-tuned; the rest is as `abridged finetune` has it.
 EPOCHS = {"rte": 6, "mrpc": 4, "cola": 5, "stsb": 4, "sst2": 1}
 #: How every student is trained, whatever its recipe says for its own field of use.
-EQUAL = ["context=128", "batch_size=32", "learning_rate=3e-4", "warmup=0.05", "evaluate_every=100"]
+EQUAL = [
+    f"stages.*.{setting}"
+    for setting in ("context=128", "batch_size=32", "learning_rate=3e-4", "warmup=0.05", "evaluate_every=100")
+]
 STUDENTS = (
     "progressive-bert-2-2-8",
     "ternarybert-2-2-8",
@@ -46,20 +49,15 @@ def pretrained() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def teacher(task: str, data: Path, where: Path) -> Path:
+def teacher(task: str, data: Path) -> Path:
     """The fine-tuned teacher of a task, made where it is not there yet."""
+    where = RESULTS / "teachers" / task
+    where.parent.mkdir(parents=True, exist_ok=True)
     if not where.exists():
         partial = where.with_name(where.name + ".partial").exists()
         settings = [f"epochs={EPOCHS[task]}", "learning_rate=1e-4", "evaluate_every=50", "context=128"]
         abridged.finetune(pretrained(), data / FOLDERS[task], where, task=task, overrides=settings, resume=partial)
     return where
-
-
-def shared_out(recipe: str, steps: int) -> list[str]:
-    """Overrides that give a recipe's stages so many steps in all, in the proportions that its epochs have."""
-    epochs = [stage.training.epochs or 0 for stage in Recipe.load(recipe).stages]
-    shares = [round(steps * own / sum(epochs)) for own in epochs]
-    return ["stages.*.epochs=null", *(f"stages.{i}.steps={share}" for i, share in enumerate(shares))]
 
 
 def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
@@ -81,13 +79,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    teachers, data = RESULTS / "teachers", Path(options.data)
-    for folder in (teachers, options.results):
-        folder.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
+    data = Path(options.data)
     for path, (name, task, recipe, seed) in pending(plan(options.tasks, options.seeds), options.results, options):
-        source = teacher(task, data, teachers / task)
-        equal = [f"stages.*.{setting}" for setting in EQUAL]
-        overrides = [*shared_out(recipe, options.steps), *equal, *options.overrides]
+        source = teacher(task, data)
+        overrides = [*shared_out(recipe, options.steps), *EQUAL, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
         result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides}

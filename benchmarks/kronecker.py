@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantizers import pending, train_and_measure
+from quantizers import pending, shared_out, train_and_measure
 from size import CASES, MEGABYTE, untrained
 from torch import nn
 
@@ -172,10 +172,7 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
 def plan(steps: int) -> Iterator[tuple[str, str, list[str]]]:
     """(name, recipe, overrides) of every run: as many steps for each, shared among a recipe's stages as it does."""
     for name, (recipe, overrides) in CONTESTANTS.items():
-        own = [stage.training.steps for stage in Recipe.load(recipe).stages]
-        shares = [round(steps * count / sum(own)) for count in own]
-        lengths = [f"stages.{i}.steps={count}" for i, count in enumerate(shares)]
-        yield name, recipe, [*overrides, *lengths]
+        yield name, recipe, [*overrides, *shared_out(recipe, steps)]
 
 
 def weigh(recipe: Recipe, student: Any) -> dict[str, Any]:

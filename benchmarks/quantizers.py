@@ -100,6 +100,13 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
         yield f"ablation-{name}", "quantgpt-2-2-8", [*rate(best_rate("dynamic")), *overrides], 0
 
 
+def shared_out(recipe: str, steps: int) -> list[str]:
+    """Overrides that give a recipe's stages so many steps in all, in the proportions of its own epochs, or steps."""
+    own = [stage.training.epochs or stage.training.steps for stage in Recipe.load(recipe).stages]
+    lengths = [f"stages.{i}.steps={round(steps * length / sum(own))}" for i, length in enumerate(own)]
+    return ["stages.*.epochs=null", *lengths]
+
+
 def train_and_measure(
     path: Path,
     recipe: Recipe,

@@ -8,17 +8,12 @@ from rendering import DOCS, markdown, measured, rates
 def sizes() -> str:
     """Files of the true GPT-2 shape."""
     found = measured("size")
-    rows = [
-        [
-            name,
-            f"{case['file_mb']:.1f}",
-            f"{case['limit_mb']:g}",
-            f"{case['ratio']:.1f}×",
-            f"{case['bits_per_weight']:.2f}",
-        ]
-        for name, case in found["cases"].items()
-    ]
+    rows = [[*_file(name, case), f"{case['bits_per_weight']:.2f}"] for name, case in found["cases"].items()]
     return markdown(["shape of GPT-2 124M, BART-base or BERT-base", "MB", "limit", "ratio", "bits per weight"], rows)
+
+
+def _file(name: str, case: dict[str, float]) -> list[str]:
+    return [name, f"{case['file_mb']:.1f}", f"{case['limit_mb']:g}", f"{case['ratio']:.1f}×"]
 
 
 def cost() -> str:
@@ -138,10 +133,7 @@ def kronecker_size() -> str:
         ]
         for name, row in found["layouts"].items()
     ]
-    files = [
-        [name, f"{row['file_mb']:.1f}", f"{row['limit_mb']:g}", f"{row['ratio']:.1f}×"]
-        for name, row in found["files"].items()
-    ]
+    files = [_file(name, row) for name, row in found["files"].items()]
     layouts = markdown(["factored by 2", "parameters", "left", "seconds", "of a core", "peak GB"], rows)
     return f"{layouts}\n\n{markdown(['file', 'MB', 'limit', 'ratio'], files)}"
 

@@ -125,8 +125,7 @@ class MaskedNorm(nn.Module):
         """x (B, …, d) to the same."""
         masks = self.held[1]
         share = masks.weights / masks.weights.sum()
-        z = masks.drawn(masks.places[HIDDEN])
-        z = z[:1] if z.shape[0] not in (1, len(x)) else z
+        z = _rows(masks.drawn(masks.places[HIDDEN]), x)
         gain, offset = z * self.weight, None if self.bias is None else z * self.bias
         y: Tensor = WeightedNorm.apply(x.float().flatten(1, -2), share, gain, offset, self.centered, self.eps)
         return y.view_as(x).to(x.dtype)
@@ -176,10 +175,14 @@ class WeightedNorm(torch.autograd.Function):
         return for_x, for_share, for_gain, for_offset, None, None
 
 
-def _fit(z: Tensor, x: Tensor) -> Tensor:
+def _rows(z: Tensor, x: Tensor) -> Tensor:
     """Factors (rows, n) or (1, n), for x (rows, …, n); those of the first row where rows were repeated since."""
-    if z.shape[0] not in (1, x.shape[0]):
-        z = z[:1]
+    return z if z.shape[0] in (1, x.shape[0]) else z[:1]
+
+
+def _fit(z: Tensor, x: Tensor) -> Tensor:
+    """`_rows` in as many dimensions as x."""
+    z = _rows(z, x)
     return z.view(z.shape[0], *(1,) * (x.dim() - 2), z.shape[1])
 
 
