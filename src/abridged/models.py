@@ -64,7 +64,8 @@ def load_dense(name: str | Path, labels: "LabelSet | None" = None, answers: bool
         new_head = answers or (labels is not None and not labels.fit(config))
         settings = {"ignore_mismatched_sizes": True, **labels.settings()} if labels and new_head else {}
         if settings and config.pad_token_id is None:  # a decoder gives its label where the padding begins
-            settings["pad_token_id"] = config.eos_token_id
+            ends = config.eos_token_id
+            settings["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
         kind = "QuestionAnswering" if answers else "SequenceClassification" if labels is not None else None
         model, notes = _auto_class(config, kind).from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, **settings

@@ -7,6 +7,7 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
 )
 
@@ -14,6 +15,7 @@ from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
+from abridged.models import LabelSet, load_dense
 
 PAD = 0
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "num_labels": 3}
@@ -54,3 +56,11 @@ def test_packed_it_answers_as_in_training_also_over_padding(family, tmp_path):
         found = loaded(ids, attention_mask=(ids != PAD).long()).logits
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(loaded(ids[:1, :7]).logits, found[:1], rtol=1e-3, atol=1e-3)
+
+
+def test_texts_are_padded_with_the_first_of_several_ends(tmp_path):
+    sizes = {key: value for key, value in SIZES.items() if key != "num_labels"}
+    LlamaForCausalLM(LlamaConfig(**sizes, **INNER, eos_token_id=[3, 5])).save_pretrained(tmp_path)
+    model = load_dense(tmp_path, LabelSet(("bad", "good")))
+    assert type(model) is LlamaForSequenceClassification
+    assert model.config.pad_token_id == 3
