@@ -3,7 +3,7 @@
     pip install onnx onnxscript onnxruntime      # for the rows of onnxruntime; left out where they are missing
     python benchmarks/encoders.py [--threads 2] [--length 128] [--rounds 5]
 
-BERT-base's true shape with random weights, `direct-bert-1-1-8` without its training. The JSON is written to
+BERT-base's true shape with random weights, `xtc-1-1-8` without its training. The JSON is written to
 benchmarks/results/encoders.json.
 """
 
@@ -33,7 +33,7 @@ from abridged.training.workspace import write_atomically
 from runtime import QUICK
 
 RESULTS = Path(__file__).parent / "results" / "encoders.json"
-RECIPE = "direct-bert-1-1-8"
+RECIPE = "xtc-1-1-8"
 BATCHES = (1, 32)
 
 

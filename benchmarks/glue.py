@@ -33,11 +33,11 @@ EQUAL = [
 STUDENTS = (
     "progressive-bert-2-2-8",
     "ternarybert-2-2-8",
-    "direct-bert-1-1-8",
+    "xtc-1-1-8",
     "progressive-bert-1-1-8",
     "progressive-bert-1-1-4",
-    "bit-bert-1-1-4",
-    "bit-bert-1-1-1",
+    "bit-1-1-4",
+    "bit-1-1-1",
 )
 
 
