@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from abridged.data.text import count_words, load_text
+from abridged.data.text import count_words, load_text, sentences
 from abridged.errors import AbridgedError
 
 LINES = [f"line {i} of the text" for i in range(100)]
@@ -145,3 +145,10 @@ def test_a_dataset_with_its_configuration(monkeypatch):
     assert asked == [("someone/texts", "english")]
     assert text.test == "the end"
     assert text.train + text.validation == "\n".join(LINES)
+
+
+def test_sentences_of_a_text():
+    text = (
+        " = A heading = \n\n It costs 1 @,@ 000 pounds in all . Is it worth it ? No . \n It is a well @-@ known one ."
+    )
+    assert sentences(text) == ["It costs 1,000 pounds in all .", "Is it worth it ?", "It is a well-known one ."]

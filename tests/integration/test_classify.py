@@ -100,6 +100,24 @@ def test_stopped_and_resumed_it_is_the_same(compressed, command, folder, teacher
     assert stored[0] == stored[1]
 
 
+def test_a_stage_learns_from_sentences_without_labels(command, folder, teacher, reviews):
+    (folder / "sentences.txt").write_text("A plain sentence about a town . Another one about music .\n" * 60)
+    learning = {"hidden": {}, "attention": {"loss": "mse"}, "logits": {}}
+    stages = make_recipe(stages=2, objectives=learning, learning_rates={}, batch_size=8)
+    stages["stages"][0]["training"]["texts"] = str(folder / "sentences.txt")
+    (folder / "texts.yaml").write_text(yaml.safe_dump(stages))
+    files = ["compress", teacher, "--recipe", folder / "texts.yaml", "--data", reviews]
+    ended = command(*files, "--output", folder / "general")
+    assert ended.code == 0, ended.stderr
+    record = json.loads((folder / "general" / "abridged.json").read_text())
+    assert record["data"]["train_texts"] == 240 * 9 // 10
+    stages["stages"][0]["objectives"] = {"labels": {}}
+    (folder / "texts.yaml").write_text(yaml.safe_dump(stages))
+    ended = command(*files, "--output", folder / "none")
+    assert ended.code == 1
+    assert "has no labels" in ended.stderr
+
+
 def test_labels_that_are_not_the_models(command, folder, teacher, recipe):
     strange = folder / "strange.tsv"
     strange.write_text("text\tlabel\n" + "x\tyes\ny\tno\n" * 20)

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 
 from abridged.errors import AbridgedError
 from abridged.evaluation.references import reference_perplexity
-from abridged.models import load_dense, load_tokenizer
+from abridged.models import LabelSet, load_dense, load_tokenizer
 from abridged.tasks import task_for
 from abridged.tasks.denoising import TextDenoising
 from abridged.tasks.language_modeling import LanguageModeling
 from abridged.tasks.sequence_to_sequence import SequenceToSequence
 from abridged.training.settings import TrainingSettings
-from teachers import FABLES
+from teachers import FABLES, write_bert, write_reviews
 
 SETTINGS = TrainingSettings(evaluate_tokens=200)
 
@@ -98,3 +98,47 @@ def test_a_limit_reads_the_first_ones(bart):
     some = reference_perplexity(model, examples, words=100, limit=3)
     assert some["examples"] == 3
     assert some["tokens"] == sum(len(target) - 1 for target in examples.targets[:3])
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    reviews = write_reviews(tmp_path / "reviews.tsv", 40)
+    write_bert(tmp_path / "bert", reviews.read_text())
+    model = load_dense(tmp_path / "bert", LabelSet(("bad", "good")))
+    return model, load_tokenizer(tmp_path / "bert"), reviews
+
+
+TEXT = " = Heading = \n\n The first sentence is here . And here is the second one ! No . \n A third @-@ long one ends ."
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_stage_reads_the_sentences_of_a_text_instead(encoder, tmp_path, pairs):
+    model, tokenizer, reviews = encoder
+    (tmp_path / "text.txt").write_text(TEXT + "\n" * 4 + "The end that is held out for validation .\n" * 2)
+    if pairs:
+        rows = [line.split("\t") for line in reviews.read_text().splitlines()[1:]]
+        lines = [f"{text}\t{text}\t{label}" for text, label in rows]
+        reviews.write_text("\n".join(["first\tsecond\tlabel", *lines]) + "\n")
+    task = task_for(model, tokenizer, reviews)
+    examples = task.examples(TrainingSettings(texts=str(tmp_path / "text.txt")))
+    first, second = "The first sentence is here .", "And here is the second one !"
+    wanted = tokenizer(first, second if pairs else None, truncation=True, max_length=48)
+    assert examples.ids[0].tolist() == wanted["input_ids"]
+    assert task.examples(TrainingSettings()).fingerprint() != examples.fingerprint()
+    assert task.facts()["train_texts"] == len(task.examples(TrainingSettings()))
+    (tmp_path / "none.txt").write_text("Too short .\n" * 50)
+    with pytest.raises(AbridgedError, match="has no"):
+        task.examples(TrainingSettings(texts=str(tmp_path / "none.txt")))
+
+
+def test_a_stage_of_a_model_that_writes_reads_another_text(teacher, text, tmp_path):
+    (tmp_path / "other.txt").write_text("other words than those " * 200)
+    task = task_for(load_dense(teacher), load_tokenizer(teacher), text)
+    own, other = (task.examples(TrainingSettings(texts=t)) for t in (None, str(tmp_path / "other.txt")))
+    assert own.fingerprint() != other.fingerprint()
+    assert task.facts()["train_tokens"] == len(task.tokens()) != len(task.tokens(str(tmp_path / "other.txt")))
+
+
+def test_an_encoder_decoder_reads_no_other_text(bart, text):
+    with pytest.raises(AbridgedError, match=r"training\.texts"):
+        task_for(*bart, FABLES).examples(TrainingSettings(texts=str(text)))

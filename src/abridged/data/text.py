@@ -154,6 +154,14 @@ def _from_datasets(name: str) -> TextData:
     return _with_splits(name, texts)
 
 
+def sentences(text: str) -> list[str]:
+    """A text's sentences of four words and more, without headings, and without the signs that WikiText escapes hyphens
+    and separators with (`1 @,@ 000`)."""
+    lines = [line.strip() for line in re.sub(r" @(\W)@ ", r"\1", text).splitlines() if not line.strip().startswith("=")]
+    found = (sentence.strip() for line in lines for sentence in re.split(r"(?<=[.!?])\s+", line))
+    return [sentence for sentence in found if len(sentence.split()) >= 4]
+
+
 def count_words(text: str) -> int:
     """Whitespace-separated tokens plus one per line end, the usual count for WikiText (245,569 in its test split)."""
     return len(text.split()) + text.count("\n")

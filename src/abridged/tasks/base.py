@@ -79,3 +79,9 @@ def refuse_augmentation(settings: TrainingSettings) -> None:
     """Raise AbridgedError where augmentation is asked for of what is no labelled text."""
     if settings.augmentation is not None:
         raise AbridgedError("training.augmentation is for labelled texts, which these data are not")
+
+
+def refuse_texts(settings: TrainingSettings) -> None:
+    """Raise AbridgedError where a stage asks for texts of its own that the task cannot read."""
+    if settings.texts is not None:
+        raise AbridgedError("training.texts is for models that go on with texts, or label them, which this is not")

@@ -12,6 +12,7 @@ import torch
 from abridged.data.augment import augmented
 from abridged.data.batch import Batch
 from abridged.data.labelled import Labelled, LabelledData, TokenSentences, load_labelled
+from abridged.data.text import load_text, sentences
 from abridged.errors import AbridgedError
 from abridged.evaluation.scores import score
 from abridged.models import labels_texts
@@ -49,7 +50,12 @@ class Classification(Task):
 
     def examples(self, settings: TrainingSettings) -> TokenSentences:
         context = settings.context_within(self.limit)
-        found = self._of("train", context) if settings.augmentation is None else self._augmented(settings, context)
+        if settings.texts is not None:
+            found = self._unlabelled(settings.texts, context)
+        elif settings.augmentation is not None:
+            found = self._augmented(settings, context)
+        else:
+            found = self._of("train", context)
         note = f"{found.cut} of {len(found)} texts are longer than the context and lose their ends"
         if found.cut and note not in self.notes:
             self.notes.append(note)
@@ -69,8 +75,22 @@ class Classification(Task):
             self._encoded[key] = TokenSentences.of(rows, self.tokenizer, self.ids, context)
         return self._encoded[key]
 
+    def _unlabelled(self, texts: str, context: int) -> TokenSentences:
+        """Sentences of a text, or two that follow each other where the task has pairs; their labels say nothing."""
+        key = (f"texts {texts}", context)
+        if key not in self._encoded:
+            found = sentences(load_text(texts).train)
+            pairs = self.data.train[0].second is not None
+            nexts: list[str] | list[None] = found[1:] if pairs else [None] * len(found)
+            rows = [Labelled(first, second, 0.0) for first, second in zip(found, nexts, strict=False)]
+            if not rows:
+                raise AbridgedError(f"the text '{texts}' has no {'pair of sentences' if pairs else 'sentence'}")
+            self._encoded[key] = TokenSentences.of(rows, self.tokenizer, None, context)
+        return self._encoded[key]
+
     def facts(self) -> dict[str, Any]:
-        found = next(e for (split, _), e in self._encoded.items() if split not in ("validation", "test"))
+        told = [e for (split, _), e in self._encoded.items() if not split.startswith(("validation", "test"))]
+        found = told[-1]  # of a recipe's stages the last
         return {
             "labels": None if self.data.labels is None else list(self.data.labels),
             "train_texts": len(found),

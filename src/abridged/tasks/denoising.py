@@ -15,7 +15,7 @@ from abridged.data.pairs import Specials
 from abridged.data.text import count_words, load_text
 from abridged.evaluation.references import reference_perplexity
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride
+from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride, refuse_texts
 from abridged.training.settings import TrainingSettings
 
 #: Windows that the final measurement reads at most.
@@ -40,6 +40,7 @@ class TextDenoising(Task):
 
     def examples(self, settings: TrainingSettings) -> Denoising:
         refuse_augmentation(settings)
+        refuse_texts(settings)
         return self._of("train", settings)
 
     def facts(self) -> dict[str, Any]:

@@ -37,21 +37,21 @@ class LanguageModeling(Task):
         self.has_test = self.text.test != self.text.validation
         self.tokenizer = tokenizer
         self.limit = int(model.config.max_position_embeddings)
-        self._tokens: np.ndarray | None = None
+        self._tokens: dict[str | None, np.ndarray] = {}
 
-    @property
-    def tokens(self) -> np.ndarray:
-        """The training part, tokenised once."""
-        if self._tokens is None:
-            self._tokens = tokenize(self.tokenizer, self.text.train)
-        return self._tokens
+    def tokens(self, texts: str | None = None) -> np.ndarray:
+        """The training part, or that of a stage's own texts, tokenised once."""
+        if texts not in self._tokens:
+            text = self.text if texts is None else load_text(texts)
+            self._tokens[texts] = tokenize(self.tokenizer, text.train)
+        return self._tokens[texts]
 
     def examples(self, settings: TrainingSettings) -> Blocks:
         refuse_augmentation(settings)
-        return Blocks(self.tokens, settings.context_within(self.limit))
+        return Blocks(self.tokens(settings.texts), settings.context_within(self.limit))
 
     def facts(self) -> dict[str, Any]:
-        return {"train_tokens": len(self.tokens)}
+        return {"train_tokens": len(self.tokens())}
 
     def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
         """Perplexity on the first `evaluate_tokens` tokens of the validation text.

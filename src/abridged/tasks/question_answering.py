@@ -13,7 +13,7 @@ from abridged.data.batch import Batch
 from abridged.data.squad import Question, TokenQuestions, load_squad, squad_scores
 from abridged.errors import AbridgedError
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride
+from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride, refuse_texts
 from abridged.training.settings import TrainingSettings
 
 TRAIN, TEST = "train-v1.1.json", "dev-v1.1.json"
@@ -55,6 +55,7 @@ class QuestionAnswering(Task):
 
     def examples(self, settings: TrainingSettings) -> TokenQuestions:
         refuse_augmentation(settings)
+        refuse_texts(settings)
         return self._of("train", settings.context_within(self.limit))
 
     def _of(self, split: str, context: int) -> TokenQuestions:

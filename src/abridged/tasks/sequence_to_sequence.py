@@ -13,7 +13,7 @@ from abridged.data.pairs import Pair, Specials, TokenPairs, load_pairs
 from abridged.evaluation.references import reference_perplexity
 from abridged.evaluation.summaries import has_rouge, rouge, summarize
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride
+from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride, refuse_texts
 from abridged.training.progress import counter
 from abridged.training.settings import TrainingSettings
 
@@ -48,6 +48,7 @@ class SequenceToSequence(Task):
 
     def examples(self, settings: TrainingSettings) -> TokenPairs:
         refuse_augmentation(settings)
+        refuse_texts(settings)
         found = self._of("train", settings)
         for what, cut in (("source", found.source_cut), ("target", found.target_cut)):
             limit = settings.context_within(self.limit) if what == "source" else self._target(settings)

@@ -23,7 +23,15 @@ from abridged.errors import AbridgedError
 from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
-from abridged.models import load_dense, load_tokenizer, public_name, set_checkpointing, set_dropout, weights_hash
+from abridged.models import (
+    labels_texts,
+    load_dense,
+    load_tokenizer,
+    public_name,
+    set_checkpointing,
+    set_dropout,
+    weights_hash,
+)
 from abridged.objectives.base import ObjectiveContext, StudentForward, TeacherOutputs
 from abridged.recipe import Recipe, Stage
 from abridged.report.collect import collect, hidden_states, picture_heads, picture_tokens, picture_weights, token_ids
@@ -272,7 +280,12 @@ class Session:
         }
 
     def _examples(self, number: int) -> Examples:
-        settings = self.recipe.stages[number].training
+        stage = self.recipe.stages[number]
+        settings = stage.training
+        if settings.texts is not None and "labels" in stage.objectives and labels_texts(self.teacher):
+            raise AbridgedError(
+                f"'{settings.texts}' has no labels: leave the objective labels out of a stage that reads it"
+            )
         examples: Examples = self.task.examples(settings)
         return examples if settings.data_share == 1 else Subset(examples, settings.data_share)
 

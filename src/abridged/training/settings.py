@@ -48,6 +48,11 @@ class TrainingSettings(BaseModel):
     data_share: float = Field(
         1.0, gt=0, le=1, description="share of the training examples that are read, the same ones in every epoch"
     )
+    texts: str | None = Field(
+        None,
+        description="a text that the stage reads instead of the data, as `--data` takes one (wikitext-2, a file, a "
+        "`datasets` name): light pre-training, or for encoders what the teacher alone says of sentences without labels",
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay of every rate after warm-up")
     final_rate: float = Field(0.0, ge=0, le=1, description="share of the peak rate that the decay ends at")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the rates rise from 0")
