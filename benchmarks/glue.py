@@ -31,7 +31,6 @@ EQUAL = [
     for setting in ("context=128", "batch_size=32", "learning_rate=3e-4", "warmup=0.05", "evaluate_every=100")
 ]
 STUDENTS = (
-    "best-bert-1-1-8",
     "best-bert-2-2-8",
     "progressive-bert-2-2-8",
     "ternarybert-2-2-8",
