@@ -10,8 +10,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from torch.nn.functional import cosine_similarity, cross_entropy
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import abridged
@@ -130,6 +131,29 @@ def test_llama_cpp_runs_a_pruned_model_padded_to_one_width(text_ids, tmp_path):
     with torch.no_grad():
         ours = load(tmp_path / "small")(text_ids[:1]).logits[0]
     assert cosine_similarity(theirs, ours, dim=-1).min() > 0.999
+
+
+@pytest.mark.parametrize(("dtype", "recipe"), [("float32", None), ("float16", None), ("float16", "best-2-2-8")])
+def test_llama_cpp_runs_a_llama_whose_layers_differ(dtype, recipe, text_ids, tmp_path):
+    tokenizer = load_tokenizer("bundled")
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": len(tokenizer)}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.1, max_position_embeddings=128)).eval()
+    removed = parts(model, "attention")[0], parts(model, "ffn")[1], parts(model, "attention")[3], parts(model, "ffn")[3]
+    cut_to(model, *masked(model, removed=removed))
+    left = sum(p.numel() for p in model.parameters())
+    model = quantize(model, recipe, tokenizer) if recipe else model
+    save_checkpoint(model, tmp_path / "small", tokenizer, {"recipe": {"name": "t"}, "teacher": "bundled", "seed": 0})
+    export(tmp_path / "small", tmp_path / "small.gguf", format="gguf", dtype=dtype)
+    with closing(Engine(tmp_path / "small.gguf")) as engine:
+        theirs = engine.logits(text_ids[0].tolist())
+    with torch.no_grad():
+        ours = load(tmp_path / "small")(text_ids[:1]).logits[0]
+    assert cosine_similarity(theirs, ours, dim=-1).min() > 0.999
+    # no wider than the layers are: all that the file has is what is left, and a few zeros where a part was removed
+    written = sum(int(np.prod(tensor.shape)) for tensor in GGUFReader(tmp_path / "small.gguf").tensors)
+    assert left < written < 1.05 * left
 
 
 @pytest.mark.timeout(900)

@@ -23,6 +23,7 @@ from abridged.errors import AbridgedError
 from abridged.exporters.dense import dense_model
 from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, TQ2_0, BlockType, encode
 from abridged.exporters.gguf_families import GGUF_FAMILIES, GgufFamily
+from abridged.exporters.gguf_layers import ARCHITECTURE, LayerSizes
 from abridged.exporters.gguf_tokenizer import add_tokenizer
 from abridged.models import load_tokenizer
 from abridged.runtime import ops
@@ -46,7 +47,7 @@ def export_gguf(
     in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype` ("float16" or "float32") all
     matrices are dense with the quantised values, for engines that lack the block types. Kronecker factors, which
     GGUF does not have, and what was pruned can only be written so; `uniform` pads the layers of a pruned model with
-    zeros to the one width that llama.cpp asks for.
+    zeros to the one width that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and
@@ -72,12 +73,15 @@ def export_gguf(
     pruned = getattr(model, "shapes", None) is not None
     if dtype is None and pruned:
         raise AbridgedError(f"{directory} was pruned, and GGUF's blocks fit whole models: --dtype float16 goes without")
-    if pruned or factored_modules(model):
+    layers = None
+    if pruned and not uniform and model.config.model_type == "llama" and not factored_modules(model):
+        layers = LayerSizes.of(model)
+    elif pruned or factored_modules(model):
         model = dense_model(model, torch.float32, uniform)
-    plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback, dtype)
+    plan = _plan(model, TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback, dtype, layers)
     writer = _gguf().GGUFWriter(None, plan.architecture)
     try:
-        plan.family.describe(writer, model.config, source.name)
+        plan.family.describe(writer, layers.config if layers else model.config, source.name, layers)
         writer.add_file_type(plan.file_type)
         add_tokenizer(writer, load_tokenizer(source, model), model.config.vocab_size)
         for name, data, kind in plan.tensors(model):
@@ -117,6 +121,7 @@ class _Plan:
     blocks: dict[str, BlockType | None]  # of each packed module that stays packed; None is dense
     unread: tuple[str, ...]  # parts that llama.cpp does not run
     dense: torch.dtype
+    layers: LayerSizes | None  # where they differ by layer
     account: dict[str, Any]
 
     @property
@@ -132,7 +137,8 @@ class _Plan:
         tied = set(getattr(model, "all_tied_weights_keys", {}))
         for name, tensor in model.state_dict().items():
             path, _, attribute = name.rpartition(".")
-            if name in tied or attribute not in ("weight", "bias") or "quantizer" in path or path in self.unread:
+            is_part = attribute in ("weight", "bias") and "quantizer" not in path and tensor.numel()
+            if not is_part or name in tied or path in self.unread:
                 continue
             place = f"{self.family.place(path)}.{attribute}"
             if attribute == "weight" and path in self.blocks:
@@ -147,6 +153,9 @@ class _Plan:
             else:
                 keep = tensor.dtype == torch.float16 and self.family.place(path) == "position_embd"
                 yield place, _vector(tensor, keep, _head_order(model, path)), None
+        for path, zeros in (self.layers.absent if self.layers else {}).items():
+            kind = self.dense if zeros.dim() == 2 else zeros.dtype
+            yield f"{self.family.place(path)}.weight", zeros.to(kind).numpy(), None
 
     def _matrix(self, path: str, module: PackedModule, order: torch.Tensor | None) -> tuple[Any, str | None]:
         kind = self.blocks[path]
@@ -182,14 +191,13 @@ def _head_order(model: Any, path: str) -> torch.Tensor | None:
     """The rows of LLaMA's Q and K in the order in which llama.cpp turns pairs: neighbours, not halves of a head."""
     if model.config.model_type != "llama" or not path.endswith(("q_proj", "k_proj")):
         return None
-    config = model.config
-    heads = config.num_attention_heads if path.endswith("q_proj") else config.num_key_value_heads
-    module = model.get_submodule(path)
+    config, module = model.config, model.get_submodule(path)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = module.rows if isinstance(module, PackedModule) else module.out_features
-    return torch.arange(rows).view(heads, 2, rows // heads // 2).transpose(1, 2).reshape(-1)
+    return torch.arange(rows).view(-1, 2, size // 2).transpose(1, 2).reshape(-1)
 
 
-def _plan(model: Any, ternary: BlockType, dense_fallback: bool, dtype: str | None) -> _Plan:
+def _plan(model: Any, ternary: BlockType, dense_fallback: bool, dtype: str | None, layers: LayerSizes | None) -> _Plan:
     """Choose a block type for each matrix. Raises AbridgedError for what llama.cpp cannot hold or runs otherwise."""
     architecture = model.config.model_type
     family = GGUF_FAMILIES.get(architecture)
@@ -216,10 +224,11 @@ def _plan(model: Any, ternary: BlockType, dense_fallback: bool, dtype: str | Non
             )
     dense = [path for path, kind in blocks.items() if kind is None]
     return _Plan(
-        architecture,
+        ARCHITECTURE if layers else architecture,
         family,
         blocks,
         unread,
         getattr(torch, dtype or "float16"),
+        layers,
         {"types": {}, "scale_error": 0.0, "dense": dense, "notes": family.notes(model.config)},
     )

@@ -11,6 +11,8 @@ from abridged.errors import AbridgedError
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
+    from abridged.exporters.gguf_layers import LayerSizes
+
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 _LABELLER = "BertForSequenceClassification"
 
@@ -30,7 +32,7 @@ class GgufFamily:
 
     names: dict[str, str]
     faults: Callable[[Any], dict[str, bool]]
-    add_sizes: Callable[[GGUFWriter, Any], None]
+    add_sizes: Callable[[GGUFWriter, Any, LayerSizes | None], None]
     plain: tuple[str, ...] = ()
     unread: Callable[[Any], tuple[str, ...]] = lambda config: ()
     notes: Callable[[Any], list[str]] = lambda config: []
@@ -55,17 +57,17 @@ class GgufFamily:
             if found:
                 raise AbridgedError(f"llama.cpp runs no {config.model_type} with {fault}")
 
-    def describe(self, writer: GGUFWriter, config: Any, name: str) -> None:
-        """Write the sizes of a model called `name`."""
+    def describe(self, writer: GGUFWriter, config: Any, name: str, layers: LayerSizes | None = None) -> None:
+        """Write the sizes of a model called `name`; `layers` are those that differ by layer, of a LLaMA."""
         writer.add_name(name)
         writer.add_quantized_by("abridged")
         writer.add_quantization_version(2)
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
         writer.add_block_count(config.num_hidden_layers)
-        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count(config.num_attention_heads if layers is None else layers.heads)
         writer.add_vocab_size(config.vocab_size)
-        self.add_sizes(writer, config)
+        self.add_sizes(writer, config, layers)
 
 
 def _gpt2_faults(config: Any) -> dict[str, bool]:
@@ -76,7 +78,7 @@ def _gpt2_faults(config: Any) -> dict[str, bool]:
     }
 
 
-def _gpt2_sizes(writer: GGUFWriter, config: Any) -> None:
+def _gpt2_sizes(writer: GGUFWriter, config: Any, layers: LayerSizes | None) -> None:
     writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
     writer.add_layer_norm_eps(config.layer_norm_epsilon)
 
@@ -90,10 +92,10 @@ def _llama_faults(config: Any) -> dict[str, bool]:
     }
 
 
-def _llama_sizes(writer: GGUFWriter, config: Any) -> None:
+def _llama_sizes(writer: GGUFWriter, config: Any, layers: LayerSizes | None) -> None:
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_feed_forward_length(config.intermediate_size if layers is None else layers.inner)
+    writer.add_head_count_kv(config.num_key_value_heads if layers is None else layers.groups)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(head)
     writer.add_key_length(head)
@@ -109,7 +111,7 @@ def _bert_faults(config: Any) -> dict[str, bool]:
     }
 
 
-def _bert_sizes(writer: GGUFWriter, config: Any) -> None:
+def _bert_sizes(writer: GGUFWriter, config: Any, layers: LayerSizes | None) -> None:
     import gguf
 
     labels = _LABELLER in (config.architectures or [])
