@@ -68,6 +68,7 @@ CASES: dict[str, tuple[str, str, list[str], float]] = {
     "best-bart-1-1-8": ("bart", "best-bart-1-1-8", [], 23.4),
     "BERT 1-1-8": ("bert", "xtc-1-1-8", [], 13.5),
     "BERT 2-2-8": ("bert", "progressive-bert-2-2-8", [], 26.9),
+    "best-bert-2-2-8": ("bert", "best-bert-2-2-8", [], 26.9),
     "BERT 2-2-8, five codes a byte": ("bert", "progressive-bert-2-2-8", FIVE_AT_LAST, 21.8),
     "BERT 1-1-8, FP32 positions and norms": ("bert", "xtc-1-1-8", WIDE_REST, 15.1),
     "BERT 2-2-8, FP32 positions and norms": ("bert", "progressive-bert-2-2-8", WIDE_REST, 28.1),
