@@ -30,6 +30,7 @@ EQUAL = [
     f"stages.*.{setting}"
     for setting in ("context=128", "batch_size=32", "learning_rate=3e-4", "warmup=0.05", "evaluate_every=100")
 ]
+STEPS = 300
 STUDENTS = (
     "best-bert-2-2-8",
     "progressive-bert-2-2-8",
@@ -61,12 +62,13 @@ def teacher(task: str, data: Path) -> Path:
     return where
 
 
-def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
-    """(name, task, recipe, seed) of every run: one seed of all first."""
+def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, str, str, int]]:
+    """(name, task, recipe, seed) of every run: one seed of all first. Runs of other lengths stand beside each other."""
+    length = "" if steps == STEPS else f"-{steps}-steps"
     for seed in seeds:
         for task in tasks:
             for recipe in STUDENTS:
-                yield f"{recipe}-{task}-seed{seed}", task, recipe, seed
+                yield f"{recipe}-{task}{length}-seed{seed}", task, recipe, seed
 
 
 def main() -> None:
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tasks", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300, help="of each student, over all stages")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each student, over all stages")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
@@ -82,12 +84,14 @@ def main() -> None:
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     data = Path(options.data)
-    for path, (name, task, recipe, seed) in pending(plan(options.tasks, options.seeds), options.results, options):
+    for path, (name, task, recipe, seed) in pending(
+        plan(options.tasks, options.seeds, options.steps), options.results, options
+    ):
         source = teacher(task, data)
         overrides = [*shared_out(recipe, options.steps), *EQUAL, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
-        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides}
+        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides, "steps": options.steps}
         write_atomically(path, json.dumps(result, indent=1) + "\n")
         before, after = result["teacher"]["score"], result["student"]["score"]
         print(f"{name}: {before:.2f} -> {after:.2f} in {result['seconds']:.0f} s", flush=True)

@@ -177,7 +177,7 @@ def glue() -> str:
     """Students of MiniLM: points lost by task, a row for each recipe."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in read("glue"):
-        found[result["recipe"]][result["task"]].append(result)
+        found[f"{result['recipe']}, {result.get('steps', 300):,} steps"][result["task"]].append(result)
     tasks = sorted({task for by_task in found.values() for task in by_task})
     teachers = {
         task: run["teacher"]["score"] for by_task in found.values() for task in by_task for run in by_task[task]
@@ -190,7 +190,13 @@ def glue() -> str:
         lost = {task: [run["teacher"]["score"] - run["student"]["score"] for run in by_task[task]] for task in by_task}
         average = mean(mean(points) for points in lost.values())
         cells = [spread(lost[task]) if task in lost else "–" for task in tasks]
-        ordered.append((len(tasks) - len(lost), average, [f"{recipe}, points lost", *cells, f"{average:.1f}"]))
+        ordered.append(
+            (
+                len(tasks) - len(lost),
+                average,
+                [f"{recipe}, points lost", *cells, f"{average:.1f}" if len(lost) == len(tasks) else "–"],
+            )
+        )
     return markdown(["", *tasks, "mean"], [*rows, *(row for _, _, row in sorted(ordered))])
 
 
