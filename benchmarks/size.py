@@ -129,12 +129,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/size.json"))
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     options = parser.parse_args()
-    before = json.loads(options.output.read_text())["cases"] if options.output.exists() else {}
-    results = {name: case for name, case in before.items() if name in CASES}  # cases not asked for stay as they were
+    before = json.loads(options.output.read_text()) if options.output.exists() else {"cases": {}, "peak_memory_mb": 0}
+    # cases not asked for stay as they were
+    results = {name: case for name, case in before["cases"].items() if name in CASES}
     for name in options.cases:
         results[name] = measure(name)
         print(f"{name:40} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][-1]} MB, {results[name]['ratio']}x)")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, before["peak_memory_mb"])
         in_order = {name: results[name] for name in CASES if name in results}
         report = {"what": "bytes on disk, random weights", "peak_memory_mb": round(peak), "cases": in_order}
         options.output.parent.mkdir(parents=True, exist_ok=True)
