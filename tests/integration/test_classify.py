@@ -116,6 +116,10 @@ def test_a_stage_learns_from_sentences_without_labels(command, folder, teacher, 
     ended = command(*files, "--output", folder / "none")
     assert ended.code == 1
     assert "has no labels" in ended.stderr
+    texts = settings("steps=2", f"texts={folder / 'sentences.txt'}")
+    ended = command("finetune", teacher, "--data", reviews, "--output", folder / "none", *texts)
+    assert ended.code == 1
+    assert "has no labels" in ended.stderr
 
 
 def test_labels_that_are_not_the_models(command, folder, teacher, recipe):

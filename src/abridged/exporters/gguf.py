@@ -25,6 +25,7 @@ from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, TQ2_0, BlockType,
 from abridged.exporters.gguf_families import GGUF_FAMILIES, GgufFamily
 from abridged.exporters.gguf_layers import ARCHITECTURE, LayerSizes
 from abridged.exporters.gguf_tokenizer import add_tokenizer
+from abridged.exporters.uniform import layers_differ
 from abridged.models import load_tokenizer
 from abridged.runtime import ops
 from abridged.runtime.kronecker import factored_modules
@@ -74,7 +75,8 @@ def export_gguf(
     if dtype is None and pruned:
         raise AbridgedError(f"{directory} was pruned, and GGUF's blocks fit whole models: --dtype float16 goes without")
     layers = None
-    if pruned and not uniform and model.config.model_type == "llama" and not factored_modules(model):
+    by_layer = pruned and not uniform and model.config.model_type == "llama" and not factored_modules(model)
+    if by_layer and layers_differ(model):
         layers = LayerSizes.of(model)
     elif pruned or factored_modules(model):
         model = dense_model(model, torch.float32, uniform)

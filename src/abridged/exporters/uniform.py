@@ -87,8 +87,13 @@ def _common(packed: Any) -> tuple[Widths, bool]:
         head_size=size,
         inner=max(inner),
     )
-    same = len({part.units for part in attentions}) == 1 and len(set(inner)) == 1
-    return widths, same and not packed.shapes.removed
+    return widths, not layers_differ(packed)
+
+
+def layers_differ(packed: Any) -> bool:
+    """Whether layers of a pruned model have different numbers of heads or inner units, or parts were removed."""
+    units = {kind: {p.units for p in anatomy_of(packed).parts if p.kind == kind} for kind in ("attention", "ffn")}
+    return bool(packed.shapes.removed) or any(len(sizes) != 1 for sizes in units.values())
 
 
 def padded(tensor: Tensor, shape: tuple[int, ...], fused: int = 1) -> Tensor:

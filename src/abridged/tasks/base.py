@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, ClassVar, Literal
 
 from abridged.data.batch import Batch
 from abridged.data.examples import Examples
 from abridged.errors import AbridgedError
+from abridged.models import labels_texts
 from abridged.report.data import SampleGroup
 from abridged.training.settings import TrainingSettings
 
@@ -79,6 +80,14 @@ def refuse_augmentation(settings: TrainingSettings) -> None:
     """Raise AbridgedError where augmentation is asked for of what is no labelled text."""
     if settings.augmentation is not None:
         raise AbridgedError("training.augmentation is for labelled texts, which these data are not")
+
+
+def refuse_unlabelled(settings: TrainingSettings, objectives: Container[str], model: Any) -> None:
+    """Raise AbridgedError where a model that labels texts is to learn labels from texts that have none."""
+    if settings.texts is not None and "labels" in objectives and labels_texts(model):
+        raise AbridgedError(
+            f"'{settings.texts}' has no labels: leave the objective labels out of a stage that reads it"
+        )
 
 
 def refuse_texts(settings: TrainingSettings) -> None:

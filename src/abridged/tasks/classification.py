@@ -89,8 +89,9 @@ class Classification(Task):
         return self._encoded[key]
 
     def facts(self) -> dict[str, Any]:
-        told = [e for (split, _), e in self._encoded.items() if not split.startswith(("validation", "test"))]
-        found = told[-1]  # of a recipe's stages the last
+        others = ("validation", "test", "texts ")
+        told = (e for (split, _), e in self._encoded.items() if not split.startswith(others))
+        found = next(told, None) or self._of("train", self.limit)
         return {
             "labels": None if self.data.labels is None else list(self.data.labels),
             "train_texts": len(found),

@@ -32,12 +32,15 @@ from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.settings_text import apply_overrides
 from abridged.tasks import Task, task_for, two_columns
+from abridged.tasks.base import refuse_unlabelled
 from abridged.training.loop import Run, train
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import together
 from abridged.training.record import environment
 from abridged.training.settings import TrainingSettings
 from abridged.training.workspace import METRICS, Workspace
+
+OBJECTIVES = {"labels": Labels()}
 
 
 def finetune(
@@ -83,6 +86,7 @@ def finetune(
         settings = apply_overrides(TrainingSettings, _length({**work_on.defaults, **described}, overrides), overrides)
         settings = settings.model_copy(update={"seed": settings.seed if seed is None else seed})
         anatomy = anatomy_of(dense)
+        refuse_unlabelled(settings, OBJECTIVES, dense)
         examples = work_on.examples(settings)
         validate = work_on.validation(dense, settings)
     for sentence in work_on.notes if main else ():
@@ -99,7 +103,7 @@ def finetune(
         set_checkpointing(dense, settings.gradient_checkpointing)
         train(
             Run(
-                system=StudentForward(dense, {"labels": Labels()}, sizes),
+                system=StudentForward(dense, OBJECTIVES, sizes),
                 examples=examples,
                 settings=settings,
                 work=work,

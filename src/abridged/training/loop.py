@@ -130,8 +130,9 @@ class Trainer:
         wanted = self.settings.compile == "auto" and self.steps >= _COMPILE_FROM_STEPS and can_compile()
         wanted = wanted and self.run.examples.same_length
         wanted = wanted or self.settings.compile == "yes"
-        # Otherwise torch 2.13 takes floats for inputs where sizes vary, and trips over those in autograd.Functions.
-        torch._dynamo.config.specialize_float = True
+        if wanted and not self.run.examples.same_length:
+            # Otherwise torch 2.13 takes floats for inputs where sizes vary, and trips over those in autograd.Functions.
+            torch._dynamo.config.specialize_float = True
         for block in self.run.compile if wanted else ():
             block.compile(dynamic=not self.run.examples.same_length)
         return wanted

@@ -23,20 +23,13 @@ from abridged.errors import AbridgedError
 from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families import anatomy_of
 from abridged.methods.base import Method
-from abridged.models import (
-    labels_texts,
-    load_dense,
-    load_tokenizer,
-    public_name,
-    set_checkpointing,
-    set_dropout,
-    weights_hash,
-)
+from abridged.models import load_dense, load_tokenizer, public_name, set_checkpointing, set_dropout, weights_hash
 from abridged.objectives.base import ObjectiveContext, StudentForward, TeacherOutputs
 from abridged.recipe import Recipe, Stage
 from abridged.report.collect import collect, hidden_states, picture_heads, picture_tokens, picture_weights, token_ids
 from abridged.report.page import write_report
 from abridged.tasks import task_for
+from abridged.tasks.base import refuse_unlabelled
 from abridged.training.hardware import peak_memory
 from abridged.training.loop import Run, train
 from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
@@ -99,6 +92,8 @@ class Session:
         self.tokenizer = load_tokenizer(model, self.teacher)
         self.anatomy = anatomy_of(self.teacher)
         self.task = task_for(self.teacher, self.tokenizer, data, columns, task)
+        for stage in self.recipe.stages:
+            refuse_unlabelled(stage.training, stage.objectives, self.teacher)
         self._examples(0)
         self.hash = weights_hash(self.teacher)
         self.student = copy.deepcopy(self.teacher).requires_grad_(True)
@@ -280,12 +275,7 @@ class Session:
         }
 
     def _examples(self, number: int) -> Examples:
-        stage = self.recipe.stages[number]
-        settings = stage.training
-        if settings.texts is not None and "labels" in stage.objectives and labels_texts(self.teacher):
-            raise AbridgedError(
-                f"'{settings.texts}' has no labels: leave the objective labels out of a stage that reads it"
-            )
+        settings = self.recipe.stages[number].training
         examples: Examples = self.task.examples(settings)
         return examples if settings.data_share == 1 else Subset(examples, settings.data_share)
 
