@@ -22,7 +22,7 @@ from abridged.checkpoint.skeleton import packed_modules
 from abridged.errors import AbridgedError
 from abridged.exporters.dense import dense_model
 from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, TQ2_0, BlockType, encode
-from abridged.exporters.gguf_families import GGUF_FAMILIES, GgufFamily
+from abridged.exporters.gguf_families import GGUF_FAMILIES, GgufFamily, head_size
 from abridged.exporters.gguf_layers import ARCHITECTURE, LayerSizes
 from abridged.exporters.gguf_tokenizer import add_tokenizer
 from abridged.exporters.uniform import layers_differ
@@ -194,7 +194,7 @@ def _head_order(model: Any, path: str) -> torch.Tensor | None:
     if model.config.model_type != "llama" or not path.endswith(("q_proj", "k_proj")):
         return None
     config, module = model.config, model.get_submodule(path)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = head_size(config)
     rows = module.rows if isinstance(module, PackedModule) else module.out_features
     return torch.arange(rows).view(-1, 2, size // 2).transpose(1, 2).reshape(-1)
 

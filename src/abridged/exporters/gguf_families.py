@@ -92,8 +92,13 @@ def _llama_faults(config: Any) -> dict[str, bool]:
     }
 
 
+def head_size(config: Any) -> int:
+    """Columns of one of LLaMA's heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def _llama_sizes(writer: GGUFWriter, config: Any, layers: LayerSizes | None) -> None:
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = head_size(config)
     writer.add_feed_forward_length(config.intermediate_size if layers is None else layers.inner)
     writer.add_head_count_kv(config.num_key_value_heads if layers is None else layers.groups)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from abridged.exporters.gguf_families import head_size
 from abridged.families import anatomy_of
 
 ARCHITECTURE = "deci"
@@ -33,7 +34,7 @@ class LayerSizes:
     def of(cls, pruned: Any) -> LayerSizes:
         """Those of a pruned LLaMA."""
         anatomy, config = anatomy_of(pruned), copy.deepcopy(pruned.config)
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = head_size(config)
         queries = config.num_attention_heads // config.num_key_value_heads
         config.hidden_size, config.head_dim = anatomy.hidden_size, size
         layers = config.num_hidden_layers
