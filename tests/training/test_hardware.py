@@ -2,6 +2,7 @@
 
 import multiprocessing
 
+import pytest
 import torch
 
 from abridged.training.hardware import can_compile, describe, fast_bf16, peak_memory
@@ -33,3 +34,19 @@ def test_the_description_is_json():
     assert json.loads(json.dumps(describe()))["cores"] >= 1
     assert fast_bf16() in (True, False)
     assert can_compile() in (True, False)
+
+
+@pytest.mark.parametrize("feature", ["amx_tile", "avx512_bf16"])
+def test_matmuls_run_in_bf16_where_the_processor_has_either_instruction(monkeypatch, feature):
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name == feature, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fast_bf16()
+    assert describe()["amx"] == (feature == "amx_tile")
+
+
+def test_matmuls_stay_in_fp32_where_torch_does_not_tell(monkeypatch):
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.delattr(torch.cpu, f"_is_{name}_supported", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not fast_bf16()

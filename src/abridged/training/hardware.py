@@ -9,10 +9,15 @@ import torch
 
 
 def fast_bf16() -> bool:
-    """Whether matmuls in bf16 are faster than in FP32: CUDA from Ampere on, and CPUs with AMX."""
+    """Whether matmuls in bf16 are faster than in FP32: CUDA from Ampere on, CPUs with AMX or AVX-512's BF16 (Zen 4 on)."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_amx_tile_supported()) if hasattr(torch.cpu, "_is_amx_tile_supported") else False
+    return _cpu_has("amx_tile") or _cpu_has("avx512_bf16")
+
+
+def _cpu_has(feature: str) -> bool:
+    """Whether torch finds a feature of the processor; False where this torch does not tell."""
+    return bool(getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)())
 
 
 def can_compile() -> bool:
@@ -29,7 +34,7 @@ def describe() -> dict[str, object]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "amx": fast_bf16() and not torch.cuda.is_available(),
+        "amx": _cpu_has("amx_tile"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
