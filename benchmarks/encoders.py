@@ -1,7 +1,7 @@
 """Sentences per second of a packed BERT-base on this CPU beside torch and onnxruntime, in one run.
 
     pip install onnx onnxscript onnxruntime      # for the rows of onnxruntime; left out where they are missing
-    python benchmarks/encoders.py [--threads 2] [--length 128] [--rounds 5]
+    python benchmarks/encoders.py [--threads 2] [--length 128] [--rounds 5] [--memory-only]
 
 BERT-base's true shape with random weights, `xtc-1-1-8` without its training. The JSON is written to
 benchmarks/results/encoders.json.
@@ -37,10 +37,14 @@ RECIPE = "xtc-1-1-8"
 BATCHES = (1, 32)
 
 
-def build(folder: Path) -> Path:
-    """A packed BERT-base of random weights."""
+#: Some kilobytes: what a first load costs, of whatever model.
+TINY = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=100)
+
+
+def build(folder: Path, config: BertConfig) -> Path:
+    """A packed BERT of random weights."""
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig()).eval()
+    model = BertForSequenceClassification(config).eval()
     ids = torch.zeros(1, 8, dtype=torch.long)
     for method in Recipe.load(RECIPE, QUICK).stages[-1].methods.values():
         method.prepare(model, anatomy_of(model), lambda model: model(input_ids=ids))
@@ -111,11 +115,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-only", action="store_true", help="measure memory anew, and keep the speeds there are")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        where = build(folder / "packed")
+        where = build(folder / "packed", BertConfig())
+        held = {"file_bytes": inspect(where)["file_bytes"], **memory(where)}
+        held["tiny_resident_bytes"] = memory(build(folder / "tiny", TINY))["resident_bytes"]
+        if options.memory_only:
+            write_atomically(RESULTS, json.dumps(json.loads(RESULTS.read_text()) | {"memory": held}, indent=1) + "\n")
+            return
         packed = load(where)
         dense = dense_model(packed, torch.float32)
         from torch.ao.quantization import quantize_dynamic
@@ -146,7 +156,7 @@ def main() -> None:
             "length": options.length,
             "kernels": compiled.path if compiled else "reference",
             "sentences_per_second": speeds,
-            "memory": {"file_bytes": inspect(where)["file_bytes"], **memory(where)},
+            "memory": held,
             "environment": environment(),
         }
     write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")

@@ -115,7 +115,8 @@ def encoders() -> str:
         rates([f"batch {size}, sentences/s" for size in speeds], [*speeds.values()], "torch FP32", digits=1)
         + f"\n\n{found['length']} tokens a sentence, {found['threads']} threads, kernels {found['kernels']}. "
         f"In memory after loading: {memory['resident_bytes'] / 2**20:.1f} MB, of a file of "
-        f"{memory['file_bytes'] / 2**20:.1f} MB."
+        f"{memory['file_bytes'] / 2**20:.1f} MB; {memory['tiny_resident_bytes'] / 2**20:.1f} MB of it for a first load "
+        "of whatever size (a BERT of some kilobytes)."
     )
 
 
