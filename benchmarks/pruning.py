@@ -1,6 +1,6 @@
 """Pruning: VTrans and its variants against L0, Taylor, magnitude and random, in one trainer under one counted budget.
 
-    python benchmarks/pruning.py quality [--glue FOLDER] [--seeds 0 1 2] [--minutes 60] [--only PATTERN]
+    python benchmarks/pruning.py quality [--glue FOLDER] [--seeds 0 1 2] [--steps 1000] [--minutes 60] [--only PATTERN]
     python benchmarks/pruning.py speed
     python benchmarks/pruning.py cost
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantizers import pending, train_and_measure
+from quantizers import pending, shared_out, train_and_measure
 
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
@@ -35,8 +35,6 @@ from abridged.training.record import environment
 from abridged.training.workspace import Workspace, write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "pruning"
-#: Epochs of a whole student that is pruned on a task.
-BUDGET = {"rte": 20, "mrpc": 12, "sst2": 3}
 TASKS = ("sst2", "rte", "mrpc")
 #: Shares of all parameters that are left.
 SHARES = (0.5, 0.3, 0.1)
@@ -64,6 +62,12 @@ def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, li
                 yield f"vib-{task}-encoder{share}-seed{seed}", task, "vtrans", budget, seed
 
 
+def share_of_steps(recipe: str) -> float:
+    """A recipe's steps by those of vtrans: the variants are shorter, and stay so."""
+    own, whole = (sum(stage.training.steps or 0 for stage in Recipe.load(name).stages) for name in (recipe, "vtrans"))
+    return own / whole
+
+
 def quality(options: argparse.Namespace) -> None:
     """Train and measure what has no JSON yet."""
     from glue import FOLDERS, teacher
@@ -71,16 +75,14 @@ def quality(options: argparse.Namespace) -> None:
     tasks = list(options.tasks) if options.glue else []
     for path, (name, task, recipe, overrides, seed) in pending(plan(tasks, options.seeds), RESULTS, options):
         model, data = options.model, options.data
-        overrides = [*overrides, *options.overrides]
+        overrides = [*overrides, *shared_out(recipe, round(options.steps * share_of_steps(recipe))), *options.overrides]
         if task != "text":
             folder = Path(options.glue) / FOLDERS[task]
             model, data = str(teacher(task, Path(options.glue))), str(folder)
-            epochs = BUDGET[task] / 2 if recipe == "vtrans" else BUDGET[task] / 20
-            overrides += ["stages.*.context=128", "stages.*.batch_size=32", f"stages.*.epochs={epochs:g}"]
-            overrides += ["stages.*.data_share=1"]  # epochs say how much is read
+            overrides += ["stages.*.context=128", "stages.*.batch_size=32"]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, model, data, seed, task=None if task == "text" else task)
-        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides}
+        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides, "steps": options.steps}
         write_atomically(path, json.dumps(result, indent=1) + "\n")
         key = "perplexity" if task == "text" else "score"
         before, after = result["teacher"][key], result["student"][key]
@@ -198,6 +200,7 @@ def main() -> None:
     parser.add_argument("--glue", help="the folder of GLUE's tasks; without it only the text is measured")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000, help="of vtrans and the baselines, over both stages")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
