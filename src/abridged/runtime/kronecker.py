@@ -123,6 +123,8 @@ class KroneckerLinear(Factored):
         n1, n2 = self.factors.left[1], self.factors.right[1]
         if self._is_thin():
             weight = self.right.weight.to(x.dtype)[0]  # type: ignore[index]
+            if x.dtype != torch.float32:  # elementwise arithmetic on every n2-th half is slow on CPUs
+                return x.unflatten(-1, (n1, n2)) @ weight
             y = x[..., ::n2] * weight[0]
             for j in range(1, n2):
                 y = torch.addcmul(y, x[..., j::n2], weight[j])
@@ -134,8 +136,8 @@ class KroneckerLinear(Factored):
         if n2 == 1:
             y = self.left(x).unflatten(-1, (m1, rank))
             if self._is_thin():
-                y = y * self.right.weight.to(y.dtype)[:, 0]  # type: ignore[index]
-                return y.flatten(-2)
+                weight = self.right.weight.to(y.dtype)[:, 0]  # type: ignore[index]
+                return torch.stack([y[..., 0] * number for number in weight], -1).flatten(-2)
             return self.right(y).flatten(-2)
         y = self.left(x.unflatten(-1, (n1, n2)).transpose(-2, -1))  # (..., n2, m1 * rank)
         y = y.unflatten(-1, (m1, rank)).transpose(-3, -2).flatten(-2)  # (..., m1, n2 * rank)
