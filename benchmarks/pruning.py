@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from quantizers import pending, shared_out, train_and_measure
+from size import untrained
 
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
@@ -41,6 +42,8 @@ SHARES = (0.5, 0.3, 0.1)
 #: Shares of the layers' parameters that are left, embeddings not counted: CoFi's sparsities of 60, 80 and 95 %.
 ENCODER_SHARES = (0.4, 0.2, 0.05)
 MASKS = ("vib", "l0", "taylor", "magnitude", "random")
+#: Tokens that `speed` has written.
+WRITTEN = 32
 PRUNE = "stages.0.methods.prune"
 
 
@@ -100,31 +103,34 @@ def cut_to_half(model: Any, round_to: int, context: int) -> Any:
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Tokens a second of forward passes, and of writing one token after another."""
-    whole = load_dense(options.model)
-    models = {"whole": whole, **{f"half, widths of {n}": cut_to_half(whole, n, options.context) for n in (1, 32)}}
-    ids = torch.randint(100, whole.config.vocab_size, (8, options.context))
-    single = torch.randint(100, whole.config.vocab_size, (1, 8))
+    """Tokens a second of a prompt and of 32 sentences at once, and of writing one token after another."""
+    found, parameters = {}, {}
+    for shape, (sequences, length) in {"gpt2": (1, 512), "bert": (32, 128)}.items():
+        whole = untrained(shape)
+        models = {"whole": whole, **{f"half, widths of {n}": cut_to_half(whole, n, length) for n in (1, 32)}}
+        ids = torch.randint(100, whole.config.vocab_size, (sequences, length))
+        contestants = {name: reader(model, ids) for name, model in models.items()}
+        with torch.inference_mode():
+            read = timed(contestants, options.rounds)
+            found[f"{shape}, {sequences} x {length} tokens"] = {n: ids.numel() / s for n, s in read.items()}
+            if whole.can_generate():
+                written = timed({name: writer(model) for name, model in models.items()}, options.rounds)
+                found[f"{shape}, writing"] = {name: WRITTEN / seconds for name, seconds in written.items()}
+        parameters[shape] = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    setting = {"threads": torch.get_num_threads(), "environment": environment()}
+    save("speed", {"tokens_per_second": found, "parameters": parameters, **setting})
 
-    def read(model: Any) -> Callable[[], None]:
-        return lambda: model(ids, use_cache=False)
 
-    def write(model: Any) -> Callable[[], None]:
-        settings = {"max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False, "pad_token_id": 0}
-        return lambda: model.generate(single, **settings)
+def reader(model: Any, ids: torch.Tensor) -> Callable[[], None]:
+    """A function that reads ids (B, T) at once: of a causal model the last position's logits."""
+    more = {"use_cache": False, "logits_to_keep": 1} if model.can_generate() else {}
+    return lambda: model(ids, **more)
 
-    with torch.inference_mode():
-        reading = timed({name: read(model) for name, model in models.items()}, options.rounds)
-        writing = timed({name: write(model) for name, model in models.items()}, options.rounds)
-    result = {
-        "read_tokens_per_second": {name: ids.numel() / seconds for name, seconds in reading.items()},
-        "written_tokens_per_second": {name: 32 / seconds for name, seconds in writing.items()},
-        "parameters": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
-        "context": options.context,
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
-    }
-    save("speed", result)
+
+def writer(model: Any) -> Callable[[], None]:
+    """A function that writes some tokens one after another."""
+    settings = {"max_new_tokens": WRITTEN, "min_new_tokens": WRITTEN, "do_sample": False, "pad_token_id": 0}
+    return lambda: model.generate(torch.full((1, 8), 100), **settings)
 
 
 def cost(options: argparse.Namespace) -> None:

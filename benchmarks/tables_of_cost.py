@@ -159,13 +159,20 @@ def kronecker_speed() -> str:
 def pruning_speed() -> str:
     """Models at half of the FLOPs."""
     found = measured("pruning_speed")
-    parameters = found["parameters"]
-
-    def named(column: dict[str, float]) -> dict[str, float]:
-        return {f"{name}, {parameters[name]:,} parameters": rate for name, rate in column.items()}
-
-    columns = [named(found["read_tokens_per_second"]), named(found["written_tokens_per_second"])]
-    return rates(("read, tokens/s", "written, tokens/s"), columns, f"whole, {parameters['whole']:,} parameters")
+    titles = {"gpt2": "GPT-2 124M", "bert": "BERT-base"}
+    head = [f"{titles[case.partition(',')[0]]},{case.partition(',')[2]}/s" for case in found["tokens_per_second"]]
+    sizes = (
+        f"{titles[shape]} {', '.join(f'{count / 1e6:.1f}M ({name})' for name, count in counts.items())}"
+        for shape, counts in found["parameters"].items()
+    )
+    return (
+        rates(
+            [title.replace("writing", "writing, tokens") for title in head],
+            [*found["tokens_per_second"].values()],
+            "whole",
+        )
+        + f"\n\nParameters: {'; '.join(sizes)}. {found['threads']} threads."
+    )
 
 
 def pruning_cost() -> str:
