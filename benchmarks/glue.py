@@ -36,6 +36,9 @@ PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
 #: Student -> recipe, and what is changed in it.
 STUDENTS: dict[str, tuple[str, list[str]]] = {
     "best-bert-2-2-8": ("best-bert-2-2-8", []),
+    "best-bert-1-1-8": ("best-bert-1-1-8", []),
+    "best-bert-1-1-4": ("best-bert-1-1-4", []),
+    "best-bert-2-2-8, compensated": ("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=true"]),
     "progressive-bert-2-2-8": ("progressive-bert-2-2-8", []),
     "ternarybert-2-2-8": ("ternarybert-2-2-8", []),
     "xtc-1-1-8": ("xtc-1-1-8", []),

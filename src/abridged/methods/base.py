@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    Calibrate = Callable[[nn.Module], None]
+
+class Calibrate(Protocol):
+    """Runs some of the data through a model without gradients."""
+
+    def __call__(self, model: nn.Module, tokens: int | None = None) -> None:
+        """In a few small batches, or in one batch of about so many tokens."""
 
 
 class Method(BaseModel):

@@ -9,7 +9,7 @@ import torch
 
 
 def fast_bf16() -> bool:
-    """Whether matmuls in bf16 are faster than in FP32: CUDA from Ampere on, CPUs with AMX or AVX-512's BF16 (Zen 4 on)."""
+    """Whether matmuls in bf16 are faster than in FP32: CUDA from Ampere on, CPUs with AMX or AVX-512's BF16."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return _cpu_has("amx_tile") or _cpu_has("avx512_bf16")

@@ -5,7 +5,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.data.batch import Batch
 from abridged.data.blocks import Blocks
-from abridged.data.examples import Examples, Subset
+from abridged.data.examples import Examples, Order, Subset
 from abridged.errors import AbridgedError
 from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families import anatomy_of
@@ -141,7 +142,7 @@ class Session:
     def _apply(self, methods: list[Method], model: Any, number: int) -> None:
         """Let methods change a model; each sees what the one before has made of it."""
         for method in methods:
-            method.prepare(model, anatomy_of(model), lambda model: self._calibrate(model, number))
+            method.prepare(model, anatomy_of(model), partial(self._calibrate, number))
 
     def train(self, number: int, stage: Stage, methods: list[Method]) -> None:
         """Train the student on what the stage's objectives ask of it."""
@@ -308,16 +309,23 @@ class Session:
         self._teacher = None  # training does without it; what comes after loads it again
         return OfflineTeacher(folder, examples, self.hash)
 
-    def _calibrate(self, model: nn.Module, number: int) -> None:
-        examples = self._examples(number)
-        order = examples.order(self.recipe.stages[number].training.seed, 4)
+    def _calibrate(self, number: int, model: nn.Module, tokens: int | None = None) -> None:
+        """Run some examples of a stage through a model: a few, or one batch of about so many tokens."""
+        examples, training = self._examples(number), self.recipe.stages[number].training
+        if tokens is None:
+            order = examples.order(training.seed, 4)
+            chosen = [order[start : start + 4] for start in range(0, CALIBRATION_SEQUENCES, 4)]
+        else:  # of all lengths; padding may be three times as much
+            count = min(tokens / examples.tokens_in_example, 4 * tokens / examples.context, len(examples))
+            chosen = [Order(len(examples), training.seed)[0 : max(1, round(count))]]
         was_training = model.training
         model.eval()
-        with torch.no_grad():
-            for start in range(0, CALIBRATION_SEQUENCES, 4):
-                batch = examples.batch(order[start : start + 4]).to(self.device)
-                model(**batch.model_inputs, use_cache=False)
-        model.train(was_training)
+        try:
+            with torch.no_grad(), nullcontext() if tokens is None else autocast(training):
+                for index in chosen:
+                    model(**examples.batch(index).to(self.device).model_inputs, use_cache=False)
+        finally:
+            model.train(was_training)
 
     def _without_training(self) -> Any:
         """The teacher under the last stage's methods, and what reshaped it before, in their simplest untrained form."""

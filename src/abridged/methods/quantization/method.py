@@ -34,6 +34,11 @@ class Quantize(Method):
         default=False, description="quantise learned positions and token types too, as the token embedding is"
     )
     activations: ActivationSettings = Field(default=ActivationSettings(), description="inputs of quantised matrices")
+    compensate: bool = Field(
+        default=False,
+        description="start all matrices but embeddings and head where their rounding errors make up for each "
+        "other on some of the data (GPTQ's rounding); for scales that are learned",
+    )
     unquantized: Literal["float32", "float16"] = Field(
         default="float32", description="storage of what is not quantised: positions, norms, biases"
     )
@@ -60,6 +65,7 @@ class Quantize(Method):
             update={
                 "weights": round_to_nearest(self.weights),
                 "embeddings": round_to_nearest(self.embeddings),
+                "compensate": False,
             }
         )
 

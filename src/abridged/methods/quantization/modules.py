@@ -45,17 +45,23 @@ class QuantizedWeight(nn.Module):
         self.install(settings)
 
     @torch.no_grad()
-    def install(self, settings: WeightSettings) -> None:
+    def install(self, settings: WeightSettings) -> bool:
         """Quantise by these settings from now on, starting from the master weight as it is.
 
-        What was learned about the scale is kept where the quantiser stays the same.
+        What was learned about the scale is kept where the settings stay the same; returns whether they did not.
         """
         self.check_finite()
         if getattr(self, "settings", None) == settings:
-            return
+            return False
         self.settings = settings
         self.num_scales = count_scales(self.weight.shape[0], self.weight.shape[1], self.fused, settings)
-        self.quantizer = build_quantizer(settings, self._lines(), self.fused)
+        self.refit()
+        return True
+
+    @torch.no_grad()
+    def refit(self) -> None:
+        """Forget what was learned about the scale: it starts anew from the master weight as it is."""
+        self.quantizer = build_quantizer(self.settings, self._lines(), self.fused)
 
     def check_finite(self) -> None:
         """Raise AbridgedError where the weight holds NaN or infinity."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from abridged.errors import AbridgedError
 from abridged.methods.quantization.activations import LearnedActivation
+from abridged.methods.quantization.compensate import TOKENS, Inputs, compensating
 from abridged.methods.quantization.modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from abridged.methods.quantization.quantizers import Dynamic, LearnedScale
 from abridged.runtime.activations import DynamicActivation
@@ -41,8 +43,12 @@ def prepare(model: nn.Module, anatomy: Any, calibrate: Calibrate, method: Quanti
             inputs[path] = input_quantizer(model.get_submodule(path), method.activations, matrix.input == "symmetric")
     install_attention(model, anatomy.attentions, method.activations)
     calibrate_inputs(model, inputs, calibrate)
-    for matrix in matrices:
-        install(model, matrix, settings[matrix.name], inputs)
+    before = copy.deepcopy(model).requires_grad_(False) if method.compensate else None
+    new = [matrix for matrix in matrices if install(model, matrix, settings[matrix.name], inputs)]
+    layers = [matrix.name for matrix in new if matrix.part in ("attention", "ffn", "pooler")]
+    if before is not None and layers:
+        with compensating(model, layers, Inputs(before, layers, lambda model: calibrate(model, TOKENS))):
+            calibrate(model, TOKENS)
     model.unquantized_dtype = method.unquantized  # type: ignore[assignment]
 
 
@@ -110,13 +116,17 @@ def _observe(quantizer: LearnedActivation) -> Any:
     return lambda module, inputs: quantizer.observe(inputs[0])
 
 
-def install(model: nn.Module, matrix: Any, settings: WeightSettings, inputs: dict[str, nn.Module | None]) -> None:
-    """Replace the matrix's module, and those tied to it, by quantised ones around one weight."""
+def install(model: nn.Module, matrix: Any, settings: WeightSettings, inputs: dict[str, nn.Module | None]) -> bool:
+    """Replace the matrix's module, and those tied to it, by quantised ones around one weight.
+
+    Returns whether it is quantised otherwise than before.
+    """
     module = model.get_submodule(matrix.name)
     if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
         source = module.source
-        source.install(settings)
+        changed = source.install(settings)
     else:
+        changed = True
         weight = module.get_parameter("weight").detach()
         source = QuantizedWeight(weight.t() if matrix.transposed else weight, matrix.fused, settings, matrix.name)
     for path in (matrix.name, *matrix.tied):
@@ -128,6 +138,7 @@ def install(model: nn.Module, matrix: Any, settings: WeightSettings, inputs: dic
             new = QuantizedLinear(source, getattr(old, "bias", None), inputs[path])
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, new.train(old.training))
+    return changed
 
 
 def _quantization_parts(model: nn.Module) -> set[int]:

@@ -33,6 +33,8 @@ class Fit(NamedTuple):
 class Quantizer(nn.Module):
     """Quantises lines of weights (num_scales, elements) with a scale for each; subclasses give the scale's rule."""
 
+    learns_scale = False  #: whether `take_scale` can set the scale
+
     def __init__(self, settings: WeightSettings) -> None:
         super().__init__()
         assert settings.bits is not None
@@ -80,6 +82,10 @@ class Quantizer(nn.Module):
         levels = round_to_levels_(lines / (scale if step is None else step), self.grid.top, self.grid.kind == "odd")
         return levels.to(torch.int8), scale.flatten()
 
+    def take_scale(self, weight: Tensor, scale: Tensor) -> None:
+        """Learn on from these scales (num_scales, 1) for these lines, as nearly as the parameters allow."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         return f"{self.settings.quantizer}, {self.grid.code_book}, {self.settings.granularity}"
 
@@ -103,6 +109,13 @@ class Dynamic(Quantizer):
             base = self._base(lines)
             gamma = least_squares_scale(lines, base, self.grid, groups=blocks).flatten().to(gamma)
         self.gamma = nn.Parameter(gamma.to(weight.device))
+
+    learns_scale = True
+
+    @torch.no_grad()
+    def take_scale(self, weight: Tensor, scale: Tensor) -> None:
+        base = self._base(weight - weight.mean(1, keepdim=True) if self.settings.centered else weight)
+        self.gamma.copy_((scale / base.clamp_min(1e-10)).view(len(self.gamma), -1).mean(1))
 
     def _base(self, weight: Tensor) -> Tensor:
         return weight.abs().mean(1, keepdim=True) / self.clip
@@ -146,6 +159,12 @@ class LearnedScale(Quantizer):
         else:
             scale = 2.0 * mean / math.sqrt(steps) / (2.0 if grid == "balanced" else 1.0)  # two scales make a step
         self.scale = nn.Parameter((scale.clamp_min(1e-10) * self.unit).flatten())
+
+    learns_scale = True
+
+    @torch.no_grad()
+    def take_scale(self, weight: Tensor, scale: Tensor) -> None:
+        self.scale.copy_((scale * self.unit).flatten())
 
     def rule(self, weight: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
         scale = self.scale.unsqueeze(1) if index is None else nn.functional.embedding(index, self.scale.unsqueeze(1))
