@@ -38,7 +38,7 @@ STUDENTS: dict[str, tuple[str, list[str]]] = {
     "best-bert-2-2-8": ("best-bert-2-2-8", []),
     "best-bert-1-1-8": ("best-bert-1-1-8", []),
     "best-bert-1-1-4": ("best-bert-1-1-4", []),
-    "best-bert-2-2-8, compensated": ("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=true"]),
+    "best-bert-2-2-8, not compensated": ("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
     "progressive-bert-2-2-8": ("progressive-bert-2-2-8", []),
     "ternarybert-2-2-8": ("ternarybert-2-2-8", []),
     "xtc-1-1-8": ("xtc-1-1-8", []),

@@ -43,6 +43,7 @@ def teacher(command, folder, reviews):
 def recipe(folder):
     objectives = {"logits": {"weight": 1.0}, "hidden": {"weight": 0.1}, "attention": {"weight": 0.1, "loss": "mse"}}
     quantize = {"weights": {"bits": 1}, "embeddings": {"bits": 1}, "positions": True, "unquantized": "float16"}
+    quantize["compensate"] = True
     made = make_recipe(stages=1, objectives=objectives, quantize=quantize, steps=20, learning_rate=3e-3)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(made))
     return folder / "recipe.yaml"

@@ -5,6 +5,14 @@ import threading
 
 import pytest
 import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
@@ -175,5 +183,46 @@ def test_what_fails_in_either_model_is_raised_and_nothing_goes_on_running(model)
 def test_the_inputs_of_a_pass_come_in_its_order(model):
     paths = ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"]
     inputs = Inputs(model, paths, lambda model: model(torch.ones(2, 8, dtype=torch.int64)))
+    assert inputs.at(paths[1]) is None  # not yet
     assert [tuple(inputs.at(path).shape) for path in paths] == [(2, 8, 32), (2, 8, 128)]
+    assert inputs.at(paths[0]) is None  # the pass is over
     inputs.stop()
+
+
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    ),
+    "bert": lambda: BertForMaskedLM(
+        BertConfig(vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    ),
+    "bart": lambda: BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=128, d_model=32, **{f"{s}_{k}": n for s in ("encoder", "decoder") for k, n in BART.items()}
+        )
+    ),
+}
+BART = {"layers": 2, "attention_heads": 2, "ffn_dim": 64}
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_comes_nearer_to_what_it_was(family, factored):
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    if factored:
+        METHODS["kronecker"](layers="all", matrices=["attention", "ffn"]).prepare(model, anatomy_of(model), None)
+    other = copy.deepcopy(model)
+    ids = torch.randint(1, 128, (24, 24), generator=torch.Generator().manual_seed(1))
+
+    def outputs(model, tokens=None):
+        return model(ids).logits
+
+    with torch.no_grad():
+        wanted = outputs(model)
+        prepare(model, outputs)
+        prepare(other, outputs, compensate=True)
+        assert (outputs(other) - wanted).norm() < (outputs(model) - wanted).norm()

@@ -43,18 +43,22 @@ class Inputs:
 
     def __init__(self, model: nn.Module, paths: list[str], run: Callable[[nn.Module], None]) -> None:
         self._met: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+        self._next: tuple[str, Any] | None = None
         self._stopped = threading.Event()
         for path in paths:
             model.get_submodule(path).register_forward_pre_hook(self._hook(path))
         self._thread = threading.Thread(target=self._run, args=(model, run), daemon=True)
         self._thread.start()
 
-    def at(self, path: str) -> Tensor:
-        """The input of the next layer, which is to be the one at `path`."""
-        met, x = self._met.get()
+    def at(self, path: str) -> Tensor | None:
+        """The input of the layer at `path`, or None where it is not the next that this pass comes to."""
+        self._next = self._next or self._met.get()
+        met, x = self._next
         if isinstance(x, Exception):
             raise x
-        assert met == path, f"{met} comes before {path}"
+        if met != path:
+            return None
+        self._next = None
         return x
 
     def stop(self) -> None:
@@ -74,12 +78,13 @@ class Inputs:
         raise _Enough
 
     def _run(self, model: nn.Module, run: Callable[[nn.Module], None]) -> None:
+        ended: Any = None
         try:
-            with suppress(_Enough):
-                run(model)
+            run(model)
         except Exception as error:  # raised where the other model waits for the next input
-            with suppress(_Enough):
-                self._put("", error)
+            ended = error
+        with suppress(_Enough):
+            self._put("", ended)
 
 
 @contextmanager
@@ -103,8 +108,8 @@ def compensating(model: nn.Module, paths: list[str], whole: Inputs) -> Iterator[
             return kept.detach().float().reshape(-1, inputs.shape[-1])
 
         with torch.autocast(x.device.type, enabled=False):
-            before, after = rows(whole.at(path)), rows(module.prepared_inputs(x))
-            compensate(module.source, after.t() @ after, before.t() @ after)
+            before, after = whole.at(path), rows(module.prepared_inputs(x))
+            compensate(module.source, after.t() @ after, None if before is None else rows(before).t() @ after)
         waiting.discard(path)
         if not waiting:
             raise _Enough
