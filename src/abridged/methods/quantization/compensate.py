@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from abridged.errors import AbridgedError
 from abridged.methods.quantization.fake import round_to_levels_
 from abridged.methods.quantization.modules import QuantizedLinear, QuantizedWeight
+from abridged.training.progress import counter
 
 #: Tokens that are read for it, all at once: some times the columns of the matrices that such models have.
 TOKENS = 16_384
@@ -111,6 +112,7 @@ def compensating(model: nn.Module, paths: list[str], whole: Inputs) -> Iterator[
             before, after = whole.at(path), rows(module.prepared_inputs(x))
             compensate(module.source, after.t() @ after, None if before is None else rows(before).t() @ after)
         waiting.discard(path)
+        show(len(paths) - len(waiting), len(paths))
         if not waiting:
             raise _Enough
 
@@ -124,9 +126,8 @@ def compensating(model: nn.Module, paths: list[str], whole: Inputs) -> Iterator[
         assert isinstance(layer, QuantizedLinear)
         hooks.append(layer.register_forward_pre_hook(hook(path)))
     try:
-        yield
-    except _Enough:
-        pass
+        with counter("rounding, compensated") as show, suppress(_Enough):
+            yield
     finally:
         whole.stop()
         for handle in hooks:
