@@ -78,12 +78,8 @@ def plan(tasks: list[str], seeds: list[int], steps: int, base: str) -> Iterator[
     for seed in seeds:
         for task in tasks:
             for student in STUDENTS:
-                yield (
-                    f"{student.replace(', ', '-').replace(' ', '-')}{of}-{task}{length}-seed{seed}",
-                    task,
-                    student,
-                    seed,
-                )
+                slug = student.replace(", ", "-").replace(" ", "-")
+                yield f"{slug}{of}-{task}{length}-seed{seed}", task, student, seed
 
 
 def main() -> None:

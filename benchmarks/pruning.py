@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
     parser.add_argument("--rounds", type=int, default=15, help="of speed and cost")
-    parser.add_argument("--context", type=int, default=128, help="tokens of a sequence, of speed and cost")
+    parser.add_argument("--context", type=int, default=128, help="tokens of a sequence, of cost")
     parser.add_argument("--batch-size", type=int, default=8, help="of cost")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from abridged.errors import AbridgedError
 from abridged.methods.quantization.fake import round_to_levels_
 from abridged.methods.quantization.modules import QuantizedLinear, QuantizedWeight
+from abridged.methods.quantization.settings import LEARNED
 from abridged.training.progress import counter
 
 #: Tokens that are read for it, all at once: some times the columns of the matrices that such models have.
@@ -144,7 +145,7 @@ def compensate(source: QuantizedWeight, moments: Tensor, crossed: Tensor | None 
         AbridgedError: the inputs are not finite, or the quantiser computes its scale from the weights at every step.
     """
     weight = source.weight.data = source.weight.data.clone()  # it may be shared with the layer that it came from
-    if not source.quantizer.learns_scale:
+    if source.settings.quantizer not in LEARNED:
         raise AbridgedError(f"compensate needs a learned scale, and {source.settings.quantizer} has none")
     if not bool(torch.isfinite(moments).all()):
         raise AbridgedError(f"the inputs of {source.name} are not all finite (NaN or infinity)")

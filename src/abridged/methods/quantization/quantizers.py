@@ -33,8 +33,6 @@ class Fit(NamedTuple):
 class Quantizer(nn.Module):
     """Quantises lines of weights (num_scales, elements) with a scale for each; subclasses give the scale's rule."""
 
-    learns_scale = False  #: whether `take_scale` can set the scale
-
     def __init__(self, settings: WeightSettings) -> None:
         super().__init__()
         assert settings.bits is not None
@@ -83,7 +81,7 @@ class Quantizer(nn.Module):
         return levels.to(torch.int8), scale.flatten()
 
     def take_scale(self, weight: Tensor, scale: Tensor) -> None:
-        """Learn on from these scales (num_scales, 1) for these lines, as nearly as the parameters allow."""
+        """Learn on from scales (num_scales, 1) for these lines, as nearly as parameters allow; for `LEARNED` only."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -109,8 +107,6 @@ class Dynamic(Quantizer):
             base = self._base(lines)
             gamma = least_squares_scale(lines, base, self.grid, groups=blocks).flatten().to(gamma)
         self.gamma = nn.Parameter(gamma.to(weight.device))
-
-    learns_scale = True
 
     @torch.no_grad()
     def take_scale(self, weight: Tensor, scale: Tensor) -> None:
@@ -159,8 +155,6 @@ class LearnedScale(Quantizer):
         else:
             scale = 2.0 * mean / math.sqrt(steps) / (2.0 if grid == "balanced" else 1.0)  # two scales make a step
         self.scale = nn.Parameter((scale.clamp_min(1e-10) * self.unit).flatten())
-
-    learns_scale = True
 
     @torch.no_grad()
     def take_scale(self, weight: Tensor, scale: Tensor) -> None:
