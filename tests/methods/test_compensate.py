@@ -17,7 +17,8 @@ from transformers import (
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
 from abridged.methods import METHODS
-from abridged.methods.quantization.compensate import Inputs, compensate
+from abridged.methods.lockstep import Inputs
+from abridged.methods.quantization.compensate import compensate
 from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.methods.quantization.settings import WeightSettings
 

@@ -8,131 +8,19 @@ start for training: the masters become the weights as they were when their turn 
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from abridged.errors import AbridgedError
+from abridged.methods.lockstep import target
 from abridged.methods.quantization.fake import round_to_levels_
-from abridged.methods.quantization.modules import QuantizedLinear, QuantizedWeight
+from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.methods.quantization.settings import LEARNED
-from abridged.training.progress import counter
 
-#: Tokens that are read for it, all at once: some times the columns of the matrices that such models have.
-TOKENS = 16_384
-#: Added to the diagonal of the inputs' second moments, of its mean: few tokens leave directions unseen.
-DAMPING = 0.05
 #: Columns whose errors are passed on to the rest together.
 _BLOCK = 128
 #: Where a weight's gradient does not end at the clip, how far in scales a master may go.
 _FARTHEST = 4.0
-
-
-class _Enough(Exception):
-    """The last layer has been met: what comes after it in the pass is of no use."""
-
-
-class Inputs:
-    """What comes into the layers of a model in one pass, one after another: the pass waits until each is taken.
-
-    It runs in a thread of its own, so that two models can be followed side by side without keeping what either makes.
-    """
-
-    def __init__(self, model: nn.Module, paths: list[str], run: Callable[[nn.Module], None]) -> None:
-        self._met: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
-        self._next: tuple[str, Any] | None = None
-        self._stopped = threading.Event()
-        for path in paths:
-            model.get_submodule(path).register_forward_pre_hook(self._hook(path))
-        self._thread = threading.Thread(target=self._run, args=(model, run), daemon=True)
-        self._thread.start()
-
-    def at(self, path: str) -> Tensor | None:
-        """The input of the layer at `path`, or None where it is not the next that this pass comes to."""
-        self._next = self._next or self._met.get()
-        met, x = self._next
-        if isinstance(x, Exception):
-            raise x
-        if met != path:
-            return None
-        self._next = None
-        return x
-
-    def stop(self) -> None:
-        """End the pass where it is."""
-        self._stopped.set()
-        self._thread.join()
-
-    def _hook(self, path: str) -> Callable[..., None]:
-        return lambda module, arguments: self._put(path, arguments[0])
-
-    def _put(self, path: str, what: Any) -> None:
-        while not self._stopped.is_set():
-            try:
-                return self._met.put((path, what), timeout=0.05)
-            except queue.Full:
-                continue
-        raise _Enough
-
-    def _run(self, model: nn.Module, run: Callable[[nn.Module], None]) -> None:
-        ended: Any = None
-        try:
-            run(model)
-        except Exception as error:  # raised where the other model waits for the next input
-            ended = error
-        with suppress(_Enough):
-            self._put("", ended)
-
-
-@contextmanager
-def compensating(model: nn.Module, paths: list[str], whole: Inputs) -> Iterator[None]:
-    """A context for one forward pass, of one batch, which compensates the linear layers at `paths` as it meets them.
-
-    So each sees its inputs as the layers before it, compensated already, leave them; `whole` has those of the model in
-    full precision. The pass ends with the last of them. Padding is left out where the model is given masks.
-    """
-    masks: list[Tensor] = []
-
-    def look(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
-        given = (named.get(name) for name in ("decoder_attention_mask", "attention_mask"))
-        masks[:] = [mask for mask in given if mask is not None]
-
-    def meet(path: str, module: Any, x: Tensor) -> None:
-        mask = next((mask for mask in masks if x.dim() > 2 and mask.shape == x.shape[:2]), None)
-
-        def rows(inputs: Tensor) -> Tensor:
-            kept = inputs if mask is None else inputs[mask.bool()]
-            return kept.detach().float().reshape(-1, inputs.shape[-1])
-
-        with torch.autocast(x.device.type, enabled=False):
-            before, after = whole.at(path), rows(module.prepared_inputs(x))
-            compensate(module.source, after.t() @ after, None if before is None else rows(before).t() @ after)
-        waiting.discard(path)
-        show(len(paths) - len(waiting), len(paths))
-        if not waiting:
-            raise _Enough
-
-    def hook(path: str) -> Callable[..., None]:
-        return lambda module, arguments: meet(path, module, arguments[0])
-
-    waiting = set(paths)
-    hooks = [model.register_forward_pre_hook(look, with_kwargs=True)]
-    for path in paths:
-        layer = model.get_submodule(path)
-        assert isinstance(layer, QuantizedLinear)
-        hooks.append(layer.register_forward_pre_hook(hook(path)))
-    try:
-        with counter("rounding, compensated") as show, suppress(_Enough):
-            yield
-    finally:
-        whole.stop()
-        for handle in hooks:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -147,13 +35,9 @@ def compensate(source: QuantizedWeight, moments: Tensor, crossed: Tensor | None 
     weight = source.weight.data = source.weight.data.clone()  # it may be shared with the layer that it came from
     if source.settings.quantizer not in LEARNED:
         raise AbridgedError(f"compensate needs a learned scale, and {source.settings.quantizer} has none")
-    if not bool(torch.isfinite(moments).all()):
-        raise AbridgedError(f"the inputs of {source.name} are not all finite (NaN or infinity)")
-    moments = moments.double()
-    damping = DAMPING * moments.diagonal().mean().clamp_min(1e-10) * torch.eye(len(moments)).to(moments)
-    moments = moments + damping
+    aim, moments = target(weight, moments, crossed, source.name)
     if crossed is not None:
-        weight.copy_(torch.linalg.solve(moments, (weight.double() @ (crossed + damping)).t()).t())
+        weight.copy_(aim)
         source.refit()
     quantizer, original = source.quantizer, weight.clone()
     lines = weight.view(source.num_scales, -1)

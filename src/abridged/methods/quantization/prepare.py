@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from abridged.errors import AbridgedError
+from abridged.methods.lockstep import in_lockstep
 from abridged.methods.quantization.activations import LearnedActivation
-from abridged.methods.quantization.compensate import TOKENS, Inputs, compensating
+from abridged.methods.quantization.compensate import compensate
 from abridged.methods.quantization.modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from abridged.methods.quantization.quantizers import Dynamic, LearnedScale
 from abridged.runtime.activations import DynamicActivation
@@ -47,8 +48,12 @@ def prepare(model: nn.Module, anatomy: Any, calibrate: Calibrate, method: Quanti
     new = [matrix for matrix in matrices if install(model, matrix, settings[matrix.name], inputs)]
     layers = [matrix.name for matrix in new if matrix.part in ("attention", "ffn", "pooler")]
     if before is not None and layers:
-        with compensating(model, layers, Inputs(before, layers, lambda model: calibrate(model, TOKENS))):
-            calibrate(model, TOKENS)
+
+        def take(path: str, moments: torch.Tensor, crossed: torch.Tensor | None) -> None:
+            layer: Any = model.get_submodule(path)
+            compensate(layer.source, moments, crossed)
+
+        in_lockstep(model, before, layers, calibrate, take, "rounding, compensated")
     model.unquantized_dtype = method.unquantized  # type: ignore[assignment]
 
 

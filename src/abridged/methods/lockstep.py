@@ -1,0 +1,156 @@
+"""Follows a model's layers through one pass beside the model in full precision, each changed when its turn comes.
+
+So each layer sees its inputs as those changed before it leave them, and can make up for what that has done to them:
+GPTAQ (Li et al., arXiv:2504.02692).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from abridged.errors import AbridgedError
+from abridged.training.progress import counter
+
+if TYPE_CHECKING:
+    from abridged.methods.base import Calibrate
+
+#: Tokens that are read for it, all at once: some times the columns of the matrices that such models have.
+TOKENS = 16_384
+#: Added to the diagonal of the inputs' second moments, of its mean: few tokens leave directions unseen.
+DAMPING = 0.05
+
+
+class _Enough(Exception):
+    """The last layer has been met: what comes after it in the pass is of no use."""
+
+
+class Inputs:
+    """What comes into the layers of a model in one pass, one after another: the pass waits until each is taken.
+
+    It runs in a thread of its own, so that two models can be followed side by side without keeping what either makes.
+    """
+
+    def __init__(self, model: nn.Module, paths: list[str], run: Callable[[nn.Module], None]) -> None:
+        self._met: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+        self._next: tuple[str, Any] | None = None
+        self._stopped = threading.Event()
+        for path in paths:
+            model.get_submodule(path).register_forward_pre_hook(self._hook(path))
+        self._thread = threading.Thread(target=self._run, args=(model, run), daemon=True)
+        self._thread.start()
+
+    def at(self, path: str) -> Tensor | None:
+        """The input of the layer at `path`, or None where it is not the next that this pass comes to."""
+        self._next = self._next or self._met.get()
+        met, x = self._next
+        if isinstance(x, Exception):
+            raise x
+        if met != path:
+            return None
+        self._next = None
+        return x
+
+    def stop(self) -> None:
+        """End the pass where it is."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _hook(self, path: str) -> Callable[..., None]:
+        return lambda module, arguments: self._put(path, arguments[0])
+
+    def _put(self, path: str, what: Any) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._met.put((path, what), timeout=0.05)
+            except queue.Full:
+                continue
+        raise _Enough
+
+    def _run(self, model: nn.Module, run: Callable[[nn.Module], None]) -> None:
+        ended: Any = None
+        try:
+            run(model)
+        except Exception as error:  # raised where the other model waits for the next input
+            ended = error
+        with suppress(_Enough):
+            self._put("", ended)
+
+
+def in_lockstep(
+    model: nn.Module,
+    before: nn.Module | None,
+    paths: list[str],
+    calibrate: Calibrate,
+    take: Callable[[str, Tensor, Tensor | None], None],
+    title: str,
+) -> None:
+    """Run one batch through `model` and call `take(path, XᵀX, ZᵀX)` as it meets each of its layers at `paths`.
+
+    X (tokens, columns) are the layer's inputs, and Z those that it has in `before`, the model in full precision; ZᵀX
+    is None without one, and where the two come to their layers in different orders. `take` may change the layer that it
+    is called for, which then goes on with the pass. The pass ends with the last of the layers. Padding is left out
+    where the model is given masks.
+    """
+    masks: list[Tensor] = []
+
+    def look(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        given = (named.get(name) for name in ("decoder_attention_mask", "attention_mask"))
+        masks[:] = [mask for mask in given if mask is not None]
+
+    def meet(path: str, module: Any, x: Tensor) -> None:
+        mask = next((mask for mask in masks if x.dim() > 2 and mask.shape == x.shape[:2]), None)
+
+        def rows(inputs: Tensor) -> Tensor:
+            kept = inputs if mask is None else inputs[mask.bool()]
+            return kept.detach().float().reshape(-1, inputs.shape[-1])
+
+        with torch.autocast(x.device.type, enabled=False):
+            z = whole.at(path) if whole else None
+            after = rows(module.prepared_inputs(x) if hasattr(module, "prepared_inputs") else x)
+            take(path, after.t() @ after, None if z is None else rows(z).t() @ after)
+        waiting.discard(path)
+        show(len(paths) - len(waiting), len(paths))
+        if not waiting:
+            raise _Enough
+
+    def hook(path: str) -> Callable[..., None]:
+        return lambda module, arguments: meet(path, module, arguments[0])
+
+    waiting = set(paths)
+    hooks = [model.register_forward_pre_hook(look, with_kwargs=True)]
+    hooks += [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in paths]
+    whole = None if before is None else Inputs(before, paths, lambda model: calibrate(model, TOKENS))
+    try:
+        with counter(title) as show, suppress(_Enough):
+            calibrate(model, TOKENS)
+    finally:
+        if whole:
+            whole.stop()
+        for handle in hooks:
+            handle.remove()
+
+
+def target(
+    weight: Tensor, moments: Tensor, crossed: Tensor | None, name: str, damping: float = DAMPING
+) -> tuple[Tensor, Tensor]:
+    """What a weight (rows, columns) is to come near to, W·ZᵀX·(XᵀX)⁻¹, and XᵀX damped, in FP64.
+
+    With it the outputs come nearest to those of the inputs Z; without ZᵀX (`crossed`) it is the weight itself.
+
+    Raises AbridgedError, which says `name`, where the inputs are not finite.
+    """
+    if not all(bool(torch.isfinite(found).all()) for found in (moments, crossed) if found is not None):
+        raise AbridgedError(f"the inputs of {name} are not all finite (NaN or infinity)")
+    moments = moments.double()
+    added = damping * moments.diagonal().mean().clamp_min(1e-10) * torch.eye(len(moments)).to(moments)
+    moments = moments + added
+    if crossed is None:
+        return weight, moments
+    return torch.linalg.solve(moments, (weight.double() @ (crossed + added)).t()).t().to(weight.dtype), moments
