@@ -1,5 +1,7 @@
 """The method on whole models of every family: what is factored, what that changes, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -17,13 +19,16 @@ from transformers import (
 
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
+from abridged.methods.kronecker import prepare
 from abridged.methods.kronecker.method import Kronecker
+from abridged.methods.lockstep import target
 from abridged.methods.quantization.method import Quantize
 from abridged.methods.quantization.modules import QuantizedEmbedding, QuantizedLinear
 from abridged.runtime.factors import Factors
 from abridged.runtime.kronecker import KroneckerEmbedding, factored_modules
 
 IDS = torch.randint(4, 128, (2, 12), generator=torch.Generator().manual_seed(0))
+MANY = torch.randint(4, 128, (24, 24), generator=torch.Generator().manual_seed(1))
 BERT = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 LLAMA = {**BERT, "num_key_value_heads": 1, "max_position_embeddings": 32}
 BART = {"vocab_size": 128, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64}
@@ -46,7 +51,11 @@ def make(family="gpt2"):
 
 
 def factor(model, **settings):
-    Kronecker.model_validate(settings).prepare(model, anatomy_of(model), lambda model: model(IDS))
+    def calibrate(model, tokens=None):
+        assert settings.get("initialization") == "inputs", "no other start reads data"
+        model(MANY)
+
+    Kronecker.model_validate(settings).prepare(model, anatomy_of(model), calibrate)
     return model
 
 
@@ -143,6 +152,109 @@ def test_random_start_has_the_size_of_the_weights():
     module = model.transformer.h[1].mlp.c_fc
     assert module.dequantized().std().item() == pytest.approx(0.02, rel=0.1)
     assert module.error > 1
+
+
+def loud(family="gpt2"):
+    """A model whose layers do more than pass on."""
+    model = make(family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model
+
+
+FORMS = {
+    "terms": {"rank": 2},
+    "rows": {"form": "rows"},
+    "columns": {"form": "columns"},
+    "low rank": {"form": "low_rank"},
+    "square": {"shapes": {"*.h.*": [4, 4], "*layer*": [4, 4], "*": [1, 4]}, "rank": 2},
+}
+
+
+@pytest.mark.parametrize(("family", "form"), [*((family, None) for family in FAMILIES), *(("gpt2", f) for f in FORMS)])
+def test_a_start_on_inputs_comes_nearer_to_the_outputs(family, form):
+    settings, wanted = FORMS.get(form, {}), logits(loud(family))
+    nearest, inputs = (factor(loud(family), initialization=start, **settings) for start in ("nearest", "inputs"))
+    assert (logits(inputs) - wanted).norm() < (logits(nearest) - wanted).norm()
+    assert set(factored_modules(inputs)) == set(factored_modules(nearest))
+    assert not any(module._forward_pre_hooks for module in inputs.modules())
+
+
+def test_a_start_on_inputs_makes_up_for_the_factors_before(monkeypatch):
+    wanted, settings = logits(loud()), {"initialization": "inputs", "matrices": ["attention", "ffn"]}
+    corrected = factor(loud(), **settings)
+    monkeypatch.setattr(prepare, "target", lambda w, m, crossed, *rest: target(w, m, None, *rest))
+    alone = factor(loud(), **settings)
+    distances = [(logits(model) - wanted).norm() for model in (corrected, alone)]
+    assert distances[0] < 0.95 * distances[1]
+
+
+def test_the_first_layer_s_factors_are_the_best_for_its_inputs():
+    model, met = loud(), []
+    path = "transformer.h.0.mlp.c_fc"
+    handle = model.get_submodule(path).register_forward_pre_hook(lambda module, inputs: met.append(inputs[0]))
+    with torch.no_grad():
+        model(MANY)
+    handle.remove()
+    x, weight = met[0].flatten(0, 1), model.get_submodule(path).weight.detach().t()
+    lost = {}
+    for start in ("nearest", "inputs"):
+        other = factor(copy.deepcopy(model), initialization=start, matrices=["*.0.mlp.c_fc"]).get_submodule(path)
+        rest = weight - other.dequantized().detach()
+        lost[start] = (x @ rest.t()).norm()
+        assert other.error == pytest.approx(float(rest.norm() / weight.norm()), rel=1e-4)  # whatever was sought
+    assert lost["inputs"] < lost["nearest"]
+
+
+def test_a_tied_embedding_is_factored_for_look_ups_and_its_head_s_inputs():
+    model, wanted = loud(), logits(loud())
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    embedding, nearest = (factor(loud(), initialization=s, matrices=["embedding"]) for s in ("inputs", "nearest"))
+    assert embedding.lm_head.left.weight is embedding.transformer.wte.left.weight
+    assert (embedding.transformer.wte.dequantized() != nearest.transformer.wte.dequantized()).any()
+    assert (logits(embedding) - wanted).norm() < (logits(nearest) - wanted).norm()
+    assert all(torch.equal(p, before[n]) for n, p in embedding.named_parameters() if n in before and "wte" not in n)
+
+
+def test_what_no_input_comes_to_gets_the_nearest():
+    inputs = factor(make("bert classifier"), initialization="inputs", matrices=["embedding"])
+    expected = factor(make("bert classifier"), matrices=["embedding"])
+    path = "bert.embeddings.word_embeddings"
+    assert torch.equal(inputs.get_submodule(path).dequantized(), expected.get_submodule(path).dequantized())
+
+
+def test_padding_is_left_out_of_a_start_on_inputs():
+    padded = torch.cat([MANY, torch.zeros(24, 8, dtype=torch.int64)], 1)
+    mask = (torch.arange(32) < 24).long().expand(24, 32)
+    models = []
+    for named in ({"input_ids": MANY}, {"input_ids": padded, "attention_mask": mask}):
+        models.append(model := make())
+        method = Kronecker(initialization="inputs")
+        method.prepare(model, anatomy_of(model), lambda model, tokens=None, named=named: model(**named))
+    for one, two in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, two, atol=2e-3, rtol=1e-2)
+
+
+def test_inputs_that_are_not_finite_are_refused_by_name():
+    model = make()
+    model.transformer.h[1].ln_2.bias.data[0] = torch.inf
+    with pytest.raises(AbridgedError, match=r"the inputs of transformer.h.1.mlp.c_fc are not all finite"):
+        factor(model, initialization="inputs", matrices=["attention", "ffn"])
+    with pytest.raises(AbridgedError, match=r"the inputs of lm_head are not all finite"):
+        factor(model, initialization="inputs")
+
+
+def test_a_later_stage_reads_no_data_for_factors_that_are_there():
+    model = factor(make(), initialization="inputs")
+    before = {name: id(p) for name, p in model.named_parameters()}
+    settings = Kronecker(initialization="inputs")
+    settings.prepare(model, anatomy_of(model), None)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+
+
+def test_a_report_compares_with_the_nearest():
+    assert Kronecker(initialization="inputs").untrained() == Kronecker()
 
 
 def test_a_later_stage_leaves_factors_as_they_are():

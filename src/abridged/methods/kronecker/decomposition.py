@@ -33,8 +33,9 @@ def nearest(weight: Tensor, factors: Factors) -> tuple[Tensor, Tensor, float]:
     wide = matrix.shape[0] < matrix.shape[1]
     if wide:
         matrix = matrix.t()
-    total, gram = _gram(matrix)
-    values, vectors = torch.linalg.eigh(gram)
+    squares = gram(matrix)
+    total = squares.trace()
+    values, vectors = torch.linalg.eigh(squares)
     values, vectors = values.flip(0)[: factors.rank].clamp_min(0), vectors.flip(1)[:, : factors.rank]
     error = float((1 - values.sum() / total).clamp(0, 1).sqrt()) if total > 0 else 0.0
     # `vectors` are orthonormal; those of the longer side come out times the singular values σ
@@ -52,13 +53,13 @@ def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
-def _gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """‖R‖² and RᵀR in FP64, some rows at a time."""
-    gram = matrix.new_zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
+def gram(matrix: Tensor) -> Tensor:
+    """RᵀR in FP64, some rows of R at a time."""
+    squares = matrix.new_zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
     for part in _parts(matrix):
         part = part.double()
-        gram.addmm_(part.t(), part)
-    return gram.trace(), gram
+        squares.addmm_(part.t(), part)
+    return squares
 
 
 @torch.no_grad()

@@ -48,8 +48,10 @@ class Kronecker(Method):
         description="shapes of B given for matrices by pattern of their path, such as {'*.c_fc': [4, 2]}; they "
         "take the place of factor and form there",
     )
-    initialization: Literal["nearest", "random"] = Field(
-        default="nearest", description="where factors start: the nearest to the weights, or at random"
+    initialization: Literal["nearest", "inputs", "random"] = Field(
+        default="nearest",
+        description="where factors start: nearest to the weights; inputs: where the outputs on some of the data are "
+        "nearest to the model's own, layer after layer; or at random",
     )
 
     @model_validator(mode="after")
@@ -66,9 +68,13 @@ class Kronecker(Method):
         """Swap the matrices asked for by factored ones; those factored already in the same way stay as they are.
 
         Raises AbridgedError for shapes that do not divide a matrix, a rank above the maximum, a layer or path that the
-        model does not have, a head asked for without the embedding that it is tied to, weights that are not finite,
-        and matrices that another method has changed before.
+        model does not have, a head asked for without the embedding that it is tied to, weights or inputs that are not
+        finite, and matrices that another method has changed before.
         """
         from abridged.methods.kronecker.prepare import prepare
 
-        prepare(model, anatomy, self)
+        prepare(model, anatomy, calibrate, self)
+
+    def untrained(self) -> Kronecker:
+        """The nearest factors to the weights."""
+        return self.model_copy(update={"initialization": "nearest"})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,24 +14,34 @@ from torch import Tensor, nn
 from abridged.errors import AbridgedError
 from abridged.methods.kronecker.decomposition import nearest, random
 from abridged.methods.kronecker.method import PARTS, Kronecker
+from abridged.methods.kronecker.outputs import nearest_outputs
 from abridged.methods.kronecker.shapes import factors_of, low_rank, right_size
+from abridged.methods.lockstep import DAMPING, in_lockstep, target
 from abridged.runtime.factors import Factors
 from abridged.runtime.kronecker import Factored, build_factored, layout
 
 if TYPE_CHECKING:
     from abridged.families import Anatomy, Matrix
+    from abridged.methods.base import Calibrate
+
+#: Finds A (rank, m1, n1) and B (rank, m2, n2) of a block, and their error over the block's norm.
+Start = Callable[[Tensor, Factors], tuple[Tensor, Tensor, float]]
 
 
-def prepare(model: nn.Module, anatomy: Anatomy, settings: Kronecker) -> None:
+def prepare(model: nn.Module, anatomy: Anatomy, calibrate: Calibrate, settings: Kronecker) -> None:
     """See `Kronecker.prepare`."""
     matrices = chosen(anatomy, settings)
     choices = {matrix.name: candidates(matrix, settings) for matrix in matrices}  # all, before anything changes
-    for matrix in matrices:
-        module = model.get_submodule(matrix.name)
+    for name in choices:
+        module = model.get_submodule(name)
         if isinstance(module, Factored):
-            check_same(module, choices[matrix.name], matrix.name)
-        else:
-            install(model, matrix, choices[matrix.name], settings.initialization)
+            check_same(module, choices[name], name)
+    new = [matrix for matrix in matrices if not isinstance(model.get_submodule(matrix.name), Factored)]
+    if settings.initialization == "inputs":
+        install_on_inputs(model, new, choices, calibrate)
+    else:
+        for matrix in new:
+            install(model, matrix, choices[matrix.name], nearest if settings.initialization == "nearest" else random)
 
 
 def chosen(anatomy: Anatomy, settings: Kronecker) -> list[Matrix]:
@@ -108,26 +121,74 @@ def check_same(module: Factored, choices: list[Factors], name: str) -> None:
         raise AbridgedError(f"{name} is factored already as {module.factors}; a later stage cannot make it {asked}")
 
 
-def install(model: nn.Module, matrix: Matrix, choices: list[Factors], initialization: str) -> None:
-    """Replace the matrix's module, and those tied to it, by factored ones around the same two weights."""
+def install_on_inputs(
+    model: nn.Module, matrices: list[Matrix], choices: dict[str, list[Factors]], calibrate: Calibrate
+) -> None:
+    """Install factors whose outputs are nearest on the inputs that a batch of the data brings to each matrix.
+
+    Embeddings come first, then layers in the order of the pass, each on the inputs that the factors before it leave. An
+    embedding without a head, and what the pass does not come to, get the nearest to their weights.
+    """
+    layers = {matrix.name: matrix for matrix in matrices if matrix.kind == "linear"}
+    before = copy.deepcopy(model).requires_grad_(False) if layers else None
+    for matrix in (matrix for matrix in matrices if matrix.name not in layers):
+        heads = [path for path in matrix.tied if not isinstance(model.get_submodule(path), nn.Embedding)]
+        if heads:  # a look-up reads every column alike: the damping, of the size of the moments, stands for it
+            take = _factors_on_inputs(model, {heads[0]: matrix}, choices, damping=1.0)
+            in_lockstep(model, None, heads[:1], calibrate, take, "factors of the embedding")
+        _install_nearest(model, matrix, choices)
+    if layers:
+        take = _factors_on_inputs(model, layers, choices, DAMPING)
+        in_lockstep(model, before, list(layers), calibrate, take, "factors of the layers")
+    for matrix in layers.values():
+        _install_nearest(model, matrix, choices)
+
+
+def _factors_on_inputs(
+    model: nn.Module, readers: dict[str, Matrix], choices: dict[str, list[Factors]], damping: float
+) -> Callable[[str, Tensor, Tensor | None], None]:
+    """What `in_lockstep` is to do at the paths of layers that read inputs, each with its matrix."""
+
+    def take(path: str, moments: Tensor, crossed: Tensor | None) -> None:
+        matrix, old = readers[path], model.get_submodule(path)
+        aim, moments = target(_weight(old, matrix), moments, crossed, path, damping)
+        install(model, matrix, choices[matrix.name], partial(nearest_outputs, moments=moments), aim)
+        new: Any = model.get_submodule(path)
+        found = new.dequantized().detach()  # the old module goes on with the pass
+        old.weight = nn.Parameter(found.t() if matrix.transposed else found)
+
+    return take
+
+
+def _install_nearest(model: nn.Module, matrix: Matrix, choices: dict[str, list[Factors]]) -> None:
+    if not isinstance(model.get_submodule(matrix.name), Factored):
+        install(model, matrix, choices[matrix.name], nearest)
+
+
+def install(model: nn.Module, matrix: Matrix, choices: list[Factors], start: Start, aim: Tensor | None = None) -> None:
+    """Replace the matrix's module, and those tied to it, by factored ones around the same two weights.
+
+    Of several choices that with the least error by `start` is taken, which comes near to `aim` where it is given.
+    """
     weight = _weight(model.get_submodule(matrix.name), matrix)
-    start = nearest if initialization == "nearest" else random
-    best = min((_terms(weight, factors, start) for factors in choices), key=lambda found: found[1])
-    factors, error, pairs = best
+    found = (_terms(weight if aim is None else aim, factors, start) for factors in choices)
+    factors, error, pairs = min(found, key=lambda one: one[1])
     first: Factored | None = None
     for path in (matrix.name, *matrix.tied):
         old: Any = model.get_submodule(path)
         is_embedding = isinstance(old, nn.Embedding)
         with torch.device("meta"):  # its weights are set below
             new = build_factored(factors, is_embedding, getattr(old, "bias", None), getattr(old, "embed_scale", 1.0))
-        new.error = error
         if first is None:
             for (_, pair), (left, right) in zip(new.pairs(), pairs, strict=True):
                 pair.left.weight, pair.right.weight = nn.Parameter(left), nn.Parameter(right)
             first = new
+            if aim is not None:  # what is told of a matrix is its distance from the weights, whatever was sought
+                error = float((weight - new.dequantized().detach()).norm() / weight.norm().clamp_min(1e-30))
         else:
             for (_, pair), (_, owner) in zip(new.pairs(), first.pairs(), strict=True):
                 pair.left.weight, pair.right.weight = owner.left.weight, owner.right.weight
+        new.error = error
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, new.train(old.training))
 
@@ -142,8 +203,8 @@ def _weight(module: Any, matrix: Matrix) -> Tensor:
     return weight.t() if matrix.transposed else weight
 
 
-def _terms(weight: Tensor, factors: Factors, start: Any) -> tuple[Factors, float, list[tuple[Tensor, Tensor]]]:
-    """The children's weights of every block, and the error ‖W − ΣA⊗B‖ / ‖W‖ of all blocks together."""
+def _terms(weight: Tensor, factors: Factors, start: Start) -> tuple[Factors, float, list[tuple[Tensor, Tensor]]]:
+    """The children's weights of every block, and the error of all blocks together, over ‖W‖."""
     pairs, lost = [], 0.0
     for block in weight.chunk(factors.fused):
         left, right, error = start(block, factors)
