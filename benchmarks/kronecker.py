@@ -69,6 +69,8 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
         "kngpt2",
         [f"{KRONECKER}.rank=16", *WITHOUT_ILKD, f"{OBJECTIVES}.logits.weight=1.0"],
     ),
+    "kngpt2, start on inputs": ("kngpt2", [f"{KRONECKER}.initialization=inputs"]),
+    "kngpt2, 16 terms, start on inputs": ("kngpt2", [f"{KRONECKER}.rank=16", f"{KRONECKER}.initialization=inputs"]),
     "random start": ("kngpt2", [f"{KRONECKER}.initialization=random"]),
     "truncated SVD": ("kngpt2", [f"{KRONECKER}.form=low_rank"]),
     "truncated SVD, soft labels": (
@@ -176,13 +178,17 @@ def plan(steps: int) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def weigh(recipe: Recipe, student: Any) -> dict[str, Any]:
-    """Parameters and bytes of what a recipe makes of a model, which it changes; they do not depend on training."""
+    """Parameters and bytes of what a recipe makes of a model, which it changes; they do not depend on training.
+
+    The error at the start is told where it follows from the weights alone: no data is read here.
+    """
     ids = torch.randint(student.config.vocab_size, (1, 16))
     methods = list(recipe.stages[-1].methods.values())
     for method in methods:
-        method.prepare(student, anatomy_of(student), lambda model: model(ids))
+        method.prepare(student, anatomy_of(student), lambda model, tokens=None: model(ids))
         method.finish(student)
-    errors = [m.error for m in factored_modules(student).values() if m.error is not None]
+    from_weights = not any(getattr(method, "initialization", None) == "inputs" for method in methods)
+    errors = [m.error for m in factored_modules(student).values() if m.error is not None and from_weights]
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(student, Path(folder) / "student", None, {})
         account = inspect(Path(folder) / "student")
