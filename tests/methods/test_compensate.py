@@ -17,7 +17,6 @@ from transformers import (
 from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
 from abridged.methods import METHODS
-from abridged.methods.lockstep import Inputs
 from abridged.methods.quantization.compensate import compensate
 from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.methods.quantization.settings import WeightSettings
@@ -179,15 +178,6 @@ def test_what_fails_in_either_model_is_raised_and_nothing_goes_on_running(model)
     with pytest.raises(AbridgedError, match="no memory"):
         prepare(copy.deepcopy(model), fails_late, compensate=True)
     assert threading.active_count() == threads
-
-
-def test_the_inputs_of_a_pass_come_in_its_order(model):
-    paths = ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"]
-    inputs = Inputs(model, paths, lambda model: model(torch.ones(2, 8, dtype=torch.int64)))
-    assert inputs.at(paths[1]) is None  # not yet
-    assert [tuple(inputs.at(path).shape) for path in paths] == [(2, 8, 32), (2, 8, 128)]
-    assert inputs.at(paths[0]) is None  # the pass is over
-    inputs.stop()
 
 
 FAMILIES = {
