@@ -70,7 +70,9 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
         [f"{KRONECKER}.rank=16", *WITHOUT_ILKD, f"{OBJECTIVES}.logits.weight=1.0"],
     ),
     "kngpt2, start on inputs": ("kngpt2", [f"{KRONECKER}.initialization=inputs"]),
-    "kngpt2, 16 terms, start on inputs": ("kngpt2", [f"{KRONECKER}.rank=16", f"{KRONECKER}.initialization=inputs"]),
+    "best-kngpt2": ("best-kngpt2", []),
+    "best-kngpt2, nearest start": ("best-kngpt2", [f"{KRONECKER}.initialization=nearest"]),
+    "low rank, start on inputs, soft labels": ("best-kngpt2", [f"{KRONECKER}.form=low_rank", f"{KRONECKER}.rank=1"]),
     "random start": ("kngpt2", [f"{KRONECKER}.initialization=random"]),
     "truncated SVD": ("kngpt2", [f"{KRONECKER}.form=low_rank"]),
     "truncated SVD, soft labels": (
@@ -82,6 +84,9 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "quantgpt-2-2-8": ("quantgpt-2-2-8", []),
     "kngpt2-2-2-8": ("kngpt2-2-2-8", []),
     "kngpt2-2-2-8, every layer": ("kngpt2-2-2-8", [f"{KRONECKER}.layers=all"]),
+    "best-2-2-8, compensated": ("best-2-2-8", ["stages.0.methods.quantize.compensate=true"]),
+    "best-kngpt2-2-2-8": ("best-kngpt2-2-2-8", []),
+    "best-kngpt2-2-2-8, every layer": ("best-kngpt2-2-2-8", [f"{KRONECKER}.layers=all"]),
 }
 
 

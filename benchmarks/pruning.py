@@ -41,7 +41,16 @@ TASKS = ("sst2", "rte", "mrpc")
 SHARES = (0.5, 0.3, 0.1)
 #: Shares of the layers' parameters that are left, embeddings not counted: CoFi's sparsities of 60, 80 and 95 %.
 ENCODER_SHARES = (0.4, 0.2, 0.05)
-MASKS = ("vib", "l0", "taylor", "magnitude", "random")
+#: L0 as published: masks that start alike, and a penalty for the budget.
+PUBLISHED = ["stages.0.methods.prune.measure=0", "stages.0.methods.prune.constraint=lagrangian"]
+#: Contestant -> what is changed in vtrans.
+CONTESTANTS = {
+    "vib": [],
+    "vib, as published": [*PUBLISHED, "stages.0.training.learning_rates.mask=0.05"],
+    "l0": ["stages.0.methods.prune.masks=l0", *PUBLISHED, "stages.0.training.learning_rates.mask=0.05"],
+    "l0, measured start": ["stages.0.methods.prune.masks=l0"],
+    **{masks: [f"stages.0.methods.prune.masks={masks}"] for masks in ("taylor", "magnitude", "random")},
+}
 #: Tokens that `speed` has written.
 WRITTEN = 32
 PRUNE = "stages.0.methods.prune"
@@ -53,14 +62,14 @@ def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, li
         for task in ("text", *tasks):
             for share in SHARES:
                 budget = f"budget.parameters={share}"
-                for masks in MASKS:
-                    name = f"{masks}-{task}-{share}-seed{seed}"
-                    yield name, task, "vtrans", [budget, f"{PRUNE}.masks={masks}"], seed
+                for contestant, changes in CONTESTANTS.items():
+                    slug = contestant.replace(", ", "-").replace(" ", "-")
+                    yield f"{slug}-{task}-{share}-seed{seed}", task, "vtrans", [budget, *changes], seed
                 for recipe in ("fast-vtrans", "faster-vtrans"):
                     yield f"{recipe}-{task}-{share}-seed{seed}", task, recipe, [budget], seed
             for share in ENCODER_SHARES:
                 budget = [f"budget.parameters={share}", "budget.embeddings=false"]
-                cofi = [f"{PRUNE}.masks=l0", f"{PRUNE}.structures=[heads, ffn, blocks]"]
+                cofi = [*CONTESTANTS["l0"], f"{PRUNE}.structures=[heads, ffn, blocks]"]
                 yield f"cofi-{task}-encoder{share}-seed{seed}", task, "vtrans", [*budget, *cofi], seed
                 yield f"vib-{task}-encoder{share}-seed{seed}", task, "vtrans", budget, seed
 

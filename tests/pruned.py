@@ -85,7 +85,7 @@ def masked(model, share=0.6, removed=(), seed=2):
             keep[masks.gates[name]] = True
     with torch.no_grad():
         masks.mask.mu.copy_(0.5 + torch.rand(masks.mask.units, generator=generator))
-        masks.mask.log_variance.copy_(torch.where(keep, -5.0, 5.0))
+        masks.mask.log_alpha.copy_(torch.where(keep, -5.0, 5.0))
     kept = {
         name: torch.zeros(0, dtype=torch.int64) if name in removed else keep[place].nonzero().flatten()
         for name, place in masks.places.items()

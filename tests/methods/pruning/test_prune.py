@@ -48,6 +48,60 @@ def test_every_kind_of_mask_ends_at_the_budget(kind):
     assert len(model.hidden_units) == facts["hidden"][0] == anatomy_of(model).hidden_size
 
 
+@pytest.mark.parametrize("kind", ["vib", "l0"])
+def test_the_published_training_ends_at_the_budget(kind):
+    """Masks that start alike, and multipliers that rise."""
+    model = build("gpt2")
+    total = sum(p.numel() for p in model.parameters())
+    method = METHODS["prune"](budget={"parameters": 0.5}, masks=kind, measure=0, constraint="lagrangian")
+    facts, sizes = train(model, method, steps=60)
+    assert sizes[-1] < 0.8
+    assert 0.49 * total < sum(p.numel() for p in model.parameters()) <= 0.5 * total
+
+
+@pytest.mark.parametrize("kind", ["vib", "l0"])
+def test_the_threshold_meets_the_budget_at_every_step(kind):
+    model = build("bert-tokens")
+    method = METHODS["prune"](budget={"parameters": 0.4}, masks=kind, measure=0.2, warmup=0.4)
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    for progress, wanted in ((0.0, 1.0), (0.1, 1.0), (0.3, 0.85), (0.5, 0.55), (0.6, 0.4), (0.9, 0.4)):
+        model.train()(input_ids=IDS).logits.square().mean().backward()
+        method.step(model, progress)
+        assert float(method.penalties(model)["size"]) == pytest.approx(wanted, abs=0.01)
+
+
+def test_masks_start_from_what_the_loss_depends_on():
+    """Nothing is removed while it is measured; then units without any say come last, and others as they matter."""
+    model = build("gpt2")
+    dead, weak = parts(model, "ffn")[:2]
+    outputs = [model.get_submodule(path) for path in (dead, weak)]
+    with torch.no_grad():
+        outputs[0].weight[: len(outputs[0].weight) // 2] = 0  # inner units that nothing reads
+        outputs[1].weight[0] *= 100
+    before = answer(model.eval())
+    method = METHODS["prune"](budget={"parameters": 0.5}, measure=0.5)
+    method.prepare(model, anatomy_of(model), lambda model: None)
+    masks = masks_of(model)
+    assert torch.allclose(answer(model.eval()), before, atol=1e-5)
+    for progress in (0.0, 0.2, 0.4, 0.5):
+        method.step(model.train(), progress)
+        (model(input_ids=IDS).logits - 1).square().mean().backward()
+    scores = masks.mask.score().detach()
+    half = len(outputs[0].weight) // 2
+    assert scores[masks.places[dead]][:half].max() < scores[masks.places[dead]][half:].min()
+    assert scores[masks.places[weak]].argmax() == 0
+
+
+def test_a_stage_that_ends_while_measuring_removes_by_what_was_measured():
+    model = build("gpt2")
+    total = sum(p.numel() for p in model.parameters())
+    method = METHODS["prune"](budget={"parameters": 0.5}, measure=0.9)
+    facts, sizes = train(model, method, steps=3)
+    assert sizes == [1.0, 1.0, 1.0]
+    assert 0.49 * total < sum(p.numel() for p in model.parameters()) <= 0.5 * total
+    assert facts["expected_share"] == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("kind", ["magnitude", "taylor", "random"])
 def test_what_is_cut_is_what_was_trained_without(kind):
     """Masks of zeros and ones have come down to the budget before the stage ends: the cut changes nothing more."""
@@ -72,7 +126,7 @@ def test_untrained_is_by_magnitude_and_needs_no_step():
 
 
 def test_masks_that_were_not_done_are_said():
-    facts, _ = train(build("gpt2"), METHODS["prune"](budget={"parameters": 0.3}), steps=2)
+    facts, _ = train(build("gpt2"), METHODS["prune"](budget={"parameters": 0.3}, constraint="lagrangian"), steps=2)
     assert any("not done" in note for note in facts["notes"])
 
 
@@ -82,9 +136,9 @@ def test_all_blocks_gone_is_said_and_works():
     method.prepare(model, anatomy_of(model), lambda model: None)
     masks = masks_of(model)
     with torch.no_grad():
-        masks.mask.log_variance[list(masks.gates.values())] = 20.0
+        masks.mask.log_alpha[list(masks.gates.values())] = 20.0
         for path in parts(model, "ffn") + parts(model, "attention"):
-            masks.mask.log_variance[masks.places[path]] = 20.0
+            masks.mask.log_alpha[masks.places[path]] = 20.0
     facts = method.finish(model)
     assert any("collapsed" in note or "fits" in note for note in facts["notes"]) or facts["parts"]
     assert torch.isfinite(answer(model)).all()

@@ -10,6 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from abridged.methods.pruning.masked import Masks
 
+#: Of the difference between axes in what they are worth, how much counts.
+_BETWEEN = 0.25
+
 
 @torch.no_grad()
 def magnitudes(model: nn.Module, masks: Masks) -> Tensor:
@@ -39,6 +42,31 @@ def normalized(scores: Tensor, masks: Masks) -> Tensor:
     for index in _groups(masks):
         found[index] = scores[index] / scores[index].square().mean().sqrt().clamp_min(1e-12)
     return found
+
+
+@torch.no_grad()
+def worth(sensitivity: Tensor, masks: Masks) -> Tensor:
+    """Scores (units,) of what the loss depends on: the logarithm of sensitivity by what a unit takes.
+
+    Between units of an axis it counts in full. Between axes it counts for a quarter: how the loss curves where nothing
+    is removed says which of some units to remove, but little of how much training will make up for.
+    """
+    price, found = prices(masks), torch.zeros_like(sensitivity)
+    for index in _groups(masks):
+        mean = sensitivity[index].mean().clamp_min(1e-30)
+        within = (sensitivity[index] / mean).clamp_min(1e-6).log()
+        found[index] = within + _BETWEEN * (mean / price[index].mean()).log()
+    return found - found.median()
+
+
+@torch.enable_grad()
+def prices(masks: Masks) -> Tensor:
+    """What the whole model would be smaller by without each unit, (units,), as a share."""
+    whole = torch.ones(masks.mask.units, device=masks.free.device, requires_grad=True)
+    counts = {name: whole[place].sum() for name, place in masks.places.items()}
+    gates = {name: whole[place] for name, place in masks.gates.items()}
+    size = masks.target.measure(counts, gates) / masks.target.full
+    return torch.autograd.grad(size, whole, allow_unused=True, materialize_grads=True)[0].clamp_min(1e-12)
 
 
 def _groups(masks: Masks) -> Iterator[Tensor]:

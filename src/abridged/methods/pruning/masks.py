@@ -16,7 +16,8 @@ Kind = Literal["vib", "l0", "magnitude", "taylor", "random"]
 
 #: Hard concrete distribution (Louizos et al., arXiv:1712.01312, section 2.2): temperature, and how far it is stretched.
 _TEMPERATURE, _LOW, _HIGH = 2.0 / 3.0, -0.1, 1.1
-_TINY = 1e-8
+#: Noise of the factors while it is measured what the loss depends on.
+_PROBE = 0.1
 
 
 class Mask(nn.Module):
@@ -28,6 +29,7 @@ class Mask(nn.Module):
         super().__init__()
         self.units = units
         self.slope = 0.5  #: of the sigmoid that makes probabilities of scores
+        self._drawn: Tensor | None = None
 
     def sample(self, rows: int) -> Tensor:
         """Factors while training, (rows, units) or (1, units)."""
@@ -53,51 +55,127 @@ class Mask(nn.Module):
         """What a unit that is kept will be multiplied by, (units,), for folding into weights."""
         return torch.ones(self.units)
 
+    def followed(self, factors: Tensor) -> Tensor:
+        """Factors (rows, units) of a pass, whose gradients `gradients` has after it."""
+        self._drawn = factors.detach().requires_grad_(True)
+        return self._drawn
 
-class InformationBottleneck(Mask):
+    def gradients(self) -> Tensor | None:
+        """Those of the factors of the last pass that was followed, (rows, units), once."""
+        drawn, self._drawn = self._drawn, None
+        return None if drawn is None else drawn.grad
+
+
+class LearnedMask(Mask):
+    """A mask with parameters. It may first be measured which units the loss depends on, and it then starts from that.
+
+    While it is measured nothing is removed: factors are 1 and some noise, a draw for each row of a batch. The gradients
+    that come back are those that the loss, which is least for the whole model, has for such noise: the square of a
+    unit's is the larger, the more the loss curves along it. That is what decides how much noise a unit can bear, and so
+    where the bottleneck would go from anywhere; starting there saves the steps.
+    """
+
+    sensitivity: Tensor  #: (units,) sums of squared gradients
+    measured: Tensor  #: (1,) whether it has started
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.register_buffer("sensitivity", torch.zeros(units))
+        self.register_buffer("measured", torch.ones(1, dtype=torch.bool))
+
+    def measure(self) -> None:
+        """Begin to measure."""
+        self.measured.fill_(False)
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the squared gradients of the last draw."""
+        found = self.gradients()
+        if found is not None:
+            self.sensitivity += found.square().mean(0)
+
+    def start(self, scores: Tensor) -> None:
+        """Start with scores (units,), whatever was measured."""
+        self.measured.fill_(True)
+        self.shift(scores.to(self.sensitivity) - self.score().detach())
+
+    def shift(self, by: Tensor | float) -> None:
+        """Add to the scores."""
+        raise NotImplementedError
+
+    def sample(self, rows: int) -> Tensor:
+        if self.measured:
+            return self.noisy(rows)
+        self.collect()
+        return self.followed(1 + _PROBE * torch.randn(rows, self.units, device=self.sensitivity.device))
+
+    def noisy(self, rows: int) -> Tensor:
+        """Factors while the masks are trained, (rows, units)."""
+        raise NotImplementedError
+
+    def deterministic(self) -> Tensor:
+        return self.kept() if self.measured else torch.ones_like(self.sensitivity)
+
+    def kept(self) -> Tensor:
+        """`factors` of what is kept, and 0."""
+        return self.factors() * (self.score() > 0)
+
+    def expected(self) -> Tensor:
+        return self.probability() if self.measured else torch.ones_like(self.sensitivity)
+
+    def probability(self) -> Tensor:
+        """`expected` once the mask has started."""
+        return torch.sigmoid(self.slope * self.score())
+
+
+class InformationBottleneck(LearnedMask):
     """Variational information bottleneck (VTrans, Dutta et al., arXiv:2406.05276, section 3).
 
-    z = μ + ε·σ with ε ~ N(0, 1), one draw for each row of a batch. A unit goes when log σ² ≥ log μ², and the
-    divergence from the prior is ½·log(1 + μ²/σ²).
+    z = m + ε·s with ε ~ N(0, 1), one draw for each row of a batch. A unit goes when the noise α = s²/m² is 1 or more,
+    and the divergence from the prior is ½·log(1 + 1/α).
+
+    The paper learns m and log s², so that a unit on its way out drowns the others: its noise grows while its mean is
+    still 1. Here it is m = μ/(1 + α), the share of a noisy value that is best believed, so that both go to 0 together;
+    α, the divergence and what is kept are the same.
     """
 
     def __init__(self, units: int) -> None:
         super().__init__(units)
         self.mu = nn.Parameter(1.0 + 0.01 * torch.randn(units))
-        self.log_variance = nn.Parameter(-9.0 + 0.01 * torch.randn(units))
+        self.log_alpha = nn.Parameter(-9.0 + 0.01 * torch.randn(units))
 
     def score(self) -> Tensor:
-        return (self.mu.square() + _TINY).log() - self.log_variance
+        return -self.log_alpha
 
-    def sample(self, rows: int) -> Tensor:
+    def shift(self, by: Tensor | float) -> None:
+        self.log_alpha.data -= by
+
+    def noisy(self, rows: int) -> Tensor:
         noise = torch.randn(rows, self.units, device=self.mu.device)
-        return self.mu + noise * (0.5 * self.log_variance).exp()
-
-    def deterministic(self) -> Tensor:
-        return self.mu * (self.score() > 0)
-
-    def expected(self) -> Tensor:
-        return torch.sigmoid(self.slope * self.score())
+        return self.mu * torch.sigmoid(-self.log_alpha) * (1 + noise * (0.5 * self.log_alpha).exp())
 
     def divergence(self) -> Tensor:
-        return 0.5 * nn.functional.softplus(self.score())  # log(1 + μ²/σ²) = log(1 + exp(log μ² - log σ²))
+        return 0.5 * nn.functional.softplus(self.score())  # log(1 + 1/α)
 
     def factors(self) -> Tensor:
-        return self.mu.detach()
+        return (self.mu * torch.sigmoid(-self.log_alpha)).detach()
 
 
-class HardConcrete(Mask):
+class HardConcrete(LearnedMask):
     """L0 regularisation (Louizos et al., arXiv:1712.01312), as CoFi (Xia et al., arXiv:2204.00408) prunes with it."""
 
     def __init__(self, units: int) -> None:
         super().__init__(units)
         self.log_alpha = nn.Parameter(2.5 + 0.01 * torch.randn(units))
 
-    def sample(self, rows: int) -> Tensor:
+    def shift(self, by: Tensor | float) -> None:
+        self.log_alpha.data += by
+
+    def noisy(self, rows: int) -> Tensor:
         u = torch.rand(rows, self.units, device=self.log_alpha.device).clamp(1e-6, 1 - 1e-6)
         return self._stretched(torch.sigmoid((u.log() - (1 - u).log() + self.log_alpha) / _TEMPERATURE))
 
-    def deterministic(self) -> Tensor:
+    def kept(self) -> Tensor:
         return self._stretched(torch.sigmoid(self.log_alpha))
 
     def _stretched(self, x: Tensor) -> Tensor:
@@ -107,11 +185,11 @@ class HardConcrete(Mask):
         """Above 0 where the factor at evaluation is above 0."""
         return self.log_alpha - math.log(-_LOW / _HIGH)
 
-    def expected(self) -> Tensor:
+    def probability(self) -> Tensor:
         return torch.sigmoid(self.log_alpha - _TEMPERATURE * math.log(-_LOW / _HIGH))
 
     def factors(self) -> Tensor:
-        return self.deterministic().detach().clamp_min(1e-3)  # the budget may keep what would be 0
+        return self.kept().detach().clamp_min(1e-3)  # the budget may keep what would be 0
 
 
 class Importance(Mask):
@@ -131,22 +209,20 @@ class Importance(Mask):
         self.kind = kind
         self.register_buffer("keep", torch.ones(units))
         self.register_buffer("importance", torch.rand(units) if kind == "random" else torch.zeros(units))
-        self._leaf: Tensor | None = None
 
     def sample(self, rows: int) -> Tensor:
         if self.kind != "taylor":
             return self.keep.unsqueeze(0)
         self.collect()
-        self._leaf = torch.ones(rows, self.units, device=self.keep.device, requires_grad=True)
-        return self._leaf * self.keep
+        return self.followed(torch.ones(rows, self.units, device=self.keep.device)) * self.keep
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients of the last draw to the running importance of what is still there."""
-        if self._leaf is not None and self._leaf.grad is not None:
-            found = self._leaf.grad.abs().mean(0)
-            self.importance.copy_(torch.where(self.keep > 0, 0.9 * self.importance + 0.1 * found, self.importance))
-        self._leaf = None
+        found = self.gradients()
+        if found is not None:
+            importance = 0.9 * self.importance + 0.1 * found.abs().mean(0)
+            self.importance.copy_(torch.where(self.keep > 0, importance, self.importance))
 
     def deterministic(self) -> Tensor:
         return self.keep

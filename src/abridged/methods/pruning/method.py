@@ -36,7 +36,21 @@ class Prune(Method):
         "units, whole attention and feed-forward blocks",
     )
     round_to: int = Field(1, ge=1, description="hidden and inner widths are multiples of this; 64 runs faster")
-    warmup: float = Field(0.5, ge=0, le=1, description="share of the stage over which the target falls to the budget")
+    measure: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the stage for which vib and l0 remove nothing and measure what the loss depends on, to "
+        "start from that; 0: all units start alike",
+    )
+    constraint: Literal["threshold", "lagrangian"] = Field(
+        "threshold",
+        description="how vib and l0 meet the budget: threshold, by one number that is added to all scores before "
+        "every step; lagrangian, by a penalty with multipliers that rise (the paper's)",
+    )
+    warmup: float = Field(
+        0.5, ge=0, le=1, description="share of the stage, after `measure`, over which the target falls to the budget"
+    )
     beta: float = Field(1e-6, ge=0, description="weight of vib's divergence; of heads times their parameters")
     slope: tuple[float, float] = Field(
         (0.5, 2.0),

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from abridged.methods.pruning.budget import Lagrangian, Target
 from abridged.methods.pruning.cut import cut
-from abridged.methods.pruning.importance import magnitudes, normalized
+from abridged.methods.pruning.importance import magnitudes, normalized, worth
 from abridged.methods.pruning.layout import HIDDEN, layout_of
 from abridged.methods.pruning.masked import Masks, attach, check_attached, detach, masks_of
-from abridged.methods.pruning.masks import Importance
+from abridged.methods.pruning.masks import Importance, InformationBottleneck, LearnedMask
 from abridged.methods.pruning.select import Selection, describe, select
 
 if TYPE_CHECKING:
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 #: A model that is still so much larger than its target, as a share of the whole, has masks that were not done.
 _FAR = 0.1
+#: How far apart measured scores start, in units of the logarithm of squared gradients: most masks are then all but open
+#: or shut. With many half open at once their noise leaves nothing to learn from.
+_SPREAD = 8.0
+#: Halvings of the interval in which the shift that meets the budget lies, and its half.
+_HALVINGS, _REACH = 16, 16.0
 
 
 def prepare(model: Any, anatomy: Any, method: Prune) -> None:
@@ -29,7 +34,9 @@ def prepare(model: Any, anatomy: Any, method: Prune) -> None:
     masks = attach(model, layout, method.masks, frozenset(method.structures))
     masks.target, masks.share = target, 1.0
     select(masks, torch.zeros(masks.mask.units), target, target.limit, method.round_to)  # or no such model can be
-    if masks.mask.learned:
+    if isinstance(masks.mask, LearnedMask):
+        if method.measure > 0:
+            masks.mask.measure()
         masks.lagrangian = Lagrangian().to(masks.free.device)
         stands_for = torch.ones(masks.mask.units)
         sizes = list(layout.sizes(layout.full(), layout.open_gates()))
@@ -53,14 +60,40 @@ def step(model: nn.Module, progress: float, method: Prune) -> None:
     check_attached(model, masks)
     first, last = method.slope
     masks.mask.slope = first * (last / first) ** progress
-    warm = 1.0 if method.warmup == 0 else min(1.0, progress / method.warmup)
+    began = method.measure if masks.mask.learned else 0.0
+    if progress < began:
+        return
+    warm = 1.0 if method.warmup == 0 else min(1.0, (progress - began) / method.warmup)
     masks.share = 1 + (masks.target.share - 1) * warm
+    if isinstance(masks.mask, LearnedMask):
+        start(masks)
+        if method.constraint == "threshold":
+            meet(masks)
     if isinstance(masks.mask, Importance):
         due = round(warm * method.updates)
         if due > int(masks.removals):
             masks.removals.fill_(due)
             limit = masks.target.limit_at(1 + (masks.target.share - 1) * due / method.updates)
             _keep(masks, select(masks, scores(model, masks), masks.target, limit, method.round_to))
+
+
+def start(masks: Masks) -> None:
+    """Let masks that were measured start from what was found, if they have not."""
+    mask = masks.mask
+    if isinstance(mask, LearnedMask) and not mask.measured:
+        mask.collect()
+        mask.start(_SPREAD * worth(mask.sensitivity, masks))
+
+
+@torch.no_grad()
+def meet(masks: Masks) -> None:
+    """Shift all scores by one number, so that the expected size is what the budget allows now."""
+    mask = masks.mask
+    assert isinstance(mask, LearnedMask)
+    step = _REACH
+    for _ in range(_HALVINGS):
+        step /= 2
+        mask.shift(-step if float(expected_size(masks)) > masks.share else step)
 
 
 def scores(model: nn.Module, masks: Masks) -> Tensor:
@@ -90,7 +123,9 @@ def penalties(model: nn.Module, method: Prune) -> dict[str, Tensor]:
     size = expected_size(masks)
     if not masks.mask.learned:
         return {"size": size.detach()}
-    found = {"budget": masks.lagrangian(size, masks.share), "size": size.detach()}
+    found = {"size": size.detach()}
+    if method.constraint == "lagrangian":
+        found["budget"] = masks.lagrangian(size, masks.share)
     if method.masks == "vib":
         divergence = masks.mask.divergence() * masks.free
         found["divergence"] = method.beta * (divergence * masks.stands_for).sum()
@@ -111,7 +146,12 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     masks = _masks(model)
     check_attached(model, masks)
     masks.mask.slope = method.slope[1]  # a resumed run has taken no step
-    target, expected = masks.target, float(expected_size(masks).detach())
+    target = masks.target
+    if isinstance(masks.mask, LearnedMask) and not masks.mask.measured:  # the stage was too short
+        start(masks)
+        masks.share = target.share
+        meet(masks)
+    expected = float(expected_size(masks).detach())
     ranked = scores(model, masks).detach()
     if isinstance(masks.mask, Importance) and int(masks.removals):  # what is removed already has no say any more
         ranked = torch.where(masks.mask.keep > 0, ranked + ranked.abs().max() + 1, ranked)
@@ -162,5 +202,8 @@ def _heads(masks: Masks, ranked: Tensor, selection: Selection) -> dict[str, dict
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """See `Prune.parameter_groups`."""
     masks = _masks(model)
-    multipliers = list(masks.lagrangian.parameters()) if masks.mask.learned else []
-    return {"mask": list(masks.mask.parameters()), "multiplier": multipliers}
+    mask = masks.mask
+    if not isinstance(mask, LearnedMask):
+        return {"mask": [], "multiplier": []}
+    own = {"gain": [mask.mu]} if isinstance(mask, InformationBottleneck) else {}
+    return {"mask": [mask.log_alpha], "multiplier": list(masks.lagrangian.parameters()), **own}
