@@ -48,7 +48,8 @@ STUDENTS: dict[str, tuple[str, list[str]]] = {
     "bit-1-1-1": ("bit-1-1-1", []),
     "kngpt2": ("kngpt2", PRETRAINED),
     "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, "stages.*.methods.kronecker.rank=16"]),
-    "best-kngpt2": ("best-kngpt2", PRETRAINED),
+    "best-kngpt2": ("best-kngpt2", []),
+    "best-kngpt2, hidden states": ("best-kngpt2", ["stages.*.objectives.hidden.weight=0.1"]),
 }
 
 

@@ -1,6 +1,6 @@
 """Pruning: VTrans and its variants against L0, Taylor, magnitude and random, in one trainer under one counted budget.
 
-    python benchmarks/pruning.py quality [--glue FOLDER] [--seeds 0 1 2] [--steps 1000] [--minutes 60] [--only PATTERN]
+    python benchmarks/pruning.py quality [--glue FOLDER] [--seeds 0 1 2] [--steps 300] [--minutes 60] [--only PATTERN]
     python benchmarks/pruning.py speed
     python benchmarks/pruning.py cost
 
@@ -37,6 +37,7 @@ from abridged.training.workspace import Workspace, write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "pruning"
 TASKS = ("sst2", "rte", "mrpc")
+STEPS = 300
 #: Shares of all parameters that are left.
 SHARES = (0.5, 0.3, 0.1)
 #: Shares of the layers' parameters that are left, embeddings not counted: CoFi's sparsities of 60, 80 and 95 %.
@@ -56,22 +57,27 @@ WRITTEN = 32
 PRUNE = "stages.0.methods.prune"
 
 
-def plan(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, str, str, list[str], int]]:
-    """(name, task or "text", recipe, overrides, seed) of every run: one seed of all first."""
+def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, str, str, list[str], int]]:
+    """(name, task or "text", recipe, overrides, seed) of every run: one seed of all first.
+
+    Other lengths than the usual stand beside it.
+    """
+    length = "" if steps == STEPS else f"-{steps}-steps"
     for seed in seeds:
+        end = f"{length}-seed{seed}"
         for task in ("text", *tasks):
             for share in SHARES:
                 budget = f"budget.parameters={share}"
                 for contestant, changes in CONTESTANTS.items():
                     slug = contestant.replace(", ", "-").replace(" ", "-")
-                    yield f"{slug}-{task}-{share}-seed{seed}", task, "vtrans", [budget, *changes], seed
+                    yield f"{slug}-{task}-{share}{end}", task, "vtrans", [budget, *changes], seed
                 for recipe in ("fast-vtrans", "faster-vtrans"):
-                    yield f"{recipe}-{task}-{share}-seed{seed}", task, recipe, [budget], seed
+                    yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
             for share in ENCODER_SHARES:
                 budget = [f"budget.parameters={share}", "budget.embeddings=false"]
                 cofi = [*CONTESTANTS["l0"], f"{PRUNE}.structures=[heads, ffn, blocks]"]
-                yield f"cofi-{task}-encoder{share}-seed{seed}", task, "vtrans", [*budget, *cofi], seed
-                yield f"vib-{task}-encoder{share}-seed{seed}", task, "vtrans", budget, seed
+                yield f"cofi-{task}-encoder{share}{end}", task, "vtrans", [*budget, *cofi], seed
+                yield f"vib-{task}-encoder{share}{end}", task, "vtrans", budget, seed
 
 
 def share_of_steps(recipe: str) -> float:
@@ -85,13 +91,16 @@ def quality(options: argparse.Namespace) -> None:
     from glue import FOLDERS, teacher
 
     tasks = list(options.tasks) if options.glue else []
-    for path, (name, task, recipe, overrides, seed) in pending(plan(tasks, options.seeds), RESULTS, options):
+    for path, (name, task, recipe, overrides, seed) in pending(
+        plan(tasks, options.seeds, options.steps), RESULTS, options
+    ):
         model, data = options.model, options.data
         overrides = [*overrides, *shared_out(recipe, round(options.steps * share_of_steps(recipe))), *options.overrides]
         if task != "text":
             folder = Path(options.glue) / FOLDERS[task]
             model, data = str(teacher(task, Path(options.glue))), str(folder)
-            overrides += ["stages.*.context=128", "stages.*.batch_size=32"]
+            overrides += ["stages.*.context=128"]
+            overrides += [] if recipe == "faster-vtrans" else ["stages.*.batch_size=32"]  # its own are small
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, model, data, seed, task=None if task == "text" else task)
         result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides, "steps": options.steps}
@@ -215,7 +224,7 @@ def main() -> None:
     parser.add_argument("--glue", help="the folder of GLUE's tasks; without it only the text is measured")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000, help="of vtrans and the baselines, over both stages")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of vtrans and the baselines, over both stages")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")

@@ -231,22 +231,49 @@ def kronecker() -> str:
     return markdown(header, rows)
 
 
+#: Contestant of benchmarks/pruning.py -> what the table calls it.
+PRUNED = {
+    "vib": "VTrans",
+    "vib-as-published": "VTrans, masks as published",
+    "fast-vtrans": "Fast-VTrans",
+    "faster-vtrans": "Faster-VTrans",
+    "l0": "L0",
+    "l0-measured-start": "L0, measured start",
+    "cofi": "CoFi-style",
+    "taylor": "Taylor",
+    "magnitude": "magnitude",
+    "random": "random",
+}
+
+
 def pruning() -> str:
-    """Every kind of mask at each share of the parameters, by task."""
+    """Every contestant at each share of the parameters, by task."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    whole: dict[str, float] = {}
     for result in read("pruning"):
-        named = re.fullmatch(r"([\w-]+)-(text|sst2|rte|mrpc)-(encoder)?([\d.]+)-seed\d+", result["name"])
+        named = re.fullmatch(r"([\w-]+)-(text|sst2|rte|mrpc)-(encoder)?([\d.]+)(-\d+-steps)?-seed\d+", result["name"])
         if named:
             key = "perplexity" if named[2] == "text" else "score"
             share = f"{100 * float(named[4]):g} %" + (" of the layers" if named[3] else "")
+            share += f", {result['steps']:,} steps" if named[5] else ""
             found[named[2], share][named[1]].append(result["student"][key])
-    kinds = ("vib", "l0", "taylor", "magnitude", "random", "cofi", "fast-vtrans", "faster-vtrans")
+            whole[named[2]] = result["teacher"][key]
+    if not found:
+        raise FileNotFoundError
     tasks = {"text": "GPT-2, perplexity", "sst2": "SST-2", "rte": "RTE", "mrpc": "MRPC"}
+
+    def place(column: tuple[str, str]) -> tuple[bool, bool, int, float]:
+        task, share = column
+        return "layers" in share, "steps" in share, list(tasks).index(task), -float(share.split()[0])
+
+    columns = sorted(found, key=place)
     rows = [
-        [f"{tasks[task]} at {share}", *(spread(by_kind[kind]) if by_kind.get(kind) else "–" for kind in kinds)]
-        for (task, share), by_kind in found.items()
+        [name, *(spread(found[column][kind]) if found[column].get(kind) else "–" for column in columns)]
+        for kind, name in PRUNED.items()
+        if any(found[column].get(kind) for column in columns)
     ]
-    return markdown(["", "VTrans", "L0", "Taylor", "magnitude", "random", "CoFi-style", "Fast", "Faster"], rows)
+    rows.insert(0, ["whole", *(f"{whole[task]:.1f}" for task, _ in columns)])
+    return markdown(["", *(f"{tasks[task]} at {share}" for task, share in columns)], rows)
 
 
 def demo() -> str:

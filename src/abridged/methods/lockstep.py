@@ -41,8 +41,7 @@ class Inputs:
         self._met: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
         self._next: tuple[str, Any] | None = None
         self._stopped = threading.Event()
-        for path in paths:
-            model.get_submodule(path).register_forward_pre_hook(self._hook(path))
+        self._hooks = [model.get_submodule(path).register_forward_pre_hook(self._hook(path)) for path in paths]
         self._thread = threading.Thread(target=self._run, args=(model, run), daemon=True)
         self._thread.start()
 
@@ -58,9 +57,11 @@ class Inputs:
         return x
 
     def stop(self) -> None:
-        """End the pass where it is."""
+        """End the pass where it is, and leave the model as it was."""
         self._stopped.set()
         self._thread.join()
+        for hook in self._hooks:
+            hook.remove()
 
     def _hook(self, path: str) -> Callable[..., None]:
         return lambda module, arguments: self._put(path, arguments[0])
@@ -90,13 +91,14 @@ def in_lockstep(
     calibrate: Calibrate,
     take: Callable[[str, Tensor, Tensor | None], None],
     title: str,
+    constant: bool = False,
 ) -> None:
     """Run one batch through `model` and call `take(path, XᵀX, ZᵀX)` as it meets each of its layers at `paths`.
 
     X (tokens, columns) are the layer's inputs, and Z those that it has in `before`, the model in full precision; ZᵀX
     is None without one, and where the two come to their layers in different orders. `take` may change the layer that it
     is called for, which then goes on with the pass. The pass ends with the last of the layers. Padding is left out
-    where the model is given masks.
+    where the model is given masks. With `constant`, X and Z have a last column of 1, which stands for biases.
     """
     masks: list[Tensor] = []
 
@@ -109,7 +111,8 @@ def in_lockstep(
 
         def rows(inputs: Tensor) -> Tensor:
             kept = inputs if mask is None else inputs[mask.bool()]
-            return kept.detach().float().reshape(-1, inputs.shape[-1])
+            flat = kept.detach().float().reshape(-1, inputs.shape[-1])
+            return nn.functional.pad(flat, (0, 1), value=1.0) if constant else flat
 
         with torch.autocast(x.device.type, enabled=False):
             z = whole.at(path) if whole else None

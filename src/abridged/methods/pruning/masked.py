@@ -8,7 +8,7 @@ whole part where that matrix has written.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,21 @@ from abridged.errors import AbridgedError
 from abridged.methods.pruning.layout import HIDDEN, Axis, Layout
 from abridged.methods.pruning.masks import Kind, Mask, build_mask
 
+if TYPE_CHECKING:
+    from abridged.methods.base import Calibrate
+
 #: Under which name a model carries its masks while they are trained.
 ATTRIBUTE = "pruning_masks"
+
+
+class Data:
+    """What runs data through a model when the stage is finished; a copy of a model leaves it where it is."""
+
+    def __init__(self, calibrate: Calibrate) -> None:
+        self.calibrate = calibrate
+
+    def __deepcopy__(self, memory: dict[int, Any]) -> Data:
+        return self
 
 
 class Masks(nn.Module):
@@ -33,6 +46,7 @@ class Masks(nn.Module):
     # What the training of a stage adds:
     target: Any  #: what the model may take
     share: float  #: of the whole, that it may take now
+    data: Data
     lagrangian: Any
     stands_for: Tensor  #: (units,) how much each unit's divergence counts
     removals: Tensor  #: how often units were removed, where masks are not learned

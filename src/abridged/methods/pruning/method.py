@@ -57,6 +57,11 @@ class Prune(Method):
         description="of the sigmoid that counts units as kept, at the stage's start and end; a steep one has no "
         "gradient at the start, and gets stuck above the budget at the end",
     )
+    reconstruct: bool = Field(
+        False,
+        description="after the cut, let each matrix make up for it on real inputs, by least squares against the model "
+        "before; where weights were trained beside the masks they have done so",
+    )
     updates: int = Field(20, ge=1, description="times that magnitude, taylor and random remove units during warm-up")
 
     def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
@@ -66,7 +71,7 @@ class Prune(Method):
         """
         from abridged.methods.pruning.train import prepare
 
-        prepare(model, anatomy, self)
+        prepare(model, anatomy, self, calibrate)
 
     def step(self, model: nn.Module, progress: float) -> None:
         """Let the target fall, and the sigmoid grow steeper; where masks are not learned, remove units."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,11 +12,13 @@ from abridged.methods.pruning.budget import Lagrangian, Target
 from abridged.methods.pruning.cut import cut
 from abridged.methods.pruning.importance import magnitudes, normalized, worth
 from abridged.methods.pruning.layout import HIDDEN, layout_of
-from abridged.methods.pruning.masked import Masks, attach, check_attached, detach, masks_of
+from abridged.methods.pruning.masked import Data, Masks, attach, check_attached, detach, masks_of
 from abridged.methods.pruning.masks import Importance, InformationBottleneck, LearnedMask
+from abridged.methods.pruning.reconstruct import reconstruct
 from abridged.methods.pruning.select import Selection, describe, select
 
 if TYPE_CHECKING:
+    from abridged.methods.base import Calibrate
     from abridged.methods.pruning.method import Prune
 
 #: A model that is still so much larger than its target, as a share of the whole, has masks that were not done.
@@ -27,12 +30,12 @@ _SPREAD = 8.0
 _HALVINGS, _REACH = 16, 16.0
 
 
-def prepare(model: Any, anatomy: Any, method: Prune) -> None:
+def prepare(model: Any, anatomy: Any, method: Prune, calibrate: Calibrate) -> None:
     """See `Prune.prepare`."""
     layout = layout_of(model, anatomy)
     target = Target(layout, method.budget)
     masks = attach(model, layout, method.masks, frozenset(method.structures))
-    masks.target, masks.share = target, 1.0
+    masks.target, masks.share, masks.data = target, 1.0, Data(calibrate)
     select(masks, torch.zeros(masks.mask.units), target, target.limit, method.round_to)  # or no such model can be
     if isinstance(masks.mask, LearnedMask):
         if method.measure > 0:
@@ -182,7 +185,10 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     detach(model, masks)
     kept = selection.kept
     units = getattr(model, "hidden_units", None)
+    whole = copy.deepcopy(model).requires_grad_(False) if method.reconstruct else None
     cut(model, masks.layout, kept, factors, gates)
+    if whole is not None:
+        reconstruct(model, whole, masks.layout, kept, masks.data.calibrate)
     model.hidden_units = kept[HIDDEN] if units is None else units[kept[HIDDEN]]
     return found
 
