@@ -44,13 +44,16 @@ SHARES = (0.5, 0.3, 0.1)
 ENCODER_SHARES = (0.4, 0.2, 0.05)
 #: L0 as published: masks that start alike, and a penalty for the budget.
 PUBLISHED = ["stages.0.methods.prune.measure=0", "stages.0.methods.prune.constraint=lagrangian"]
-#: Contestant -> what is changed in vtrans.
-CONTESTANTS = {
-    "vib": [],
-    "vib, as published": [*PUBLISHED, "stages.0.training.learning_rates.mask=0.05"],
-    "l0": ["stages.0.methods.prune.masks=l0", *PUBLISHED, "stages.0.training.learning_rates.mask=0.05"],
-    "l0, measured start": ["stages.0.methods.prune.masks=l0"],
-    **{masks: [f"stages.0.methods.prune.masks={masks}"] for masks in ("taylor", "magnitude", "random")},
+RATE = "stages.0.training.learning_rates.mask=0.05"
+#: Contestant -> recipe, and what is changed in it.
+CONTESTANTS: dict[str, tuple[str, list[str]]] = {
+    "best-vtrans": ("best-vtrans", []),
+    "vib": ("vtrans", []),
+    "vib, as published": ("vtrans", [*PUBLISHED, RATE]),
+    "l0": ("vtrans", ["stages.0.methods.prune.masks=l0", *PUBLISHED, RATE]),
+    "l0, measured start": ("vtrans", ["stages.0.methods.prune.masks=l0"]),
+    **{masks: ("vtrans", [f"stages.0.methods.prune.masks={masks}"]) for masks in ("taylor", "magnitude", "random")},
+    "l0, reconstructed": ("best-vtrans", ["stages.0.methods.prune.masks=l0"]),
 }
 #: Tokens that `speed` has written.
 WRITTEN = 32
@@ -68,16 +71,16 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
         for task in ("text", *tasks):
             for share in SHARES:
                 budget = f"budget.parameters={share}"
-                for contestant, changes in CONTESTANTS.items():
+                for contestant, (recipe, changes) in CONTESTANTS.items():
                     slug = contestant.replace(", ", "-").replace(" ", "-")
-                    yield f"{slug}-{task}-{share}{end}", task, "vtrans", [budget, *changes], seed
+                    yield f"{slug}-{task}-{share}{end}", task, recipe, [budget, *changes], seed
                 for recipe in ("fast-vtrans", "faster-vtrans"):
                     yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
             for share in ENCODER_SHARES:
                 budget = [f"budget.parameters={share}", "budget.embeddings=false"]
-                cofi = [*CONTESTANTS["l0"], f"{PRUNE}.structures=[heads, ffn, blocks]"]
+                cofi = [*CONTESTANTS["l0"][1], f"{PRUNE}.structures=[heads, ffn, blocks]"]
                 yield f"cofi-{task}-encoder{share}{end}", task, "vtrans", [*budget, *cofi], seed
-                yield f"vib-{task}-encoder{share}{end}", task, "vtrans", budget, seed
+                yield f"best-vtrans-{task}-encoder{share}{end}", task, "best-vtrans", budget, seed
 
 
 def share_of_steps(recipe: str) -> float:

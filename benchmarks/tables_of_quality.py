@@ -233,12 +233,14 @@ def kronecker() -> str:
 
 #: Contestant of benchmarks/pruning.py -> what the table calls it.
 PRUNED = {
+    "best-vtrans": "best-vtrans",
     "vib": "VTrans",
     "vib-as-published": "VTrans, masks as published",
     "fast-vtrans": "Fast-VTrans",
     "faster-vtrans": "Faster-VTrans",
     "l0": "L0",
     "l0-measured-start": "L0, measured start",
+    "l0-reconstructed": "best-vtrans with L0",
     "cofi": "CoFi-style",
     "taylor": "Taylor",
     "magnitude": "magnitude",

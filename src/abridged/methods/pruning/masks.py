@@ -77,6 +77,7 @@ class LearnedMask(Mask):
 
     sensitivity: Tensor  #: (units,) sums of squared gradients
     measured: Tensor  #: (1,) whether it has started
+    log_alpha: nn.Parameter  #: (units,) what training moves
 
     def __init__(self, units: int) -> None:
         super().__init__(units)

@@ -96,7 +96,7 @@ class Prune(Method):
         return self.model_copy(update={"masks": "magnitude"})
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """The masks ("mask") and the multipliers of the budget ("multiplier")."""
+        """The masks ("mask"), vib's factors of units ("gain") and the multipliers of the budget ("multiplier")."""
         from abridged.methods.pruning.train import parameter_groups
 
         return parameter_groups(model)

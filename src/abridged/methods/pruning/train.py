@@ -208,8 +208,9 @@ def _heads(masks: Masks, ranked: Tensor, selection: Selection) -> dict[str, dict
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """See `Prune.parameter_groups`."""
     masks = _masks(model)
-    mask = masks.mask
-    if not isinstance(mask, LearnedMask):
-        return {"mask": [], "multiplier": []}
-    own = {"gain": [mask.mu]} if isinstance(mask, InformationBottleneck) else {}
-    return {"mask": [mask.log_alpha], "multiplier": list(masks.lagrangian.parameters()), **own}
+    found: dict[str, list[nn.Parameter]] = {"mask": [], "gain": [], "multiplier": []}
+    if isinstance(masks.mask, LearnedMask):
+        found |= {"mask": [masks.mask.log_alpha], "multiplier": list(masks.lagrangian.parameters())}
+    if isinstance(masks.mask, InformationBottleneck):
+        found["gain"] = [masks.mask.mu]
+    return found
