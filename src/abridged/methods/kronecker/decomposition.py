@@ -12,7 +12,7 @@ from torch import Tensor
 from abridged.runtime.factors import Factors
 
 _NUMBERS = 1 << 21  #: of R that are worked on at once in FP64
-_TINY = 64  #: times smaller than the other: a factor whose entries all start at the size of 1
+_SMALL = 8  #: times smaller than the other: a factor through which the other learns as the matrix did
 
 
 def rearranged(weight: Tensor, factors: Factors) -> Tensor:
@@ -25,9 +25,9 @@ def rearranged(weight: Tensor, factors: Factors) -> Tensor:
 def nearest(weight: Tensor, factors: Factors) -> tuple[Tensor, Tensor, float]:
     """The A (rank, m1, n1) and B (rank, m2, n2) with the least ‖W − ΣA⊗B‖, and that over ‖W‖.
 
-    The singular vectors come from the smaller of RᵀR and RRᵀ, in FP64. A small B has entries of the size of 1 and A
-    those of the size of W, so that a learning rate means the same for A as it did for W; factors of like size share
-    the singular values evenly.
+    The singular vectors come from the smaller of RᵀR and RRᵀ, in FP64. A small B has entries of the size of 1/√rank and
+    A those of the size of W, so that a learning rate means the same for A as it did for W: a step of all terms moves W
+    by as much. Factors of like size share the singular values evenly.
     """
     matrix = rearranged(weight.detach(), factors)
     wide = matrix.shape[0] < matrix.shape[1]
@@ -42,7 +42,8 @@ def nearest(weight: Tensor, factors: Factors) -> tuple[Tensor, Tensor, float]:
     longer = torch.cat([(part.double() @ vectors).to(weight.dtype) for part in _parts(matrix)])
     sigma = values.sqrt().clamp_min(1e-30)
     left, right = (vectors * sigma, longer / sigma) if wide else (longer, vectors)
-    share = torch.full_like(sigma, len(right) ** 0.5) if len(left) >= _TINY * len(right) else sigma.sqrt()
+    small = len(left) >= _SMALL * len(right)
+    share = torch.full_like(sigma, (len(right) / factors.rank) ** 0.5) if small else sigma.sqrt()
     left, right = (left / share).to(weight.dtype).t(), (right * share).to(weight.dtype).t()
     return left.reshape(factors.rank, *factors.left), right.reshape(factors.rank, *factors.right), error
 
@@ -68,8 +69,8 @@ def random(weight: Tensor, factors: Factors, generator: torch.Generator | None =
     size = weight.detach().square().mean().sqrt().item()
     left = torch.randn((factors.rank, *factors.left), generator=generator, device=weight.device, dtype=weight.dtype)
     right = torch.randn((factors.rank, *factors.right), generator=generator, device=weight.device, dtype=weight.dtype)
-    right /= right.square().mean((1, 2), keepdim=True).sqrt()
-    left *= size / factors.rank**0.5
+    right /= (factors.rank * right.square().mean((1, 2), keepdim=True)).sqrt()
+    left *= size
     approximation = torch.einsum("rij,rkl->ikjl", left, right).reshape(weight.shape)
     error = float((weight - approximation).norm() / weight.norm().clamp_min(1e-30))
     return left, right, error
