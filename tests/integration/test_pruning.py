@@ -49,7 +49,7 @@ def test_one_command_prunes_quantises_and_reports(teacher, text, tmp_path):
     assert fresh.stdout.strip() == "7", fresh.stderr
 
 
-@pytest.mark.parametrize("name", ["fast-vtrans", "faster-vtrans", "faster-vtrans-lora"])
+@pytest.mark.parametrize("name", ["best-vtrans", "fast-vtrans", "faster-vtrans", "faster-vtrans-lora"])
 def test_the_fast_variants_run(name, teacher, text, tmp_path):
     recipe = Recipe.load(name, [*SHORT, "stages.0.data_share=0.2"])
     record = abridged.compress(teacher, recipe, text, tmp_path / "small")
@@ -82,7 +82,7 @@ def test_frozen_weights_stay_as_they_are(teacher, text, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-@pytest.mark.parametrize("name", ["vtrans", "faster-vtrans-lora"])
+@pytest.mark.parametrize("name", ["vtrans", "best-vtrans", "faster-vtrans-lora"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(name, stage, teacher, text, tmp_path, monkeypatch):
     recipe = Recipe.load(name, [*SHORT, "stages.0.data_share=0.5"])
     whole = abridged.compress(teacher, recipe, text, tmp_path / "whole")
