@@ -33,6 +33,8 @@ EQUAL = [
 STEPS = 300
 #: What KnGPT2's light pre-training reads: a general text, which has no labels to learn from.
 PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
+#: What best-bert's students match besides soft labels: each layer's output, and its attention.
+LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
 #: Student -> recipe, and what is changed in it.
 STUDENTS: dict[str, tuple[str, list[str]]] = {
     "best-bert-2-2-8": ("best-bert-2-2-8", []),
@@ -49,7 +51,7 @@ STUDENTS: dict[str, tuple[str, list[str]]] = {
     "kngpt2": ("kngpt2", PRETRAINED),
     "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, "stages.*.methods.kronecker.rank=16"]),
     "best-kngpt2": ("best-kngpt2", []),
-    "best-kngpt2, hidden states": ("best-kngpt2", ["stages.*.objectives.hidden.weight=0.1"]),
+    "best-kngpt2, layers too": ("best-kngpt2", LAYERS_TOO),
 }
 
 

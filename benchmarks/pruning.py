@@ -42,22 +42,23 @@ STEPS = 300
 SHARES = (0.5, 0.3, 0.1)
 #: Shares of the layers' parameters that are left, embeddings not counted: CoFi's sparsities of 60, 80 and 95 %.
 ENCODER_SHARES = (0.4, 0.2, 0.05)
+PRUNE = "stages.0.methods.prune"
 #: L0 as published: masks that start alike, and a penalty for the budget.
-PUBLISHED = ["stages.0.methods.prune.measure=0", "stages.0.methods.prune.constraint=lagrangian"]
+PUBLISHED = [f"{PRUNE}.measure=0", f"{PRUNE}.constraint=lagrangian"]
 RATE = "stages.0.training.learning_rates.mask=0.05"
 #: Contestant -> recipe, and what is changed in it.
 CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "best-vtrans": ("best-vtrans", []),
     "vib": ("vtrans", []),
     "vib, as published": ("vtrans", [*PUBLISHED, RATE]),
-    "l0": ("vtrans", ["stages.0.methods.prune.masks=l0", *PUBLISHED, RATE]),
-    "l0, measured start": ("vtrans", ["stages.0.methods.prune.masks=l0"]),
-    **{masks: ("vtrans", [f"stages.0.methods.prune.masks={masks}"]) for masks in ("taylor", "magnitude", "random")},
-    "l0, reconstructed": ("best-vtrans", ["stages.0.methods.prune.masks=l0"]),
+    "l0": ("vtrans", [f"{PRUNE}.masks=l0", *PUBLISHED, RATE]),
+    "l0, measured start": ("vtrans", [f"{PRUNE}.masks=l0"]),
+    **{masks: ("vtrans", [f"{PRUNE}.masks={masks}"]) for masks in ("taylor", "magnitude", "random")},
+    "taylor, twice the rate": ("vtrans", [f"{PRUNE}.masks=taylor", "stages.1.learning_rate=1e-3"]),
+    "l0, reconstructed": ("best-vtrans", [f"{PRUNE}.masks=l0"]),
 }
 #: Tokens that `speed` has written.
 WRITTEN = 32
-PRUNE = "stages.0.methods.prune"
 
 
 def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, str, str, list[str], int]]:
@@ -102,7 +103,7 @@ def quality(options: argparse.Namespace) -> None:
         if task != "text":
             folder = Path(options.glue) / FOLDERS[task]
             model, data = str(teacher(task, Path(options.glue))), str(folder)
-            overrides += ["stages.*.context=128"]
+            overrides += ["stages.*.context=128", "stages.1.learning_rate=5e-4"]
             overrides += [] if recipe == "faster-vtrans" else ["stages.*.batch_size=32"]  # its own are small
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, model, data, seed, task=None if task == "text" else task)

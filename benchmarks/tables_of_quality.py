@@ -243,6 +243,7 @@ PRUNED = {
     "l0-reconstructed": "best-vtrans with L0",
     "cofi": "CoFi-style",
     "taylor": "Taylor",
+    "taylor-twice-the-rate": "Taylor, 1e-3 after the cut",
     "magnitude": "magnitude",
     "random": "random",
 }
