@@ -33,6 +33,7 @@ EQUAL = [
 STEPS = 300
 #: What KnGPT2's light pre-training reads: a general text, which has no labels to learn from.
 PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
+FACTORS = "stages.*.methods.kronecker"
 #: What best-bert's students match besides soft labels: each layer's output, and its attention.
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
 #: Student -> recipe, and what is changed in it.
@@ -49,9 +50,10 @@ STUDENTS: dict[str, tuple[str, list[str]]] = {
     "bit-1-1-4": ("bit-1-1-4", []),
     "bit-1-1-1": ("bit-1-1-1", []),
     "kngpt2": ("kngpt2", PRETRAINED),
-    "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, "stages.*.methods.kronecker.rank=16"]),
+    "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, f"{FACTORS}.rank=16"]),
     "best-kngpt2": ("best-kngpt2", []),
     "best-kngpt2, layers too": ("best-kngpt2", LAYERS_TOO),
+    "low rank on inputs, layers too": ("best-kngpt2", [*LAYERS_TOO, f"{FACTORS}.form=low_rank", f"{FACTORS}.rank=1"]),
 }
 
 
