@@ -32,6 +32,22 @@ def train_only(model, recipe, data, output, keep):
                 shutil.copyfile(session.work.folder / name, Path(keep) / name)
 
 
+def prune_only(model, recipe, overrides, data, output, keep):
+    """The first stage of a recipe that prunes; each process writes which units it has kept."""
+    from accelerate import PartialState
+
+    from abridged.recipe import Recipe
+    from abridged.training.session import Session
+
+    with Session(model, Recipe.load(recipe, overrides), data, output) as session:
+        methods = session.prepare(0, session.recipe.stages[0])
+        session.train(0, session.recipe.stages[0], methods)
+        session.finish(0, methods)
+        found = session.facts["prune"]
+        kept = [{path: head["kept"] for path, head in found["heads"].items()}, session.student.hidden_units.tolist()]
+        Path(keep, f"{PartialState().process_index}.json").write_text(json.dumps(kept))
+
+
 def fail_in_one(which):
     """Both processes enter a block; one of them fails in it."""
     import os
@@ -95,6 +111,19 @@ def test_two_processes_make_the_student_of_one(tmp_path, teacher, bank):
     assert torch.equal(*rows)
     assert len(rows[0]) > 50
     torch.testing.assert_close(*scales, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("masks", ["vib", "taylor"])
+def test_two_processes_remove_the_same_units(tmp_path, teacher, masks):
+    """Each sees other sequences, and so other gradients by which units are ranked."""
+    changes = ["stages.*.steps=10", "stages.*.batch_size=4", "budget.parameters=0.6", "stages.*.compile=no"]
+    changes += [f"stages.0.methods.prune.masks={masks}", "stages.0.methods.prune.measure=0.3"]
+    text = write_text(tmp_path / "text.txt", lines=25)
+    arguments = (str(teacher), "vtrans", changes, str(text), tmp_path / "out", tmp_path)
+    for ended in isolated.call_all(prune_only, *arguments, folder=tmp_path / "processes"):
+        assert ended.code == 0, ended.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
 
 
 def test_the_command_line_in_two_processes(tmp_path, teacher, text, recipe_file):

@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 
 Kind = Literal["vib", "l0", "magnitude", "taylor", "random"]
@@ -93,7 +94,7 @@ class LearnedMask(Mask):
         """Add the squared gradients of the last draw."""
         found = self.gradients()
         if found is not None:
-            self.sensitivity += found.square().mean(0)
+            self.sensitivity += averaged(found.square().mean(0))
 
     def start(self, scores: Tensor) -> None:
         """Start with scores (units,), whatever was measured."""
@@ -222,7 +223,7 @@ class Importance(Mask):
         """Add the gradients of the last draw to the running importance of what is still there."""
         found = self.gradients()
         if found is not None:
-            importance = 0.9 * self.importance + 0.1 * found.abs().mean(0)
+            importance = 0.9 * self.importance + 0.1 * averaged(found.abs().mean(0))
             self.importance.copy_(torch.where(self.keep > 0, importance, self.importance))
 
     def deterministic(self) -> Tensor:
@@ -233,6 +234,14 @@ class Importance(Mask):
 
     def score(self) -> Tensor:
         return self.importance
+
+
+def averaged(found: Tensor) -> Tensor:
+    """The mean over all processes of a run, each with sequences of its own: all must remove the same units."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(found)
+        found /= distributed.get_world_size()
+    return found
 
 
 def build_mask(kind: Kind, units: int) -> Mask:
