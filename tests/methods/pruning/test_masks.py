@@ -145,6 +145,21 @@ def test_the_best_units_stay():
     assert len(kept[parts(model, "ffn")[1]]) == favoured.stop - favoured.start
 
 
+@pytest.mark.parametrize("name", ["gpt2", "bert", "bart"])
+def test_some_attention_always_stays(name):
+    """The best of it, however low it ranks."""
+    model, masks, target = prepared(name, parameters=0.5)
+    scores = torch.ones(masks.mask.units)
+    attention = parts(model, "attention")
+    for path in attention:
+        scores[masks.places[path]] = -9.0
+        scores[masks.gates[path]] = -9.0
+    scores[masks.gates[attention[1]]] = -8.0
+    scores[masks.places[attention[1]].start + 2] = -8.0
+    kept = select(masks, scores, target, target.limit).kept
+    assert 2 in kept[attention[1]].tolist()
+
+
 def test_an_impossible_budget_says_the_smallest_possible():
     model, masks, target = prepared(parameters=0.001)
     with pytest.raises(AbridgedError, match=r"smallest possible model takes [\d,]+ parameters"):

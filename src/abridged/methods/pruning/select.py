@@ -92,8 +92,20 @@ class Ranking:
                 items.append(Item(name, (), float(scores[gate])))
             else:
                 self.base[name] = 1
+        first += self._attention(items)
+        items = [item for item in items if item not in first]
         items.sort(key=lambda item: -item.score)
         self.items, self.forced = first + items, len(first)
+
+    def _attention(self, items: list[Item]) -> list[Item]:
+        """The best attention part and the best of its heads: without any, each token is read by itself."""
+        own = [item for item in items if self.axes[item.axis].kind == "attention"]
+        gates = [item for item in own if not item.units]
+        if not gates or any(self.base[name] for name in self.gated if self.axes[name].kind == "attention"):
+            return []
+        best = max(gates, key=lambda item: item.score)
+        heads = [item for item in own if item.units and item.axis == best.axis]
+        return [best, *([max(heads, key=lambda item: item.score)] if heads else [])]
 
     def _state(self, items: list[Item]) -> tuple[dict[str, int], dict[str, int]]:
         counts = {name: len(bound) for name, bound in self.bound.items()}
