@@ -53,7 +53,10 @@ STUDENTS: dict[str, tuple[str, list[str]]] = {
     "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, f"{FACTORS}.rank=16"]),
     "best-kngpt2": ("best-kngpt2", []),
     "best-kngpt2, layers too": ("best-kngpt2", LAYERS_TOO),
-    "low rank on inputs, layers too": ("best-kngpt2", [*LAYERS_TOO, f"{FACTORS}.form=low_rank", f"{FACTORS}.rank=1"]),
+    "best-kngpt2, 32 terms, layers too": (
+        "best-kngpt2",
+        [*LAYERS_TOO, f"{FACTORS}.form=nearest", f"{FACTORS}.rank=32"],
+    ),
 }
 
 

@@ -72,7 +72,7 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "kngpt2, start on inputs": ("kngpt2", [f"{KRONECKER}.initialization=inputs"]),
     "best-kngpt2": ("best-kngpt2", []),
     "best-kngpt2, nearest start": ("best-kngpt2", [f"{KRONECKER}.initialization=nearest"]),
-    "low rank, start on inputs, soft labels": ("best-kngpt2", [f"{KRONECKER}.form=low_rank", f"{KRONECKER}.rank=1"]),
+    "best-kngpt2, 32 terms": ("best-kngpt2", [f"{KRONECKER}.form=nearest", f"{KRONECKER}.rank=32"]),
     "random start": ("kngpt2", [f"{KRONECKER}.initialization=random"]),
     "truncated SVD": ("kngpt2", [f"{KRONECKER}.form=low_rank"]),
     "truncated SVD, soft labels": (
