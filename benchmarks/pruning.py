@@ -173,7 +173,8 @@ def cost(options: argparse.Namespace) -> None:
 
 def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Path) -> Callable[[], None]:
     """A function that takes one step of the first stage of vtrans with such masks, or without any."""
-    stage = Recipe.load("vtrans", [] if name == "distillation" else [f"{PRUNE}.masks={name}"]).stages[0]
+    masks = [] if name == "distillation" else [f"{PRUNE}.masks={name}", f"{PRUNE}.measure=0"]  # at work from the start
+    stage = Recipe.load("vtrans", masks).stages[0]
     student = copy.deepcopy(teacher).requires_grad_(True)
     methods = [] if name == "distillation" else list(stage.methods.values())
     for method in methods:
