@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from quantizers import pending, shared_out, train_and_measure
+from quantizers import pending, shared_out, slug, train_and_measure
 
 import abridged
 from abridged.recipe import Recipe
@@ -87,8 +87,7 @@ def plan(tasks: list[str], seeds: list[int], steps: int, base: str) -> Iterator[
     for seed in seeds:
         for task in tasks:
             for student in STUDENTS:
-                slug = student.replace(", ", "-").replace(" ", "-")
-                yield f"{slug}{of}-{task}{length}-seed{seed}", task, student, seed
+                yield f"{slug(student)}{of}-{task}{length}-seed{seed}", task, student, seed
 
 
 def main() -> None:

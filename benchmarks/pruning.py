@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantizers import pending, shared_out, train_and_measure
+from quantizers import pending, shared_out, slug, train_and_measure
 from size import untrained
 
 from abridged.data.blocks import Blocks, tokenize
@@ -73,8 +73,7 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
             for share in SHARES:
                 budget = f"budget.parameters={share}"
                 for contestant, (recipe, changes) in CONTESTANTS.items():
-                    slug = contestant.replace(", ", "-").replace(" ", "-")
-                    yield f"{slug}-{task}-{share}{end}", task, recipe, [budget, *changes], seed
+                    yield f"{slug(contestant)}-{task}-{share}{end}", task, recipe, [budget, *changes], seed
                 for recipe in ("fast-vtrans", "faster-vtrans"):
                     yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
             for share in ENCODER_SHARES:

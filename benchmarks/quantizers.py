@@ -100,6 +100,11 @@ def plan() -> Iterator[tuple[str, str, list[str], int]]:
         yield f"ablation-{name}", "quantgpt-2-2-8", [*rate(best_rate("dynamic")), *overrides], 0
 
 
+def slug(name: str) -> str:
+    """A contestant's name as a file's."""
+    return name.replace(", ", "-").replace(" ", "-")
+
+
 def shared_out(recipe: str, steps: int) -> list[str]:
     """Overrides that give a recipe's stages so many steps in all, in the proportions of its own epochs, or steps."""
     own = [stage.training.epochs or stage.training.steps for stage in Recipe.load(recipe).stages]

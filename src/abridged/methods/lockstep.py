@@ -140,6 +140,12 @@ def in_lockstep(
             handle.remove()
 
 
+def check_finite(name: str, *found: Tensor | None) -> None:
+    """Raise AbridgedError where what was found of a layer's inputs is not finite."""
+    if not all(bool(torch.isfinite(one).all()) for one in found if one is not None):
+        raise AbridgedError(f"the inputs of {name} are not all finite (NaN or infinity)")
+
+
 def target(
     weight: Tensor, moments: Tensor, crossed: Tensor | None, name: str, damping: float = DAMPING
 ) -> tuple[Tensor, Tensor]:
@@ -149,8 +155,7 @@ def target(
 
     Raises AbridgedError, which says `name`, where the inputs are not finite.
     """
-    if not all(bool(torch.isfinite(found).all()) for found in (moments, crossed) if found is not None):
-        raise AbridgedError(f"the inputs of {name} are not all finite (NaN or infinity)")
+    check_finite(name, moments, crossed)
     moments = moments.double()
     added = damping * moments.diagonal().mean().clamp_min(1e-10) * torch.eye(len(moments)).to(moments)
     moments = moments + added

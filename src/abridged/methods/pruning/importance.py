@@ -63,10 +63,7 @@ def worth(sensitivity: Tensor, masks: Masks) -> Tensor:
 def prices(masks: Masks) -> Tensor:
     """What the whole model would be smaller by without each unit, (units,), as a share."""
     whole = torch.ones(masks.mask.units, device=masks.free.device, requires_grad=True)
-    counts = {name: whole[place].sum() for name, place in masks.places.items()}
-    gates = {name: whole[place] for name, place in masks.gates.items()}
-    size = masks.target.measure(counts, gates) / masks.target.full
-    return torch.autograd.grad(size, whole, allow_unused=True, materialize_grads=True)[0].clamp_min(1e-12)
+    return torch.autograd.grad(masks.size(whole), whole, allow_unused=True, materialize_grads=True)[0].clamp_min(1e-12)
 
 
 def _groups(masks: Masks) -> Iterator[Tensor]:

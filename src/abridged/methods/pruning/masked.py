@@ -95,6 +95,12 @@ class Masks(nn.Module):
         """The probability of each unit to be kept, (units,); 1 of what may not be removed."""
         return self.mask.expected() * self.free + (1 - self.free)
 
+    def size(self, units: Tensor) -> Any:
+        """The share of the model that is left where each unit counts as 0 to 1, (units,); with a gradient to them."""
+        counts = {name: units[place].sum() for name, place in self.places.items()}
+        gates = {name: units[place] for name, place in self.gates.items()}
+        return self.target.measure(counts, gates) / self.target.full
+
     def drawn(self, place: slice | int) -> Tensor:
         """This pass's factors, (rows or 1, n)."""
         if self._draw is None:

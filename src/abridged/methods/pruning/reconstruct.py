@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from abridged.errors import AbridgedError
-from abridged.methods.lockstep import DAMPING, in_lockstep
+from abridged.methods.lockstep import DAMPING, check_finite, in_lockstep
 
 if TYPE_CHECKING:
     from abridged.methods.base import Calibrate
@@ -50,8 +49,7 @@ def refit(new: Any, old: Any, module: Module, kept: Kept, moments: Tensor, cross
 
     moments (k+1, k+1) are XᵀX, crossed (n+1, k+1) are ZᵀX. Both are damped as if the units kept were as before.
     """
-    if not bool(torch.isfinite(moments).all() and torch.isfinite(crossed).all()):
-        raise AbridgedError(f"the inputs of {module.path} are not all finite (NaN or infinity)")
+    check_finite(module.path, moments, crossed)
     moments, crossed = moments.double(), crossed.double()
     assert module.columns is not None
     rows, columns = _index(module.rows, kept, moments), _index(module.columns, kept, moments)

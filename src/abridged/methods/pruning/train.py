@@ -145,11 +145,7 @@ def penalties(model: nn.Module, method: Prune) -> dict[str, Tensor]:
 
 def expected_size(masks: Masks) -> Tensor:
     """The share of the model that is expected to be left, (), with a gradient to the masks."""
-    expected = masks.expected()
-    counts = {name: expected[place].sum() for name, place in masks.places.items()}
-    gates = {name: expected[place] for name, place in masks.gates.items()}
-    size = masks.target.measure(counts, gates) / masks.target.full
-    return torch.as_tensor(size, dtype=torch.float32)
+    return torch.as_tensor(masks.size(masks.expected()), dtype=torch.float32)
 
 
 def finish(model: Any, method: Prune) -> dict[str, Any]:
