@@ -36,15 +36,19 @@ PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
 FACTORS = "stages.*.methods.kronecker"
 #: What best-bert's students match besides soft labels: each layer's output, and its attention.
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
+#: What students that begin close to the teacher learn best at; others are measured at it, too.
+HALF_RATE = ["stages.*.learning_rate=1.5e-4"]
 #: Student -> recipe, and what is changed in it.
 STUDENTS: dict[str, tuple[str, list[str]]] = {
     "best-bert-2-2-8": ("best-bert-2-2-8", []),
-    "best-bert-1-1-8": ("best-bert-1-1-8", []),
-    "best-bert-1-1-4": ("best-bert-1-1-4", []),
+    "best-bert-1-1-8": ("best-bert-1-1-8", HALF_RATE),
+    "best-bert-1-1-8, augmented": ("best-bert-1-1-8", [*HALF_RATE, "stages.*.augmentation.variants=10"]),
+    "best-bert-1-1-4": ("best-bert-1-1-4", HALF_RATE),
     "best-bert-2-2-8, not compensated": ("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
     "progressive-bert-2-2-8": ("progressive-bert-2-2-8", []),
     "ternarybert-2-2-8": ("ternarybert-2-2-8", []),
     "xtc-1-1-8": ("xtc-1-1-8", []),
+    "xtc-1-1-8, half the rate": ("xtc-1-1-8", HALF_RATE),
     "progressive-bert-1-1-8": ("progressive-bert-1-1-8", []),
     "progressive-bert-1-1-4": ("progressive-bert-1-1-4", []),
     "bit-1-1-4": ("bit-1-1-4", []),
@@ -111,7 +115,7 @@ def main() -> None:
     ):
         source = teacher(task, data, options.base)
         recipe, changes = STUDENTS[student]
-        overrides = [*changes, *shared_out(recipe, options.steps), *EQUAL, *options.overrides]
+        overrides = [*shared_out(recipe, options.steps), *EQUAL, *changes, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
         result |= {"name": name, "base": options.base, "task": task, "student_name": student}

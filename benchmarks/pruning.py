@@ -23,6 +23,7 @@ import torch
 from quantizers import pending, shared_out, slug, train_and_measure
 from size import untrained
 
+import abridged
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
 from abridged.evaluation.speed import in_turns
@@ -57,6 +58,9 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "taylor, twice the rate": ("vtrans", [f"{PRUNE}.masks=taylor", "stages.1.learning_rate=1e-3"]),
     "l0, reconstructed": ("best-vtrans", [f"{PRUNE}.masks=l0"]),
 }
+#: Contestants that begin without tokens that neither the task nor, ten times, WikiText-2 uses; of labelled texts only.
+TRIMMED = {f"{name}, trimmed": CONTESTANTS[name] for name in ("best-vtrans", "taylor", "l0")}
+TRIM = {"also": "wikitext-2", "min_count": 10}
 #: Tokens that `speed` has written.
 WRITTEN = 32
 
@@ -72,7 +76,7 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
         for task in ("text", *tasks):
             for share in SHARES:
                 budget = f"budget.parameters={share}"
-                for contestant, (recipe, changes) in CONTESTANTS.items():
+                for contestant, (recipe, changes) in {**CONTESTANTS, **({} if task == "text" else TRIMMED)}.items():
                     yield f"{slug(contestant)}-{task}-{share}{end}", task, recipe, [budget, *changes], seed
                 for recipe in ("fast-vtrans", "faster-vtrans"):
                     yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
@@ -81,6 +85,14 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
                 cofi = [*CONTESTANTS["l0"][1], f"{PRUNE}.structures=[heads, ffn, blocks]"]
                 yield f"cofi-{task}-encoder{share}{end}", task, "vtrans", [*budget, *cofi], seed
                 yield f"best-vtrans-{task}-encoder{share}{end}", task, "best-vtrans", budget, seed
+
+
+def trimmed(model: str, data: str, task: str) -> tuple[str, int]:
+    """A teacher without the tokens that `TRIM` leaves out, and the parameters that it had with them."""
+    where = Path(f"{model}-trimmed")
+    if not where.exists():
+        abridged.trim(model, data, where, task=task, **TRIM)
+    return str(where), json.loads((where / "abridged.json").read_text())["parameters"]["before"]
 
 
 def share_of_steps(recipe: str) -> float:
@@ -102,6 +114,9 @@ def quality(options: argparse.Namespace) -> None:
         if task != "text":
             folder = Path(options.glue) / FOLDERS[task]
             model, data = str(teacher(task, Path(options.glue))), str(folder)
+            if "-trimmed-" in name:
+                model, whole = trimmed(model, str(folder), task)
+                overrides[0] = f"budget.parameters={round(float(overrides[0].partition('=')[2]) * whole)}"
             overrides += ["stages.*.context=128", "stages.1.learning_rate=5e-4"]
             overrides += [] if recipe == "faster-vtrans" else ["stages.*.batch_size=32"]  # its own are small
         chosen = Recipe.load(recipe, overrides)

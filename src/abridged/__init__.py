@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from abridged.pipeline import evaluate_summaries as evaluate_summaries
     from abridged.pipeline import finetune as finetune
     from abridged.recipe import Recipe as Recipe
+    from abridged.vocabulary import trim as trim
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "inspect",
     "load",
     "summarize",
+    "trim",
 ]
 
 # A public name may not also be the name of a submodule: importing that would put the module in its place.
@@ -54,6 +56,7 @@ _HOMES = {
     "inspect": "abridged.checkpoint.inspect",
     "load": "abridged.checkpoint.load",
     "summarize": "abridged.evaluation.summaries",
+    "trim": "abridged.vocabulary",
 }
 
 _install_hook()  # teaches transformers the "abridged" format once it is imported, whichever comes first

@@ -23,6 +23,7 @@ from abridged.cli import (
     probe,
     recipes,
     summarize,
+    trim,
 )
 from abridged.errors import AbridgedError
 
@@ -60,6 +61,7 @@ app.command()(generate.generate)
 app.command()(summarize.summarize)
 app.command()(classify.classify)
 app.command()(augment.augment)
+app.command()(trim.trim)
 app.command()(inspect.inspect)
 app.command()(probe.probe)
 app.command()(export.export)
