@@ -47,7 +47,10 @@ PRUNE = "stages.0.methods.prune"
 #: L0 as published: masks that start alike, and a penalty for the budget.
 PUBLISHED = [f"{PRUNE}.measure=0", f"{PRUNE}.constraint=lagrangian"]
 RATE = "stages.0.training.learning_rates.mask=0.05"
-#: Contestant -> recipe, and what is changed in it.
+#: What all runs on tasks have, but that faster-vtrans keeps its own small batches.
+TASK_SETTINGS = ["stages.*.batch_size=32", "stages.*.context=128", "stages.1.learning_rate=5e-4"]
+LOW_RATE = ["stages.1.learning_rate=1e-4"]
+#: Contestant -> recipe, and what is changed in it; on tasks best-bert-vtrans takes best-vtrans's place.
 CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "best-vtrans": ("best-vtrans", []),
     "vib": ("vtrans", []),
@@ -56,6 +59,9 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "l0, measured start": ("vtrans", [f"{PRUNE}.masks=l0"]),
     **{masks: ("vtrans", [f"{PRUNE}.masks={masks}"]) for masks in ("taylor", "magnitude", "random")},
     "taylor, twice the rate": ("vtrans", [f"{PRUNE}.masks=taylor", "stages.1.learning_rate=1e-3"]),
+    "taylor, low rate": ("vtrans", [f"{PRUNE}.masks=taylor", *LOW_RATE]),
+    "l0, low rate": ("vtrans", [f"{PRUNE}.masks=l0", *PUBLISHED, RATE, *LOW_RATE]),
+    "best-vtrans, high rate": ("best-vtrans", []),
     "l0, reconstructed": ("best-vtrans", [f"{PRUNE}.masks=l0"]),
 }
 #: Contestants that begin without tokens that neither the task nor, ten times, WikiText-2 uses; of labelled texts only.
@@ -77,14 +83,27 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
             for share in SHARES:
                 budget = f"budget.parameters={share}"
                 for contestant, (recipe, changes) in {**CONTESTANTS, **({} if task == "text" else TRIMMED)}.items():
-                    yield f"{slug(contestant)}-{task}-{share}{end}", task, recipe, [budget, *changes], seed
+                    chosen = ours(task) if recipe == "best-vtrans" and "high rate" not in contestant else (recipe, [])
+                    yield (
+                        f"{slug(contestant)}-{task}-{share}{end}",
+                        task,
+                        chosen[0],
+                        [budget, *chosen[1], *changes],
+                        seed,
+                    )
                 for recipe in ("fast-vtrans", "faster-vtrans"):
                     yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
             for share in ENCODER_SHARES:
                 budget = [f"budget.parameters={share}", "budget.embeddings=false"]
                 cofi = [*CONTESTANTS["l0"][1], f"{PRUNE}.structures=[heads, ffn, blocks]"]
                 yield f"cofi-{task}-encoder{share}{end}", task, "vtrans", [*budget, *cofi], seed
-                yield f"best-vtrans-{task}-encoder{share}{end}", task, "best-vtrans", budget, seed
+                recipe, changes = ours(task)
+                yield f"best-vtrans-{task}-encoder{share}{end}", task, recipe, [*budget, *changes], seed
+
+
+def ours(task: str) -> tuple[str, list[str]]:
+    """Our best recipe for a task, and what is changed in it."""
+    return ("best-vtrans", []) if task == "text" else ("best-bert-vtrans", LOW_RATE)
 
 
 def trimmed(model: str, data: str, task: str) -> tuple[str, int]:
@@ -110,15 +129,18 @@ def quality(options: argparse.Namespace) -> None:
         plan(tasks, options.seeds, options.steps), RESULTS, options
     ):
         model, data = options.model, options.data
-        overrides = [*overrides, *shared_out(recipe, round(options.steps * share_of_steps(recipe))), *options.overrides]
+        settings = shared_out(recipe, round(options.steps * share_of_steps(recipe)))
         if task != "text":
             folder = Path(options.glue) / FOLDERS[task]
             model, data = str(teacher(task, Path(options.glue))), str(folder)
             if "-trimmed-" in name:
                 model, whole = trimmed(model, str(folder), task)
-                overrides[0] = f"budget.parameters={round(float(overrides[0].partition('=')[2]) * whole)}"
-            overrides += ["stages.*.context=128", "stages.1.learning_rate=5e-4"]
-            overrides += [] if recipe == "faster-vtrans" else ["stages.*.batch_size=32"]  # its own are small
+                overrides = [
+                    f"budget.parameters={round(float(overrides[0].partition('=')[2]) * whole)}",
+                    *overrides[1:],
+                ]
+            settings += TASK_SETTINGS[recipe == "faster-vtrans" :]
+        overrides = [*settings, *overrides, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, model, data, seed, task=None if task == "text" else task)
         result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides, "steps": options.steps}

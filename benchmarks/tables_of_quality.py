@@ -233,7 +233,8 @@ def kronecker() -> str:
 
 #: Contestant of benchmarks/pruning.py -> what the table calls it.
 PRUNED = {
-    "best-vtrans": "best-vtrans",
+    "best-vtrans": "best-vtrans, best-bert-vtrans",
+    "best-vtrans-high-rate": "best-vtrans, 5e-4 after the cut",
     "vib": "VTrans",
     "vib-as-published": "VTrans, masks as published",
     "fast-vtrans": "Fast-VTrans",
@@ -244,8 +245,13 @@ PRUNED = {
     "cofi": "CoFi-style",
     "taylor": "Taylor",
     "taylor-twice-the-rate": "Taylor, 1e-3 after the cut",
+    "taylor-low-rate": "Taylor, 1e-4 after the cut",
+    "l0-low-rate": "L0, 1e-4 after the cut",
     "magnitude": "magnitude",
     "random": "random",
+    "best-vtrans-trimmed": "best-vtrans, rare tokens left out first",
+    "taylor-trimmed": "Taylor, likewise",
+    "l0-trimmed": "L0, likewise",
 }
 
 
@@ -260,7 +266,8 @@ def pruning() -> str:
             share = f"{100 * float(named[4]):g} %" + (" of the layers" if named[3] else "")
             share += f", {result['steps']:,} steps" if named[5] else ""
             found[named[2], share][named[1]].append(result["student"][key])
-            whole[named[2]] = result["teacher"][key]
+            if not named[1].endswith("-trimmed"):
+                whole[named[2]] = result["teacher"][key]
     if not found:
         raise FileNotFoundError
     tasks = {"text": "GPT-2, perplexity", "sst2": "SST-2", "rte": "RTE", "mrpc": "MRPC"}

@@ -55,6 +55,9 @@ def test_overrides_reach_training_by_short_name_and_every_stage_by_star():
     assert [stage.training.steps for stage in recipe.stages] == [7, 7]
     assert recipe.stages[0].training.batch_size == 2
     assert recipe.stages[1].training.learning_rate == pytest.approx(3e-4)
+    inner = Recipe.load("best-bert-1-1-8", ["stages.*.augmentation.variants=7", "stages.0.learning_rates.scale=1e-2"])
+    assert inner.stages[0].training.augmentation.variants == 7
+    assert inner.stages[0].training.learning_rates["scale"] == pytest.approx(1e-2)
 
 
 def test_an_override_does_not_leak_through_a_yaml_alias():

@@ -163,7 +163,7 @@ def read(path: Path) -> str:
 def expand(override: str) -> str:
     """Write an override's key in full: "stages.0.steps=5" is short for "stages.0.training.steps=5"."""
     return re.sub(
-        r"^(\s*stages\.[^.=]+\.)(\w+)(?=\s*=)",
+        r"^(\s*stages\.[^.=]+\.)(\w+)(?=\s*[.=])",
         lambda m: f"{m[1]}training.{m[2]}" if m[2] in TrainingSettings.model_fields else m[0],
         override,
     )
