@@ -92,7 +92,8 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
                         seed,
                     )
                 for recipe in ("fast-vtrans", "faster-vtrans"):
-                    yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
+                    low = LOW_RATE if recipe == "faster-vtrans" and task != "text" else []
+                    yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget, *low], seed
             for share in ENCODER_SHARES:
                 budget = [f"budget.parameters={share}", "budget.embeddings=false"]
                 cofi = [*CONTESTANTS["l0"][1], f"{PRUNE}.structures=[heads, ffn, blocks]"]
