@@ -57,6 +57,7 @@ STUDENTS: dict[str, tuple[str, list[str]]] = {
     "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, f"{FACTORS}.rank=16"]),
     "best-kngpt2": ("best-kngpt2", []),
     "best-kngpt2, layers too": ("best-kngpt2", LAYERS_TOO),
+    "best-kngpt2, layers too, low rate": ("best-kngpt2", [*LAYERS_TOO, "stages.*.learning_rate=1e-4"]),
     "best-kngpt2, 32 terms, layers too": (
         "best-kngpt2",
         [*LAYERS_TOO, f"{FACTORS}.form=nearest", f"{FACTORS}.rank=32"],

@@ -6,11 +6,18 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BartConfig,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
+    GPT2Config,
+    LlamaConfig,
     PreTrainedTokenizerFast,
+    RobertaConfig,
 )
 
 import abridged
@@ -95,21 +102,41 @@ def test_a_tokenizer_that_cannot_be_changed_is_refused(tmp_path):
         trim_tokenizer(tmp_path, {1})
 
 
-def test_the_logits_of_what_is_kept_do_not_change(teacher, bart):
-    """GPT-2 with its tied head, BART with a bias that belongs to no layer."""
-    for model in (load_dense(teacher), bart[0]):
-        model = load_dense(teacher) if model is not bart[0] else type(model)(model.config).eval()
-        if getattr(model, "final_logits_bias", None) is not None:
-            model.final_logits_bias.normal_()
-        kept = [0, 1, 2, *range(5, model.config.vocab_size, 3)]
-        ids = torch.randint(3, len(kept), (2, 8))
-        with torch.no_grad():
-            expected = model(torch.tensor(kept)[ids]).logits[..., kept]
-            keep_tokens(model, kept)
-            found = model(ids).logits
-        torch.testing.assert_close(found, expected)
-        assert model.config.vocab_size == found.shape[-1] == len(kept)
-        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+NAMED = {"vocab_size": 40, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2),
+        LlamaConfig(**SMALL, tie_word_embeddings=False),
+        BertConfig(**SMALL),
+        RobertaConfig(**SMALL),
+        BartConfig(**NAMED, decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_the_logits_of_what_is_kept_do_not_change(config):
+    """A tied head with a bias and without, one that is not tied, and BART with a bias that belongs to no layer."""
+    kinds = {"bert": AutoModelForMaskedLM, "roberta": AutoModelForMaskedLM, "bart": AutoModelForSeq2SeqLM}
+    torch.manual_seed(0)
+    model = kinds.get(config.model_type, AutoModelForCausalLM).from_config(config).eval()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    biases = [tensor for name, tensor in tensors.items() if "bias" in name and 40 in tensor.shape]
+    for bias in biases:
+        torch.nn.init.normal_(bias)
+    assert len(biases) == (config.model_type in ("bert", "roberta", "bart"))
+    kept = [0, 1, 2, *range(5, 40, 3)]
+    ids = torch.randint(3, len(kept), (2, 8))
+    with torch.no_grad():
+        expected = model(torch.tensor(kept)[ids]).logits[..., kept]
+        keep_tokens(model, kept)
+        found = model(ids).logits
+    torch.testing.assert_close(found, expected)
+    assert model.config.vocab_size == found.shape[-1] == len(kept)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == (config.model_type != "llama")
 
 
 def test_ids_in_the_config_follow(bart):

@@ -49,7 +49,9 @@ def test_one_command_prunes_quantises_and_reports(teacher, text, tmp_path):
     assert fresh.stdout.strip() == "7", fresh.stderr
 
 
-@pytest.mark.parametrize("name", ["best-vtrans", "best-bert-vtrans", "fast-vtrans", "faster-vtrans", "faster-vtrans-lora"])
+@pytest.mark.parametrize(
+    "name", ["best-vtrans", "best-bert-vtrans", "fast-vtrans", "faster-vtrans", "faster-vtrans-lora"]
+)
 def test_the_fast_variants_run(name, teacher, text, tmp_path):
     recipe = Recipe.load(name, [*SHORT, "stages.0.data_share=0.2"])
     record = abridged.compress(teacher, recipe, text, tmp_path / "small")
