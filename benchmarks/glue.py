@@ -36,23 +36,22 @@ PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
 FACTORS = "stages.*.methods.kronecker"
 #: What best-bert's students match besides soft labels: each layer's output, and its attention.
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
-#: What students that begin close to the teacher learn best at; others are measured at it, too.
+#: What students that begin close to the teacher might learn better at, and their means, which no file stores.
 HALF_RATE = ["stages.*.learning_rate=1.5e-4"]
 NOT_CENTRED = [f"stages.0.methods.quantize.{matrices}.center=false" for matrices in ("weights", "embeddings")]
 #: Student -> recipe, and what is changed in it.
 STUDENTS: dict[str, tuple[str, list[str]]] = {
     "best-bert-2-2-8": ("best-bert-2-2-8", []),
-    "best-bert-1-1-8": ("best-bert-1-1-8", HALF_RATE),
-    "best-bert-1-1-8, augmented": ("best-bert-1-1-8", [*HALF_RATE, "stages.*.augmentation.variants=10"]),
-    "best-bert-1-1-8, usual rate": ("best-bert-1-1-8", []),
-    "best-bert-1-1-4, usual rate": ("best-bert-1-1-4", []),
-    "best-bert-1-1-8, augmented, not centred": (
+    "best-bert-1-1-8": ("best-bert-1-1-8", []),
+    "best-bert-1-1-4": ("best-bert-1-1-4", []),
+    "best-bert-1-1-8, augmented": ("best-bert-1-1-8", ["stages.*.augmentation.variants=10"]),
+    "best-bert-1-1-8, half the rate": ("best-bert-1-1-8", HALF_RATE),
+    "best-bert-1-1-8, half the rate, not centred": ("best-bert-1-1-8", [*HALF_RATE, *NOT_CENTRED]),
+    "best-bert-1-1-4, half the rate, not centred": ("best-bert-1-1-4", [*HALF_RATE, *NOT_CENTRED]),
+    "best-bert-1-1-8, half the rate, not centred, augmented": (
         "best-bert-1-1-8",
         [*HALF_RATE, *NOT_CENTRED, "stages.*.augmentation.variants=10"],
     ),
-    "best-bert-1-1-8, not centred": ("best-bert-1-1-8", [*HALF_RATE, *NOT_CENTRED]),
-    "best-bert-1-1-4, not centred": ("best-bert-1-1-4", [*HALF_RATE, *NOT_CENTRED]),
-    "best-bert-1-1-4": ("best-bert-1-1-4", HALF_RATE),
     "best-bert-2-2-8, not compensated": ("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
     "progressive-bert-2-2-8": ("progressive-bert-2-2-8", []),
     "ternarybert-2-2-8": ("ternarybert-2-2-8", []),
