@@ -38,19 +38,20 @@ FACTORS = "stages.*.methods.kronecker"
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
 #: What students that begin close to the teacher might learn better at, and their means, which no file stores.
 HALF_RATE = ["stages.*.learning_rate=1.5e-4"]
+AUGMENTED = ["stages.*.augmentation.variants=10"]
 NOT_CENTRED = [f"stages.0.methods.quantize.{matrices}.center=false" for matrices in ("weights", "embeddings")]
 #: Student -> recipe, and what is changed in it.
 STUDENTS: dict[str, tuple[str, list[str]]] = {
     "best-bert-2-2-8": ("best-bert-2-2-8", []),
     "best-bert-1-1-8": ("best-bert-1-1-8", []),
     "best-bert-1-1-4": ("best-bert-1-1-4", []),
-    "best-bert-1-1-8, augmented": ("best-bert-1-1-8", ["stages.*.augmentation.variants=10"]),
+    "best-bert-1-1-8, augmented": ("best-bert-1-1-8", AUGMENTED),
     "best-bert-1-1-8, half the rate": ("best-bert-1-1-8", HALF_RATE),
     "best-bert-1-1-8, half the rate, not centred": ("best-bert-1-1-8", [*HALF_RATE, *NOT_CENTRED]),
     "best-bert-1-1-4, half the rate, not centred": ("best-bert-1-1-4", [*HALF_RATE, *NOT_CENTRED]),
     "best-bert-1-1-8, half the rate, not centred, augmented": (
         "best-bert-1-1-8",
-        [*HALF_RATE, *NOT_CENTRED, "stages.*.augmentation.variants=10"],
+        [*HALF_RATE, *NOT_CENTRED, *AUGMENTED],
     ),
     "best-bert-2-2-8, not compensated": ("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
     "progressive-bert-2-2-8": ("progressive-bert-2-2-8", []),

@@ -47,10 +47,13 @@ PRUNE = "stages.0.methods.prune"
 #: L0 as published: masks that start alike, and a penalty for the budget.
 PUBLISHED = [f"{PRUNE}.measure=0", f"{PRUNE}.constraint=lagrangian"]
 RATE = "stages.0.training.learning_rates.mask=0.05"
-#: What all runs on tasks have, but that faster-vtrans keeps its own small batches.
-TASK_SETTINGS = ["stages.*.batch_size=32", "stages.*.context=128", "stages.1.learning_rate=5e-4"]
-LOW_RATE = ["stages.1.learning_rate=1e-4"]
-#: Contestant -> recipe, and what is changed in it; on tasks best-bert-vtrans takes best-vtrans's place.
+#: Rates after the cut on tasks: of what is fitted to the whole model before, and of all else.
+FITTED_RATE, TASK_RATE = 1e-4, 5e-4
+FITTED = ("best-bert-vtrans", "faster-vtrans")
+LOW_RATE = [f"stages.1.learning_rate={FITTED_RATE}"]
+#: What takes a recipe's place on tasks.
+ON_TASKS = {"best-vtrans": "best-bert-vtrans"}
+#: Contestant -> recipe, and what is changed in it.
 CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "best-vtrans": ("best-vtrans", []),
     "vib": ("vtrans", []),
@@ -61,11 +64,13 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "taylor, twice the rate": ("vtrans", [f"{PRUNE}.masks=taylor", "stages.1.learning_rate=1e-3"]),
     "taylor, low rate": ("vtrans", [f"{PRUNE}.masks=taylor", *LOW_RATE]),
     "l0, low rate": ("vtrans", [f"{PRUNE}.masks=l0", *PUBLISHED, RATE, *LOW_RATE]),
-    "best-vtrans, high rate": ("best-vtrans", []),
     "l0, reconstructed": ("best-vtrans", [f"{PRUNE}.masks=l0"]),
 }
-#: Contestants that begin without tokens that neither the task nor, ten times, WikiText-2 uses; of labelled texts only.
-TRIMMED = {f"{name}, trimmed": CONTESTANTS[name] for name in ("best-vtrans", "taylor", "l0")}
+#: What is run on tasks alone. Trimmed: without tokens that neither the task nor, ten times, WikiText-2 uses.
+TASK_CONTESTANTS = {
+    "best-vtrans, high rate": ("best-vtrans", [f"stages.1.learning_rate={TASK_RATE}"]),
+    **{f"{name}, trimmed": CONTESTANTS[name] for name in ("best-vtrans", "taylor", "l0")},
+}
 TRIM = {"also": "wikitext-2", "min_count": 10}
 #: Tokens that `speed` has written.
 WRITTEN = 32
@@ -80,31 +85,31 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
     for seed in seeds:
         end = f"{length}-seed{seed}"
         for task in ("text", *tasks):
+            contestants = CONTESTANTS if task == "text" else {**CONTESTANTS, **TASK_CONTESTANTS}
+            swapped = {} if task == "text" else ON_TASKS
             for share in SHARES:
                 budget = f"budget.parameters={share}"
-                for contestant, (recipe, changes) in {**CONTESTANTS, **({} if task == "text" else TRIMMED)}.items():
-                    chosen = ours(task) if recipe == "best-vtrans" and "high rate" not in contestant else (recipe, [])
-                    yield (
-                        f"{slug(contestant)}-{task}-{share}{end}",
-                        task,
-                        chosen[0],
-                        [budget, *chosen[1], *changes],
-                        seed,
-                    )
+                for contestant, (recipe, changes) in contestants.items():
+                    name = f"{slug(contestant)}-{task}-{share}{end}"
+                    yield name, task, swapped.get(recipe, recipe), [budget, *changes], seed
                 for recipe in ("fast-vtrans", "faster-vtrans"):
-                    low = LOW_RATE if recipe == "faster-vtrans" and task != "text" else []
-                    yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget, *low], seed
+                    yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
             for share in ENCODER_SHARES:
                 budget = [f"budget.parameters={share}", "budget.embeddings=false"]
                 cofi = [*CONTESTANTS["l0"][1], f"{PRUNE}.structures=[heads, ffn, blocks]"]
                 yield f"cofi-{task}-encoder{share}{end}", task, "vtrans", [*budget, *cofi], seed
-                recipe, changes = ours(task)
-                yield f"best-vtrans-{task}-encoder{share}{end}", task, recipe, [*budget, *changes], seed
+                ours = swapped.get("best-vtrans", "best-vtrans")
+                yield f"best-vtrans-{task}-encoder{share}{end}", task, ours, budget, seed
 
 
-def ours(task: str) -> tuple[str, list[str]]:
-    """Our best recipe for a task, and what is changed in it."""
-    return ("best-vtrans", []) if task == "text" else ("best-bert-vtrans", LOW_RATE)
+def task_settings(recipe: str) -> list[str]:
+    """What a run on a task has, whatever its contestant; faster-vtrans keeps its own small batches."""
+    batches = [] if recipe == "faster-vtrans" else ["stages.*.batch_size=32"]
+    return [
+        "stages.*.context=128",
+        f"stages.1.learning_rate={FITTED_RATE if recipe in FITTED else TASK_RATE}",
+        *batches,
+    ]
 
 
 def trimmed(model: str, data: str, task: str) -> tuple[str, int]:
@@ -134,13 +139,11 @@ def quality(options: argparse.Namespace) -> None:
         if task != "text":
             folder = Path(options.glue) / FOLDERS[task]
             model, data = str(teacher(task, Path(options.glue))), str(folder)
-            if "-trimmed-" in name:
+            if "-trimmed-" in name:  # shares are of what the model had before
                 model, whole = trimmed(model, str(folder), task)
-                overrides = [
-                    f"budget.parameters={round(float(overrides[0].partition('=')[2]) * whole)}",
-                    *overrides[1:],
-                ]
-            settings += TASK_SETTINGS[recipe == "faster-vtrans" :]
+                share = Recipe.load(recipe, overrides).stages[0].methods["prune"].budget.parameters
+                overrides = [*overrides, f"budget.parameters={round(share * whole)}"]
+            settings += task_settings(recipe)
         overrides = [*settings, *overrides, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, model, data, seed, task=None if task == "text" else task)

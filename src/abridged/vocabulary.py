@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tokenizers import pre_tokenizers
 
+from abridged.data.blocks import tokenize
+from abridged.data.text import load_text
 from abridged.errors import AbridgedError
+from abridged.models import load_dense, load_tokenizer, public_name
+from abridged.tasks import task_for
+from abridged.training.record import environment
+from abridged.training.settings import TrainingSettings
+from abridged.training.workspace import Workspace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,26 +61,19 @@ def trim(
     Raises:
         AbridgedError: bad input, or a tokenizer of a kind that cannot be changed; in one sentence.
     """
-    from abridged.data.blocks import tokenize
-    from abridged.data.text import load_text
-    from abridged.models import load_dense, load_tokenizer, public_name
-    from abridged.tasks import task_for
-    from abridged.training.record import environment
-    from abridged.training.settings import TrainingSettings
-    from abridged.training.workspace import Workspace
-
     work = Workspace(output, overwrite=overwrite)
     dense = load_dense(model)
     tokenizer = load_tokenizer(model, dense)
     read = task_for(dense, tokenizer, data, columns, task)
-    used = set(counts := count_tokens(read.examples(TrainingSettings())))
+    counts = count_tokens(read.examples(TrainingSettings()))
+    further = counts if also is None else Counter(tokenize(tokenizer, load_text(also).train).tolist())
+    used = {token for token, count in further.items() if count >= min_count}
     if also is not None:
-        counts = Counter(tokenize(tokenizer, load_text(also).train).tolist())
-    often = {token for token, count in counts.items() if count >= min_count}
+        used |= counts.keys()
     with work:
         finished = work.folder / work.output.name
         tokenizer.save_pretrained(finished)
-        kept = trim_tokenizer(finished, often if also is None else used | often)
+        kept = trim_tokenizer(finished, used)
         sizes = {"vocabulary": dense.config.vocab_size, "parameters": dense.num_parameters()}
         keep_tokens(dense, kept)
         after = {"vocabulary": len(kept), "parameters": dense.num_parameters()}
@@ -196,8 +197,6 @@ def _add_parts(needed: set[str], merges: Iterable[tuple[str, str]], prefix: str)
 
 def _spelling(ids: Iterable[str], needed: set[str], prefix: str) -> set[str]:
     """The pieces that an unseen word is spelled with: bytes, ASCII, and single characters of what is needed."""
-    from tokenizers import pre_tokenizers
-
     letters = {*pre_tokenizers.ByteLevel.alphabet(), *map(chr, range(128)), *"".join(needed)}
     return {
         piece
