@@ -1,6 +1,7 @@
 """Tables of what it costs: files, memory, speed, training time."""
 
 from collections.abc import Callable
+from typing import Any
 
 from rendering import DOCS, markdown, measured, rates
 
@@ -107,13 +108,16 @@ def encoder_decoder() -> str:
 
 
 def encoders() -> str:
-    """BERT-base's shape, packed and otherwise, in sentences a second."""
-    found = measured("encoders")
-    speeds = found["sentences_per_second"]
-    memory = found["memory"]
+    """BERT-base's shape, packed and otherwise, in sentences a second: of each machine that was measured."""
+    return "\n\n".join(map(_sentences, (found for name in ("encoders", "encoders_amx") if (found := measured(name)))))
+
+
+def _sentences(found: dict[str, Any]) -> str:
+    speeds, memory = found["sentences_per_second"], found["memory"]
     return (
         rates([f"batch {size}, sentences/s" for size in speeds], [*speeds.values()], "torch FP32", digits=1)
-        + f"\n\n{found['length']} tokens a sentence, {found['threads']} threads, kernels {found['kernels']}. "
+        + f"\n\n{found['environment']['hardware']['cpu']}, {found['threads']} threads, kernels {found['kernels']}; "
+        f"{found['length']} tokens a sentence. "
         f"In memory after loading: {memory['resident_bytes'] / 2**20:.1f} MB, of a file of "
         f"{memory['file_bytes'] / 2**20:.1f} MB; {memory['tiny_resident_bytes'] / 2**20:.1f} MB of it for a first load "
         "of whatever size (a BERT of some kilobytes)."

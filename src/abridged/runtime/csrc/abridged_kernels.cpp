@@ -151,9 +151,8 @@ ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed,
   const Linear l{x, y, static_cast<const uint8_t*>(packed), scale, bias, input_scale, input_zero_point,
                  tokens, rows, columns, row_bytes, num_scales, book, type, input_bits, function};
   if (tokens == 0) return 0;
-  const bool tiles = path == AMX && suits_tiles(l);
-  if (path == AMX && !tiles) path = AVX512VNNI;
   const Kernels& kernels = kernels_of(path);
+  const bool tiles = kernels.linear_in_tiles && suits_tiles(l);
   const int64_t per_byte = LAYOUTS[book].per_byte, groups = l.groups();
   Tokens t;
   t.chunk_bytes = CHUNK;
@@ -177,7 +176,7 @@ ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed,
         [&](int64_t first, int64_t last) { kernels.quantize(l, t, first, last); });
   // Several pieces for each thread, as one may be held up; in tiles, whole blocks of 32 rows.
   const int64_t piece = round_up((rows + 4 * useful - 1) / (4 * useful), 32);
-  share(useful, rows, piece, [&](int64_t first, int64_t last) { kernels.linear(l, t, first, last); });
+  share(useful, rows, piece, [&](int64_t first, int64_t last) { (tiles ? kernels.linear_in_tiles : kernels.linear)(l, t, first, last); });
   delete[] memory;
   return 0;
 }

@@ -68,6 +68,7 @@ struct Attention {
 struct Kernels {
   void (*quantize)(const Linear&, const Tokens&, int64_t first, int64_t last);
   void (*linear)(const Linear&, const Tokens&, int64_t first_row, int64_t last_row);
+  void (*linear_in_tiles)(const Linear&, const Tokens&, int64_t first_row, int64_t last_row);  // of many tokens; or null
   void (*attend)(const Attention&, int64_t first_head, int64_t last_head);  // of batch * key_heads
 };
 

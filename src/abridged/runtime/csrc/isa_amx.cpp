@@ -1,15 +1,8 @@
-// Many tokens at once in AMX tiles: 16 tokens by 64 columns, times 64 columns by 16 rows of weights.
-//
-// As many rows of weights as the second cache holds are taken out of their bytes once; then all tokens pass by them, 32
-// at a time, which stay in the first cache and write what lies beside each other.
-#include "linear.hpp"
+// Blocks of tokens and rows in AMX's tile registers.
+#include "tiles.hpp"
 
 namespace abridged {
 namespace {
-
-constexpr int TILE = 16, DEPTH = 64, TILE_BYTES = TILE * DEPTH;
-constexpr int BLOCK_ROWS = 2 * TILE;
-constexpr int64_t CACHED = 1 << 19;  // bytes of unpacked weights
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -17,208 +10,38 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-void configure() {
-  TileConfig config;
-  for (int i = 0; i < 8; ++i) config.columns[i] = 64, config.rows[i] = 16;
-  _tile_loadconfig(&config);
-}
+struct TileRegisters {
+  TileRegisters() {
+    TileConfig config;
+    for (int i = 0; i < 8; ++i) config.columns[i] = 64, config.rows[i] = 16;
+    _tile_loadconfig(&config);
+  }
+  ~TileRegisters() { _tile_release(); }
 
-// 16 rows of 16 32-bit numbers, `stride` bytes apart, become columns.
-void transpose(const uint8_t* from, int64_t stride, uint8_t* to) {
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * stride);
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-  // a[4 i + j] holds, for rows 4 i to 4 i + 3, columns j, 4 + j, 8 + j and 12 + j: one in each quarter
-  for (int j = 0; j < 4; ++j) {
-    const __m512i even_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88), odd_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-    const __m512i even_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-    const __m512i odd_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-    _mm512_storeu_si512(to + 64 * j, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
-    _mm512_storeu_si512(to + 64 * (8 + j), _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
-    _mm512_storeu_si512(to + 64 * (4 + j), _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
-    _mm512_storeu_si512(to + 64 * (12 + j), _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
-  }
-}
-
-// Takes 16 rows (fewer at the end) out of their bytes and into tiles, one for every 64 columns, and sums codes by group.
-template <int BOOK>
-void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8_t* tiles, int64_t tile_step,
-            uint32_t* code_sums) {
-  constexpr int places = LAYOUTS[BOOK].per_byte;
-  const int64_t count = l.rows - row < TILE ? l.rows - row : TILE, groups = l.groups();
-  for (int64_t r = 0; r < count; ++r) {
-    const uint8_t* packed = l.packed + (row + r) * l.row_bytes;
-    uint8_t* to = codes + r * t.stride;
-    for (int64_t byte = 0; byte < l.row_bytes; byte += t.chunk_bytes) {
-      const int64_t left = l.row_bytes - byte;
-      Bytes chunk = load(packed + byte, left < t.chunk_bytes ? left : t.chunk_bytes);
-      for (int p = 0; p < places; ++p, to += t.chunk_bytes) store(to, next_codes<BOOK>(chunk, p));
+  void operator()(const int8_t* q, int64_t stride, const uint8_t* tiles, int64_t first, int64_t last, int64_t,
+                  int32_t products[2][2 * TILE * TILE]) const {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = first; k < last; ++k) {
+      _tile_loadd(4, q + k * DEPTH, stride);
+      _tile_loadd(6, tiles + 2 * k * TILE_BYTES, DEPTH);
+      _tile_dpbsud(0, 4, 6);
+      _tile_loadd(7, tiles + (2 * k + 1) * TILE_BYTES, DEPTH);
+      _tile_dpbsud(1, 4, 7);
+      _tile_loadd(5, q + TILE * stride + k * DEPTH, stride);
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
     }
-    if (t.zero != 0) {
-      const int64_t depth = t.stride / groups;
-      for (int64_t g = 0; g < groups; ++g) {
-        Sums sums = no_sums();
-        for (int64_t k = g * depth; k < (g + 1) * depth; k += DEPTH)
-          sums = dot<true>(sums, load(codes + r * t.stride + k), load(t.ones + k));
-        code_sums[g * BLOCK_ROWS + r] = uint32_t(total(sums));
-      }
-    }
+    _tile_stored(0, products[0], 64);
+    _tile_stored(1, products[0] + TILE * TILE, 64);
+    _tile_stored(2, products[1], 64);
+    _tile_stored(3, products[1] + TILE * TILE, 64);
   }
-  for (int64_t k = 0; k < t.stride; k += DEPTH) transpose(codes + k, t.stride, tiles + k / DEPTH * tile_step);
-}
-
-inline void write_16(const Linear& l, int64_t at, __mmask16 mask, __m512 v) {
-  if (l.type == FLOAT32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(l.y) + at, mask, v);
-  } else {  // `narrow`, of 16
-    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
-    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(l.y) + at, mask, _mm512_cvtepi32_epi16(rounded));
-  }
-}
-
-// Adds a group's products to the values of `count` tokens by 32 rows, all but the tokens' scales. The first group begins
-// the values, and the last one's go to y instead.
-template <int BOOK, bool FIRST, bool LAST>
-inline void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count,
-                         int64_t group, const float* scales, const uint32_t* code_sums, float* values, int64_t row,
-                         int64_t rows) {
-  constexpr int a = LAYOUTS[BOOK].multiplier, b = LAYOUTS[BOOK].offset;
-  const int64_t groups = l.groups();
-  const int32_t columns = int32_t(l.group_size());
-  const int32_t* sums = t.sums + token * groups + group;
-  for (int half = 0; half < 2 && half * TILE < rows; ++half) {
-    const __m512 scale = _mm512_loadu_ps(scales + half * TILE);
-    // zero * (a * codes + b * columns), the same for every token
-    const __m512i codes = _mm512_loadu_si512(code_sums + half * TILE);
-    const __m512i levels = _mm512_add_epi32(_mm512_mullo_epi32(codes, _mm512_set1_epi32(a)), _mm512_set1_epi32(b * columns));
-    const __m512i zeros = _mm512_mullo_epi32(levels, _mm512_set1_epi32(t.zero));
-    const __mmask16 mask = first_of_16(rows - half * TILE);
-    const __m512 bias = l.bias && LAST ? _mm512_maskz_loadu_ps(mask, l.bias + row + half * TILE) : _mm512_setzero_ps();
-    for (int64_t k = 0; k < count; ++k) {
-      __m512i v = _mm512_load_si512(products + half * TILE * TILE + k * TILE);
-      if (a == 2) v = _mm512_add_epi32(v, v);
-      v = _mm512_add_epi32(v, _mm512_set1_epi32(int32_t(uint32_t(b) * uint32_t(sums[k * groups]))));
-      v = _mm512_sub_epi32(v, zeros);
-      float* value = values + k * BLOCK_ROWS + half * TILE;
-      const __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(v), scale);
-      const __m512 sum = FIRST ? part : _mm512_add_ps(part, _mm512_load_ps(value));
-      if (LAST)
-        write_16(l, (token + k) * l.rows + row + half * TILE, mask,
-                 _mm512_add_ps(_mm512_mul_ps(sum, _mm512_set1_ps(t.scale[token + k])), bias));
-      else
-        _mm512_store_ps(value, sum);
-    }
-  }
-}
-
-// The cache lines of y that a block of tokens by rows will write, asked for before they are needed.
-inline void fetch_results(const Linear& l, int64_t token, int64_t row) {
-  const int64_t size = l.type == FLOAT32 ? 4 : 2, end = token + 2 * TILE < l.tokens ? token + 2 * TILE : l.tokens;
-  for (int64_t k = token; k < end; ++k) {
-    const char* y = static_cast<const char*>(l.y) + (k * l.rows + row) * size;
-    __builtin_prefetch(y, 1);
-    if (size == 4) __builtin_prefetch(y + 64, 1);
-  }
-}
-
-// 32 tokens from `q` on times 32 rows in `tiles`, over the columns of steps [first, last).
-inline void multiply(const int8_t* q, int64_t stride, const uint8_t* tiles, int64_t first, int64_t last,
-                     int32_t products[2][2 * TILE * TILE]) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t k = first; k < last; ++k) {
-    _tile_loadd(4, q + k * DEPTH, stride);
-    _tile_loadd(6, tiles + 2 * k * TILE_BYTES, DEPTH);
-    _tile_dpbsud(0, 4, 6);
-    _tile_loadd(7, tiles + (2 * k + 1) * TILE_BYTES, DEPTH);
-    _tile_dpbsud(1, 4, 7);
-    _tile_loadd(5, q + TILE * stride + k * DEPTH, stride);
-    _tile_dpbsud(2, 5, 6);
-    _tile_dpbsud(3, 5, 7);
-  }
-  _tile_stored(0, products[0], 64);
-  _tile_stored(1, products[0] + TILE * TILE, 64);
-  _tile_stored(2, products[1], 64);
-  _tile_stored(3, products[1] + TILE * TILE, 64);
-}
-
-template <int BOOK>
-void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
-  const int64_t steps = t.stride / DEPTH, groups = l.groups(), group_steps = steps / groups;
-  const int64_t block_bytes = BLOCK_ROWS * t.stride;
-  const int64_t wanted = (last - first + BLOCK_ROWS - 1) / BLOCK_ROWS, fitting = CACHED / block_bytes;
-  const int64_t blocks = fitting < 1 ? 1 : fitting < wanted ? fitting : wanted;
-  uint8_t* codes = new uint8_t[size_t(TILE * t.stride + CHUNK)]();
-  uint8_t* tiles = new uint8_t[size_t(blocks * block_bytes)];
-  uint32_t* code_sums = new uint32_t[size_t(blocks * groups * BLOCK_ROWS)]();
-  float* scales = new float[size_t(blocks * groups * BLOCK_ROWS)]();
-  alignas(64) int32_t products[2][2 * TILE * TILE];
-  alignas(64) float values[2][TILE * BLOCK_ROWS];
-  configure();
-  for (int64_t start = first; start < last; start += blocks * BLOCK_ROWS) {
-    const int64_t end = start + blocks * BLOCK_ROWS < last ? start + blocks * BLOCK_ROWS : last;
-    for (int64_t row = start; row < end; row += TILE) {
-      const int64_t block = (row - start) / BLOCK_ROWS, half = (row - start) / TILE % 2;
-      unpack<BOOK>(l, t, row, codes, tiles + block * block_bytes + half * TILE_BYTES, 2 * TILE_BYTES,
-                   code_sums + block * groups * BLOCK_ROWS + half * TILE);
-      for (int64_t r = 0; r < TILE && row + r < end; ++r)
-        for (int64_t g = 0; g < groups; ++g)
-          scales[(block * groups + g) * BLOCK_ROWS + half * TILE + r] = l.row_scales(row + r)[g];
-    }
-    for (int64_t token = 0; token < l.tokens; token += 2 * TILE) {
-      for (int64_t row = start; row < end; row += BLOCK_ROWS) {
-        const int64_t block = (row - start) / BLOCK_ROWS, count = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS;
-        fetch_results(l, token, row);
-        for (int64_t g = 0; g < groups; ++g) {
-          const int64_t at = (block * groups + g) * BLOCK_ROWS;
-          multiply(t.q + token * t.stride, t.stride, tiles + block * block_bytes, g * group_steps,
-                   (g + 1) * group_steps, products);
-          const auto add = groups == 1       ? add_products<BOOK, true, true>
-                           : g == 0          ? add_products<BOOK, true, false>
-                           : g == groups - 1 ? add_products<BOOK, false, true>
-                                             : add_products<BOOK, false, false>;
-          for (int i = 0; i < 2; ++i) {
-            const int64_t left = l.tokens - token - i * TILE;
-            if (left > 0)
-              add(l, t, products[i], token + i * TILE, left < TILE ? left : TILE, g, scales + at, code_sums + at,
-                  values[i], row, count);
-          }
-        }
-      }
-    }
-  }
-  _tile_release();
-  delete[] scales;
-  delete[] code_sums;
-  delete[] tiles;
-  delete[] codes;
-}
-
-void linear_in_tiles(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
-  switch (l.book) {
-    case BINARY: return tiles_of<BINARY>(l, t, first, last);
-    case TERNARY: return tiles_of<TERNARY>(l, t, first, last);
-    case TERNARY_BASE3: return tiles_of<TERNARY_BASE3>(l, t, first, last);
-    case QUATERNARY: return tiles_of<QUATERNARY>(l, t, first, last);
-    case INT4: return tiles_of<INT4>(l, t, first, last);
-    default: return tiles_of<INT8>(l, t, first, last);
-  }
-}
+};
 
 }  // namespace
 }  // namespace abridged
 
-const abridged::Kernels abridged::amx_kernels = {quantize, linear_in_tiles, attend};
+const abridged::Kernels abridged::amx_kernels = {quantize, linear, linear_in_tiles<TileRegisters>, attend};

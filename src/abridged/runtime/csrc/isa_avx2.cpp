@@ -1,3 +1,3 @@
 #include "linear.hpp"
 
-const abridged::Kernels abridged::avx2_kernels = {quantize, linear, attend};
+const abridged::Kernels abridged::avx2_kernels = {quantize, linear, nullptr, attend};

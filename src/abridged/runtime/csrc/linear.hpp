@@ -21,8 +21,10 @@ constexpr int CHUNK = 64;  // bytes
 // Compilers leave loops of this size as they are, and then keep sums in memory instead of registers.
 #if defined(__GNUC__) && defined(__AVX2__) && !defined(ABRIDGED_SANITIZE)
 #define UNROLL _Pragma("GCC unroll 4")
+#define UNROLL_8 _Pragma("GCC unroll 8")
 #else
 #define UNROLL
+#define UNROLL_8
 #endif
 
 #if !defined(__AVX512VNNI__)  // which of up to 16 numbers each of 16 places takes
