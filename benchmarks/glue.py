@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from quantizers import pending, shared_out, slug, train_and_measure
 
@@ -24,52 +25,60 @@ from abridged.training.workspace import write_atomically
 RESULTS = Path(__file__).parent / "results" / "glue"
 FOLDERS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B", "sst2": "SST-2"}
 #: How the teachers are fine-tuned; the rest is as `abridged finetune` has it.
-EPOCHS = {"rte": 6, "mrpc": 4, "cola": 5, "stsb": 4, "sst2": 1}
+EPOCHS = {"rte": 10, "mrpc": 4, "cola": 5, "stsb": 4, "sst2": 1}
+RATES = {task: "5e-5" if task == "rte" else "1e-4" for task in FOLDERS}
 #: How every student is trained, whatever its recipe says for its own field of use.
-EQUAL = [
-    f"stages.*.{setting}"
-    for setting in ("context=128", "batch_size=32", "learning_rate=3e-4", "warmup=0.05", "evaluate_every=100")
-]
-STEPS = 300
+EQUAL = [f"stages.*.{setting}" for setting in ("context=128", "learning_rate=3e-4", "warmup=0.05")]
+#: What a student may read: so many steps, of so many examples, or as many more steps as its own batches are smaller.
+STEPS, BATCH = 300, 32
 #: What KnGPT2's light pre-training reads: a general text, which has no labels to learn from.
 PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
 FACTORS = "stages.*.methods.kronecker"
 #: What best-bert's students match besides soft labels: each layer's output, and its attention.
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
-#: What students that begin close to the teacher might learn better at, and their means, which no file stores.
 HALF_RATE = ["stages.*.learning_rate=1.5e-4"]
 AUGMENTED = ["stages.*.augmentation.variants=10"]
-NOT_CENTRED = [f"stages.0.methods.quantize.{matrices}.center=false" for matrices in ("weights", "embeddings")]
-#: Student -> recipe, and what is changed in it.
-STUDENTS: dict[str, tuple[str, list[str]]] = {
-    "best-bert-2-2-8": ("best-bert-2-2-8", []),
-    "best-bert-1-1-8": ("best-bert-1-1-8", []),
-    "best-bert-1-1-4": ("best-bert-1-1-4", []),
-    "best-bert-1-1-8, augmented": ("best-bert-1-1-8", AUGMENTED),
-    "best-bert-1-1-8, half the rate": ("best-bert-1-1-8", HALF_RATE),
-    "best-bert-1-1-8, half the rate, not centred": ("best-bert-1-1-8", [*HALF_RATE, *NOT_CENTRED]),
-    "best-bert-1-1-4, half the rate, not centred": ("best-bert-1-1-4", [*HALF_RATE, *NOT_CENTRED]),
-    "best-bert-1-1-8, half the rate, not centred, augmented": (
-        "best-bert-1-1-8",
-        [*HALF_RATE, *NOT_CENTRED, *AUGMENTED],
-    ),
-    "best-bert-2-2-8, not compensated": ("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
-    "progressive-bert-2-2-8": ("progressive-bert-2-2-8", []),
-    "ternarybert-2-2-8": ("ternarybert-2-2-8", []),
-    "xtc-1-1-8": ("xtc-1-1-8", []),
-    "xtc-1-1-8, half the rate": ("xtc-1-1-8", HALF_RATE),
-    "progressive-bert-1-1-8": ("progressive-bert-1-1-8", []),
-    "progressive-bert-1-1-4": ("progressive-bert-1-1-4", []),
-    "bit-1-1-4": ("bit-1-1-4", []),
-    "bit-1-1-1": ("bit-1-1-1", []),
-    "kngpt2": ("kngpt2", PRETRAINED),
-    "kngpt2, 16 terms": ("kngpt2", [*PRETRAINED, f"{FACTORS}.rank=16"]),
-    "best-kngpt2": ("best-kngpt2", []),
-    "best-kngpt2, layers too": ("best-kngpt2", LAYERS_TOO),
-    "best-kngpt2, layers too, low rate": ("best-kngpt2", [*LAYERS_TOO, "stages.*.learning_rate=1e-4"]),
-    "best-kngpt2, 32 terms, layers too": (
-        "best-kngpt2",
-        [*LAYERS_TOO, f"{FACTORS}.form=nearest", f"{FACTORS}.rank=32"],
+#: Without their mean, which no file stores: XTC's and BinaryBERT's way.
+CENTRED = [f"stages.0.methods.quantize.{matrices}.center=true" for matrices in ("weights", "embeddings")]
+
+
+class Student(NamedTuple):
+    """A recipe, what is changed in it, and how many examples its batches have."""
+
+    recipe: str
+    changes: list[str] = []
+    batch: int = BATCH
+
+
+STUDENTS = {
+    "best-bert-2-2-8": Student("best-bert-2-2-8"),
+    "best-bert-1-1-8": Student("best-bert-1-1-8", batch=16),
+    "best-bert-1-1-4": Student("best-bert-1-1-4", batch=16),
+    "best-bert-1-1-8, augmented": Student("best-bert-1-1-8", AUGMENTED, 16),
+    "best-bert-1-1-4, augmented": Student("best-bert-1-1-4", AUGMENTED, 16),
+    "best-bert-1-1-8, 32 a batch, half the rate": Student("best-bert-1-1-8", HALF_RATE),
+    "best-bert-1-1-4, 32 a batch, half the rate": Student("best-bert-1-1-4", HALF_RATE),
+    "best-bert-1-1-8, 32 a batch, centred": Student("best-bert-1-1-8", CENTRED),
+    "best-bert-1-1-4, 32 a batch, centred": Student("best-bert-1-1-4", CENTRED),
+    "best-bert-1-1-8, 32 a batch, half the rate, centred": Student("best-bert-1-1-8", [*HALF_RATE, *CENTRED]),
+    "best-bert-1-1-8, 32 a batch, half the rate, augmented": Student("best-bert-1-1-8", [*HALF_RATE, *AUGMENTED]),
+    "best-bert-2-2-8, not compensated": Student("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
+    "progressive-bert-2-2-8": Student("progressive-bert-2-2-8"),
+    "ternarybert-2-2-8": Student("ternarybert-2-2-8"),
+    "xtc-1-1-8": Student("xtc-1-1-8"),
+    "xtc-1-1-8, 16 a batch": Student("xtc-1-1-8", batch=16),
+    "progressive-bert-1-1-8": Student("progressive-bert-1-1-8"),
+    "progressive-bert-1-1-8, 16 a batch": Student("progressive-bert-1-1-8", batch=16),
+    "progressive-bert-1-1-4": Student("progressive-bert-1-1-4"),
+    "bit-1-1-4": Student("bit-1-1-4"),
+    "bit-1-1-1": Student("bit-1-1-1"),
+    "kngpt2": Student("kngpt2", PRETRAINED),
+    "kngpt2, 16 terms": Student("kngpt2", [*PRETRAINED, f"{FACTORS}.rank=16"]),
+    "best-kngpt2": Student("best-kngpt2"),
+    "best-kngpt2, layers too": Student("best-kngpt2", LAYERS_TOO),
+    "best-kngpt2, layers too, low rate": Student("best-kngpt2", [*LAYERS_TOO, "stages.*.learning_rate=1e-4"]),
+    "best-kngpt2, 32 terms, layers too": Student(
+        "best-kngpt2", [*LAYERS_TOO, f"{FACTORS}.form=nearest", f"{FACTORS}.rank=32"]
     ),
 }
 
@@ -88,7 +97,7 @@ def teacher(task: str, data: Path, base: str = "minilm") -> Path:
     where.parent.mkdir(parents=True, exist_ok=True)
     if not where.exists():
         partial = where.with_name(where.name + ".partial").exists()
-        settings = [f"epochs={EPOCHS[task]}", "learning_rate=1e-4", "evaluate_every=50", "context=128"]
+        settings = [f"epochs={EPOCHS[task]}", f"learning_rate={RATES[task]}", "evaluate_every=50", "context=128"]
         source = pretrained() if base == "minilm" else "bundled"
         abridged.finetune(source, data / FOLDERS[task], where, task=task, overrides=settings, resume=partial)
     return where
@@ -112,7 +121,7 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=STEPS, help="of each student, over all stages")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} examples, of each student")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
     parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
@@ -124,8 +133,10 @@ def main() -> None:
         plan(options.tasks, options.seeds, options.steps, options.base), options.results, options
     ):
         source = teacher(task, data, options.base)
-        recipe, changes = STUDENTS[student]
-        overrides = [*shared_out(recipe, options.steps), *EQUAL, *changes, *options.overrides]
+        recipe, changes, batch = STUDENTS[student]
+        more = BATCH // batch  # steps
+        each = [f"stages.*.batch_size={batch}", f"stages.*.evaluate_every={100 * more}"]
+        overrides = [*shared_out(recipe, options.steps * more), *EQUAL, *each, *changes, *options.overrides]
         chosen = Recipe.load(recipe, overrides)
         result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
         result |= {"name": name, "base": options.base, "task": task, "student_name": student}
