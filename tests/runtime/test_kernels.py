@@ -163,6 +163,22 @@ def test_integers_are_exact(path, book, packing):
         assert torch.equal(ours, x @ ops.dequantize(codes, torch.ones(29), *storage).T)
 
 
+@pytest.mark.parametrize("path", RUNNING)
+@pytest.mark.parametrize(("book", "packing"), STORAGES)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_sums_fit(path, book, packing, sign):
+    """Everywhere the largest level, and tokens that are all at an end of their range: 16 bits hold few such products."""
+    tokens, rows, columns = 40, 33, 3_000
+    largest = max(CODE_BOOKS[book])
+    codes = pack(torch.full((rows, columns), largest), book, packing)
+    x = torch.full((tokens, columns), sign)
+    asymmetric = torch.tensor([1 / 128]), torch.tensor([128], dtype=torch.int32), 8  # down to -128 in signed bytes
+    for kind in ((None, None, 8), asymmetric):
+        y = Kernels(LIBRARY, path).linear(x, codes, torch.ones(1), None, *kind, rows, columns, book, packing)
+        level = sign if kind[0] is None else max(-128, min(127, sign * 128)) / 128
+        torch.testing.assert_close(y, torch.full((tokens, rows), largest * columns * level))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_do_not_change_a_bit(threads):
     storage = (1000, 768, "ternary", "bits")

@@ -10,6 +10,7 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
+template <int>
 struct TileRegisters {
   TileRegisters() {
     TileConfig config;

@@ -4,6 +4,7 @@
 namespace abridged {
 namespace {
 
+template <int>
 struct VectorRegisters {
   static constexpr int TOKENS = 8;  // as many sums as hide the latency of one, with registers left for their operands
 

@@ -1,8 +1,8 @@
-// Many tokens at once, for processors with AVX-512: 16 tokens by 64 columns, times 64 columns by 16 rows of weights.
+// Many tokens at once: 16 tokens by 64 columns, times 64 columns by 16 rows of weights.
 //
 // As many rows of weights as the second cache holds are taken out of their bytes once; then all tokens pass by them, 32
 // at a time, which stay in the first cache and write what lies beside each other. How a block is multiplied is the
-// instruction set's own: `Multiplier` is begun and ended with the work of a thread, and has
+// instruction set's own: `Multiplier<BOOK>` is begun and ended with the work of a thread, and has
 //   void operator()(const int8_t* q, int64_t stride, const uint8_t* tiles, int64_t first, int64_t last, int64_t count,
 //                   int32_t products[2][2 * TILE * TILE]);
 // for `count` of 32 tokens from `q` on times 32 rows in `tiles`, over the columns of steps [first, last). A tile has 16
@@ -18,6 +18,7 @@ constexpr int BLOCK_ROWS = 2 * TILE;
 constexpr int64_t CACHED = 1 << 19;  // bytes of unpacked weights
 
 // 16 rows of 16 32-bit numbers, `stride` bytes apart, become columns.
+#if defined(__AVX512VNNI__)
 void transpose(const uint8_t* from, int64_t stride, uint8_t* to) {
   __m512i a[16], b[16];
   for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * stride);
@@ -42,6 +43,12 @@ void transpose(const uint8_t* from, int64_t stride, uint8_t* to) {
     _mm512_storeu_si512(to + 64 * (12 + j), _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
   }
 }
+#else
+void transpose(const uint8_t* from, int64_t stride, uint8_t* to) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 16; ++j) std::memcpy(to + 64 * j + 4 * i, from + i * stride + 4 * j, 4);
+}
+#endif
 
 // Takes 16 rows (fewer at the end) out of their bytes and into tiles, one for every 64 columns, and sums codes by group.
 template <int BOOK>
@@ -70,50 +77,48 @@ void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8
   for (int64_t k = 0; k < t.stride; k += DEPTH) transpose(codes + k, t.stride, tiles + k / DEPTH * tile_step);
 }
 
-inline void write_16(const Linear& l, int64_t at, __mmask16 mask, __m512 v) {
-  if (l.type == FLOAT32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(l.y) + at, mask, v);
-  } else {  // `narrow`, of 16
-    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff)), 16);
-    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(l.y) + at, mask, _mm512_cvtepi32_epi16(rounded));
+// Adds a group's products to the values of `count` tokens by 32 rows, all but the tokens' scales. The first group begins
+// the values, and the last one's go to y instead.
+template <int BOOK, typename T, bool FIRST, bool LAST>
+void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count, int64_t group,
+                  const float* scales, const uint32_t* code_sums, float* values, int64_t row, int64_t rows) {
+  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier), b = uint32_t(LAYOUTS[BOOK].offset);
+  const int64_t groups = l.groups();
+  const int32_t* sums = t.sums + token * groups + group;
+  for (int64_t half = 0; half < BLOCK_ROWS && half < rows; half += TILE) {
+    const int64_t here = rows - half < TILE ? rows - half : TILE;
+    uint32_t zeros[TILE];  // zero * (a * codes + b * columns), the same for every token
+    float bias[TILE] = {};
+    for (int i = 0; i < TILE; ++i)
+      zeros[i] = uint32_t(t.zero) * (a * code_sums[half + i] + b * uint32_t(l.group_size()));
+    if (l.bias && LAST) std::memcpy(bias, l.bias + row + half, size_t(here) * sizeof(float));
+    for (int64_t k = 0; k < count; ++k) {
+      const int32_t* product = products + half * TILE + k * TILE;
+      float* value = values + k * BLOCK_ROWS + half;
+      const uint32_t offset = b * uint32_t(sums[k * groups]);
+      const float scale = LAST ? t.scale[token + k] : 1.0f;
+      float to[TILE];
+      for (int i = 0; i < TILE; ++i) {
+        const float part = float(int32_t(a * uint32_t(product[i]) + offset - zeros[i])) * scales[half + i];
+        to[i] = (FIRST ? part : part + value[i]) * scale + bias[i];
+      }
+      if (!LAST) {
+        std::memcpy(value, to, sizeof to);
+        continue;
+      }
+      T* y = static_cast<T*>(l.y) + (token + k) * l.rows + row + half;
+      if (here == TILE)  // so many that the compiler knows
+        for (int i = 0; i < TILE; ++i) narrow(to[i], y + i);
+      else
+        for (int64_t i = 0; i < here; ++i) narrow(to[i], y + i);
+    }
   }
 }
 
-// Adds a group's products to the values of `count` tokens by 32 rows, all but the tokens' scales. The first group begins
-// the values, and the last one's go to y instead.
-template <int BOOK, bool FIRST, bool LAST>
-inline void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count,
-                         int64_t group, const float* scales, const uint32_t* code_sums, float* values, int64_t row,
-                         int64_t rows) {
-  constexpr int a = LAYOUTS[BOOK].multiplier, b = LAYOUTS[BOOK].offset;
-  const int64_t groups = l.groups();
-  const int32_t columns = int32_t(l.group_size());
-  const int32_t* sums = t.sums + token * groups + group;
-  for (int half = 0; half < 2 && half * TILE < rows; ++half) {
-    const __m512 scale = _mm512_loadu_ps(scales + half * TILE);
-    // zero * (a * codes + b * columns), the same for every token
-    const __m512i codes = _mm512_loadu_si512(code_sums + half * TILE);
-    const __m512i levels = _mm512_add_epi32(_mm512_mullo_epi32(codes, _mm512_set1_epi32(a)), _mm512_set1_epi32(b * columns));
-    const __m512i zeros = _mm512_mullo_epi32(levels, _mm512_set1_epi32(t.zero));
-    const __mmask16 mask = first_of_16(rows - half * TILE);
-    const __m512 bias = l.bias && LAST ? _mm512_maskz_loadu_ps(mask, l.bias + row + half * TILE) : _mm512_setzero_ps();
-    for (int64_t k = 0; k < count; ++k) {
-      __m512i v = _mm512_load_si512(products + half * TILE * TILE + k * TILE);
-      if (a == 2) v = _mm512_add_epi32(v, v);
-      v = _mm512_add_epi32(v, _mm512_set1_epi32(int32_t(uint32_t(b) * uint32_t(sums[k * groups]))));
-      v = _mm512_sub_epi32(v, zeros);
-      float* value = values + k * BLOCK_ROWS + half * TILE;
-      const __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(v), scale);
-      const __m512 sum = FIRST ? part : _mm512_add_ps(part, _mm512_load_ps(value));
-      if (LAST)
-        write_16(l, (token + k) * l.rows + row + half * TILE, mask,
-                 _mm512_add_ps(_mm512_mul_ps(sum, _mm512_set1_ps(t.scale[token + k])), bias));
-      else
-        _mm512_store_ps(value, sum);
-    }
-  }
+template <int BOOK, typename T>
+auto adding(bool first, bool last) {
+  return first ? (last ? add_products<BOOK, T, true, true> : add_products<BOOK, T, true, false>)
+               : (last ? add_products<BOOK, T, false, true> : add_products<BOOK, T, false, false>);
 }
 
 // The cache lines of y that a block of tokens by rows will write, asked for before they are needed.
@@ -126,7 +131,7 @@ inline void fetch_results(const Linear& l, int64_t token, int64_t row) {
   }
 }
 
-template <int BOOK, typename Multiplier>
+template <int BOOK, template <int> class Multiplier>
 void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   const int64_t steps = t.stride / DEPTH, groups = l.groups(), group_steps = steps / groups;
   const int64_t block_bytes = BLOCK_ROWS * t.stride;
@@ -138,7 +143,7 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   float* scales = new float[size_t(blocks * groups * BLOCK_ROWS)]();
   alignas(64) int32_t products[2][2 * TILE * TILE];
   alignas(64) float values[2][TILE * BLOCK_ROWS];
-  Multiplier multiply;
+  Multiplier<BOOK> multiply;
   for (int64_t start = first; start < last; start += blocks * BLOCK_ROWS) {
     const int64_t end = start + blocks * BLOCK_ROWS < last ? start + blocks * BLOCK_ROWS : last;
     for (int64_t row = start; row < end; row += TILE) {
@@ -157,10 +162,9 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
           const int64_t at = (block * groups + g) * BLOCK_ROWS;
           multiply(t.q + token * t.stride, t.stride, tiles + block * block_bytes, g * group_steps,
                    (g + 1) * group_steps, l.tokens - token, products);
-          const auto add = groups == 1       ? add_products<BOOK, true, true>
-                           : g == 0          ? add_products<BOOK, true, false>
-                           : g == groups - 1 ? add_products<BOOK, false, true>
-                                             : add_products<BOOK, false, false>;
+          const bool first_group = g == 0, last_group = g == groups - 1;
+          const auto add = l.type == FLOAT32 ? adding<BOOK, float>(first_group, last_group)
+                                             : adding<BOOK, uint16_t>(first_group, last_group);
           for (int i = 0; i < 2; ++i) {
             const int64_t left = l.tokens - token - i * TILE;
             if (left > 0)
@@ -177,7 +181,7 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   delete[] codes;
 }
 
-template <typename Multiplier>
+template <template <int> class Multiplier>
 void linear_in_tiles(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   switch (l.book) {
     case BINARY: return tiles_of<BINARY, Multiplier>(l, t, first, last);
