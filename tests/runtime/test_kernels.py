@@ -167,7 +167,7 @@ def test_integers_are_exact(path, book, packing):
 @pytest.mark.parametrize(("book", "packing"), STORAGES)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_largest_sums_fit(path, book, packing, sign):
-    """Everywhere the largest level, and tokens that are all at an end of their range: 16 bits hold few such products."""
+    """Everywhere the largest level, and tokens at an end of their range: 16 bits hold few such products."""
     tokens, rows, columns = 40, 33, 3_000
     largest = max(CODE_BOOKS[book])
     codes = pack(torch.full((rows, columns), largest), book, packing)
