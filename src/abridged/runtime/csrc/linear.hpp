@@ -667,19 +667,15 @@ void rows_of(const Linear& l, const Tokens& t, const Grouping& grouping, int64_t
 template <int BOOK, typename T>
 void linear_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   const Grouping grouping(l);
-  int64_t token = 0;
   // A few rows stay in the first cache while all tokens pass by.
-  if (l.tokens > 8) {
-    for (int64_t row = first; row < last; row += 16) {
-      const int64_t end = row + 16 < last ? row + 16 : last;
-      for (token = 0; token + 8 <= l.tokens; token += 8) rows_of<BOOK, T, 2, 8>(l, t, grouping, row, end, token);
-      for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, grouping, row, end, token);
-    }
-    return;
+  const int64_t together = l.tokens > 8 ? 16 : last - first;
+  for (int64_t row = first; row < last; row += together) {
+    const int64_t end = row + together < last ? row + together : last;
+    int64_t token = 0;
+    for (; token + 4 <= l.tokens; token += 4) rows_of<BOOK, T, 4, 4>(l, t, grouping, row, end, token);
+    for (; token + 2 <= l.tokens; token += 2) rows_of<BOOK, T, 4, 2>(l, t, grouping, row, end, token);
+    for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, grouping, row, end, token);
   }
-  for (; token + 4 <= l.tokens; token += 4) rows_of<BOOK, T, 4, 4>(l, t, grouping, first, last, token);
-  for (; token + 2 <= l.tokens; token += 2) rows_of<BOOK, T, 4, 2>(l, t, grouping, first, last, token);
-  for (; token < l.tokens; ++token) rows_of<BOOK, T, 4, 1>(l, t, grouping, first, last, token);
 }
 
 template <int BOOK>
