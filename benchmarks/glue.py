@@ -37,6 +37,7 @@ FACTORS = "stages.*.methods.kronecker"
 #: What best-bert's students match besides soft labels: each layer's output, and its attention.
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
 HALF_RATE = ["stages.*.learning_rate=1.5e-4"]
+LOGITS_MORE = ["stages.*.objectives.logits.weight=1.0"]
 AUGMENTED = ["stages.*.augmentation.variants=10"]
 #: Without their mean, which no file stores: XTC's and BinaryBERT's way.
 CENTRED = [f"stages.0.methods.quantize.{matrices}.center=true" for matrices in ("weights", "embeddings")]
@@ -56,12 +57,20 @@ STUDENTS = {
     "best-bert-1-1-4": Student("best-bert-1-1-4", batch=16),
     "best-bert-1-1-8, augmented": Student("best-bert-1-1-8", AUGMENTED, 16),
     "best-bert-1-1-4, augmented": Student("best-bert-1-1-4", AUGMENTED, 16),
-    "best-bert-1-1-8, 32 a batch, half the rate": Student("best-bert-1-1-8", HALF_RATE),
-    "best-bert-1-1-4, 32 a batch, half the rate": Student("best-bert-1-1-4", HALF_RATE),
-    "best-bert-1-1-8, 32 a batch, centred": Student("best-bert-1-1-8", CENTRED),
-    "best-bert-1-1-4, 32 a batch, centred": Student("best-bert-1-1-4", CENTRED),
-    "best-bert-1-1-8, 32 a batch, half the rate, centred": Student("best-bert-1-1-8", [*HALF_RATE, *CENTRED]),
-    "best-bert-1-1-8, 32 a batch, half the rate, augmented": Student("best-bert-1-1-8", [*HALF_RATE, *AUGMENTED]),
+    "best-bert-2-2-8, logits weigh 0.01": Student("best-bert-2-2-8", ["stages.*.objectives.logits.weight=0.01"]),
+    "xtc-1-1-8, logits weigh 0.01": Student("xtc-1-1-8", ["stages.*.objectives.logits.weight=0.01"], 16),
+    **{
+        f"best-bert-1-1-{bits}, logits weigh 1{name}": Student(f"best-bert-1-1-{bits}", [*LOGITS_MORE, *changes], batch)
+        for bits in (8, 4)
+        for name, changes, batch in (
+            ("", [], 16),
+            (", augmented", AUGMENTED, 16),
+            (", 32 a batch, half the rate", HALF_RATE, 32),
+            (", 32 a batch, centred", CENTRED, 32),
+            (", 32 a batch, half the rate, centred", [*HALF_RATE, *CENTRED], 32),
+            (", 32 a batch, half the rate, augmented", [*HALF_RATE, *AUGMENTED], 32),
+        )
+    },
     "best-bert-2-2-8, not compensated": Student("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
     "progressive-bert-2-2-8": Student("progressive-bert-2-2-8"),
     "ternarybert-2-2-8": Student("ternarybert-2-2-8"),
