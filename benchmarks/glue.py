@@ -38,8 +38,9 @@ FACTORS = "stages.*.methods.kronecker"
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
 HALF_RATE = ["stages.*.learning_rate=1.5e-4"]
 LOGITS_MORE = ["stages.*.objectives.logits.weight=1.0"]
+LOGITS_LESS = ["stages.*.objectives.logits.weight=0.01"]
 AUGMENTED = ["stages.*.augmentation.variants=10"]
-#: Without their mean, which no file stores: XTC's and BinaryBERT's way.
+#: Weights and embeddings without their mean, which no file stores.
 CENTRED = [f"stages.0.methods.quantize.{matrices}.center=true" for matrices in ("weights", "embeddings")]
 
 
@@ -57,8 +58,8 @@ STUDENTS = {
     "best-bert-1-1-4": Student("best-bert-1-1-4", batch=16),
     "best-bert-1-1-8, augmented": Student("best-bert-1-1-8", AUGMENTED, 16),
     "best-bert-1-1-4, augmented": Student("best-bert-1-1-4", AUGMENTED, 16),
-    "best-bert-2-2-8, logits weigh 0.01": Student("best-bert-2-2-8", ["stages.*.objectives.logits.weight=0.01"]),
-    "xtc-1-1-8, logits weigh 0.01": Student("xtc-1-1-8", ["stages.*.objectives.logits.weight=0.01"], 16),
+    "best-bert-2-2-8, logits weigh 0.01": Student("best-bert-2-2-8", LOGITS_LESS),
+    "xtc-1-1-8, logits weigh 0.01": Student("xtc-1-1-8", LOGITS_LESS, 16),
     **{
         f"best-bert-1-1-{bits}, logits weigh 1{name}": Student(f"best-bert-1-1-{bits}", [*LOGITS_MORE, *changes], batch)
         for bits in (8, 4)
@@ -143,7 +144,7 @@ def main() -> None:
     ):
         source = teacher(task, data, options.base)
         recipe, changes, batch = STUDENTS[student]
-        more = BATCH // batch  # steps
+        more = BATCH // batch  # steps, for as many examples
         each = [f"stages.*.batch_size={batch}", f"stages.*.evaluate_every={100 * more}"]
         overrides = [*shared_out(recipe, options.steps * more), *EQUAL, *each, *changes, *options.overrides]
         chosen = Recipe.load(recipe, overrides)

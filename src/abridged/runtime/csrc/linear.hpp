@@ -683,7 +683,7 @@ void linear_typed(const Linear& l, const Tokens& t, int64_t first, int64_t last)
   l.type == FLOAT32 ? linear_of<BOOK, float>(l, t, first, last) : linear_of<BOOK, uint16_t>(l, t, first, last);
 }
 
-[[maybe_unused]] void linear(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+void linear(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   switch (l.book) {
     case BINARY: return linear_typed<BINARY>(l, t, first, last);
     case TERNARY: return linear_typed<TERNARY>(l, t, first, last);
