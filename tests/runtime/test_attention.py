@@ -1,13 +1,15 @@
-"""Attention "abridged": equal to eager without quantisers, causal, masked and cached as it should be."""
+"""Attention "abridged": equal to eager without quantisers, causal, masked and cached as it should be. On the kernels:
+equal to transformers' "sdpa", and used."""
 
 import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+from abridged.runtime import ops
 from abridged.runtime.activations import DynamicActivation, StaticActivation
-from abridged.runtime.attention import QuantizedAttention, attention
+from abridged.runtime.attention import ON_KERNELS, QuantizedAttention, attention
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,76 @@ def test_grouped_keys_serve_several_query_heads():
     found, _ = attention(module, q, k, v, None)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
+
+
+class Counted:
+    """The kernels, and how often they gave an attention."""
+
+    def __init__(self, kernels):
+        self.kernels, self.served = kernels, 0
+
+    def attend_all(self, *args):
+        made = self.kernels.attend_all(*args)
+        self.served += made is not None
+        return made
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    if ops.kernels() is None or not ops.kernels()._attends_all:
+        pytest.skip("no kernels for attention")
+    counted = Counted(ops.kernels())
+    monkeypatch.setattr(ops, "kernels", lambda: counted)
+    return counted
+
+
+def on_kernels_and_not(model, *args, **kwargs):
+    made = []
+    for implementation in (ON_KERNELS, "sdpa"):
+        model.set_attn_implementation(implementation)
+        made.append(model(*args, **kwargs).logits)
+    return made
+
+
+@torch.no_grad()
+def test_on_kernels_it_is_sdpa(eager, ids, kernels):
+    model = copy.deepcopy(eager)
+    for before in (0, 4):  # padding on the left leaves a query that sees nothing
+        mask = torch.ones_like(ids)
+        mask[0, :before] = 0
+        ours, theirs = on_kernels_and_not(model, ids, attention_mask=mask)
+        assert torch.allclose(ours[0, before:], theirs[0, before:], atol=1e-5)
+        assert torch.allclose(ours[1], theirs[1], atol=1e-5)
+    assert kernels.served == 4
+
+
+@torch.no_grad()
+def test_an_encoder_reads_padded_texts_on_kernels(ids, kernels):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    model = BertForSequenceClassification(config).eval()
+    mask = torch.ones_like(ids)
+    mask[0, 6:] = 0
+    ours, theirs = on_kernels_and_not(model, ids, attention_mask=mask)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert kernels.served == 2
+
+
+@torch.no_grad()
+def test_a_prompt_after_others_is_read_with_what_came_before(eager, kernels):
+    model, ids = copy.deepcopy(eager), torch.randint(1, 128, (2, 24), generator=torch.Generator().manual_seed(1))
+    for implementation in (ON_KERNELS, "sdpa"):
+        model.set_attn_implementation(implementation)
+        cache = model(ids[:, :12], use_cache=True).past_key_values
+        second = model(ids[:, 12:], past_key_values=cache, use_cache=True).logits
+        assert torch.allclose(second, model(ids).logits[:, 12:], atol=1e-5)
+
+
+def test_gradients_pass_where_they_are_wanted(eager, ids, kernels):
+    model = copy.deepcopy(eager)
+    model.set_attn_implementation(ON_KERNELS)
+    model(ids).logits.sum().backward()
+    assert model.transformer.h[0].attn.c_attn.weight.grad.abs().sum() > 0
+    assert kernels.served == 0

@@ -135,6 +135,47 @@ def test_attention_to_keys_in_another_order_is_not_served():
     assert Kernels(LIBRARY).attend(torch.randn(1, 2, 1, 8), keys.double(), keys.double(), 1.0) is None
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(RUNNING), st.integers(1, 3), st.sampled_from([(1, 1), (4, 4), (6, 2)]), st.integers(1, 50),
+    st.integers(1, 70), st.integers(1, 70), st.sampled_from(["none", "causal", "keys", "all"]), st.integers(0, 100),
+)  # fmt: skip
+def test_attention_of_many_queries(path, batch, heads, queries, length, width, mask, seed):
+    generator = torch.Generator().manual_seed(seed)
+    length = queries if mask == "causal" else length
+    # (batch, T, heads, width) seen as (batch, heads, T, width), as models have them
+    q, k, v = (
+        torch.randn(batch, rows, number, width, generator=generator).transpose(1, 2)
+        for rows, number in ((queries, heads[0]), (length, heads[1]), (length, heads[1]))
+    )
+    seen = {
+        "none": None,
+        "causal": torch.ones(queries, length).tril().bool().view(1, 1, queries, length),
+        "keys": torch.rand(batch, 1, 1, length, generator=generator) < 0.7,
+        "all": torch.rand(batch, 1, queries, length, generator=generator) < 0.7,
+    }[mask]
+    ours = Kernels(LIBRARY, path).attend_all(q, k, v, None if mask == "causal" else seen, mask == "causal", 0.3)
+    if path == "portable":
+        assert ours is None
+        return
+    k, v = (t.double().repeat_interleave(heads[0] // heads[1], dim=1) for t in (k, v))
+    scores = q.double() @ k.transpose(-1, -2) * 0.3
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    exact = torch.softmax(scores, dim=-1).nan_to_num() @ v  # a query that sees nothing gets 0
+    assert ours.shape == (batch, queries, heads[0], width)
+    assert torch.allclose(ours.double(), exact.transpose(1, 2), atol=1e-5)
+
+
+def test_attention_that_the_kernels_do_not_know_is_not_served():
+    attend, x = Kernels(LIBRARY).attend_all, torch.randn(2, 4, 9, 8)
+    assert attend(x.bfloat16(), x.bfloat16(), x.bfloat16(), None, False, 1.0) is None
+    assert attend(x, x.transpose(2, 3), x.transpose(2, 3), None, False, 1.0) is None
+    assert attend(x, x, x[..., :4], None, False, 1.0) is None
+    for mask in (torch.zeros(2, 1, 9, 9), torch.ones(2, 4, 9, 9).bool(), torch.ones(2, 1, 9, 12).bool()):
+        assert attend(x, x, x, mask, False, 1.0) is None
+
+
 def test_an_unknown_function_is_refused():
     codes, scale, bias = packed_matrix(5, 64, "ternary", "bits", 5)
     with pytest.raises(AbridgedError, match="no input function 'gelo'"):

@@ -1,6 +1,8 @@
-"""Attention whose queries, keys, values and probabilities may be quantised: transformers' implementation "abridged".
+"""What transformers finds as attention implementations of ours: "abridged", whose queries, keys, values and
+probabilities may be quantised, and "abridged_sdpa", which does what its "sdpa" does, on the compiled kernels.
 
-Registered for the attention function and for its mask: with the first alone the mask is None, and the future leaks.
+Each is registered for the attention function and for its mask: with the first alone the mask is None, and the future
+leaks.
 """
 
 from __future__ import annotations
@@ -10,9 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+
+from abridged.runtime import ops
 
 IMPLEMENTATION = "abridged"
+ON_KERNELS = "abridged_sdpa"
+#: Below so many queries, copying the keys takes longer than it saves.
+FEWEST = 8
 ROLES = ("query", "key", "value", "probabilities")
 
 
@@ -60,10 +68,41 @@ def attention(
     return torch.matmul(used, value).transpose(1, 2).contiguous(), probabilities
 
 
+def attention_on_kernels(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention as transformers' "sdpa", which it falls back on where the kernels cannot serve.
+
+    `query` (B, heads, T, d), `key` and `value` (B, key heads, S, d), `attention_mask` (B, 1, T, S) bool, True where a
+    query may look. Returns the output (B, T, heads, d) and no probabilities.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    unusual = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux")) or dropout
+    recorded = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    kernels = None if unusual or recorded else ops.kernels()
+    if kernels is not None and queries >= FEWEST and not (causal and queries != keys):
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        made = kernels.attend_all(query, key, value, attention_mask, causal, factor)
+        if made is not None:
+            return made, None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
+
+
 def register_attention() -> None:
-    """Make "abridged" known to transformers; safe to call again."""
+    """Make both known to transformers; safe to call again."""
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+    AttentionInterface.register(ON_KERNELS, attention_on_kernels)
+    AttentionMaskInterface.register(ON_KERNELS, sdpa_mask)
 
 
 register_attention()

@@ -24,7 +24,7 @@ from abridged.errors import AbridgedError
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 4  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 5  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("int4", "bits"): 4, ("int8", "bits"): 5,
@@ -49,6 +49,9 @@ class Kernels:
         self._attend = library.abridged_attend
         self._attend.argtypes = [*[pointer] * 4, *[int64] * 9, ctypes.c_float, int32, int32, int64]
         self._attend.restype = None
+        self._attend_all = library.abridged_attend_all
+        self._attend_all.argtypes = [*[pointer] * 10, ctypes.c_float, int32, int32, int64]
+        self._attend_all.restype = None
         library.abridged_serves.argtypes = [int32, int64, int64]
         library.abridged_use_team.argtypes = [pointer]
         library.abridged_use_team.restype = None
@@ -60,6 +63,7 @@ class Kernels:
             raise AbridgedError(f"{VARIABLE} is {path}, but this processor has only {', '.join(self.available)}")
         self.path = self.available[-1] if path == "auto" else path
         self._number = PATHS.index(self.path)
+        self._attends_all = bool(library.abridged_attends_all(self._number))
         self._serves = lru_cache(maxsize=None)(library.abridged_serves)
 
     def serves_linear(self, x: Tensor, scales: int, rows: int, columns: int, code_book: str, packing: str) -> bool:
@@ -164,6 +168,36 @@ class Kernels:
         strides = (keys.stride(0), keys.stride(1), values.stride(0), values.stride(1))
         sizes = (batch, heads, key_heads, length, width)
         self._attend(*pointers, *sizes, *strides, scaling, _TYPES[keys.dtype], self._number, torch.get_num_threads())
+        return y
+
+    def attend_all(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scaling: float
+    ) -> Tensor | None:
+        """Softmax attention of many queries: (B, T, heads, width) FP32; None where it cannot be served.
+
+        query: (B, heads, T, width); keys, values: (B, key heads, S, width), S at least 1; all FP32 on the CPU, the
+        numbers of a row beside each other. mask: (B or 1, 1, T or 1, S) bool, False where a query may not look; one
+        that may look nowhere gives 0. causal: query i sees keys up to i.
+        """
+        batch, heads, queries, width = query.shape
+        key_heads, length = keys.shape[1:3]
+        given = (query, keys, values)
+        if not self._attends_all or keys.shape != values.shape or heads % key_heads:
+            return None
+        if any(t.dtype != torch.float32 or t.device.type != "cpu" or t.stride(3) != 1 for t in given):
+            return None
+        if mask is not None:
+            if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[3] != length:
+                return None
+            mask = mask.expand(batch, 1, queries, length)
+            mask = mask if mask.stride(3) == 1 else mask.contiguous()
+        y = torch.empty(batch, queries, heads, width)
+        sizes = (ctypes.c_int64 * 6)(batch, heads, key_heads, queries, length, width)
+        # of batch, head and row; the mask has no heads
+        strides = [(ctypes.c_int64 * 3)(*t.stride()[:3]) for t in (query, keys, values)]
+        masked = None if mask is None else (ctypes.c_int64 * 2)(mask.stride(0), mask.stride(2))
+        pointers = [None if t is None else t.data_ptr() for t in (query, keys, values, mask, y)]
+        self._attend_all(*pointers, sizes, *strides, masked, scaling, causal, self._number, torch.get_num_threads())
         return y
 
     def embedding(

@@ -98,6 +98,16 @@ bool suits_tiles(const Linear& l) {
                                                 (size / per_byte >= CHUNK ? size / per_byte % CHUNK == 0 : true)));
 }
 
+// For tiles: packed bytes whose codes stand together, of one group and of whole steps, leaving the fewest columns empty.
+int64_t chunk_of_tiles(const Linear& l) {
+  const int64_t per_byte = LAYOUTS[l.book].per_byte, group_bytes = l.group_size() / per_byte;
+  if (l.groups() > 1) return group_bytes < CHUNK ? group_bytes : CHUNK;
+  int64_t best = CHUNK;
+  for (int64_t bytes = CHUNK / 2; bytes * per_byte % 64 == 0; bytes /= 2)
+    if (round_up(l.row_bytes, bytes) < round_up(l.row_bytes, best)) best = bytes;
+  return best;
+}
+
 template <int BOOK>
 void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, float* y) {
   constexpr Layout layout = LAYOUTS[BOOK];
@@ -129,7 +139,7 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
 using namespace abridged;
 
 // Counted up whenever a function here changes what it takes; kernels.py has the number that it knows.
-ABRIDGED_API int32_t abridged_interface() { return 4; }
+ABRIDGED_API int32_t abridged_interface() { return 5; }
 
 // Give the address of torch's GOMP_parallel, or null to start threads of our own for each call.
 ABRIDGED_API void abridged_use_team(void* address) { team = reinterpret_cast<Team>(address); }
@@ -155,8 +165,7 @@ ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed,
   const bool tiles = kernels.linear_in_tiles && suits_tiles(l);
   const int64_t per_byte = LAYOUTS[book].per_byte, groups = l.groups();
   Tokens t;
-  t.chunk_bytes = CHUNK;
-  if (tiles && groups > 1 && l.group_size() / per_byte < CHUNK) t.chunk_bytes = l.group_size() / per_byte;
+  t.chunk_bytes = tiles ? chunk_of_tiles(l) : CHUNK;
   t.stride = round_up(row_bytes, t.chunk_bytes) * per_byte;
   t.zero = input_zero_point ? *input_zero_point - (input_bits == 8 ? 128 : 0) : 0;
   const int64_t held = tiles ? round_up(tokens, TILE_TOKENS) : tokens;
@@ -214,4 +223,22 @@ ABRIDGED_API void abridged_attend(const float* query, const void* keys, const vo
   const Kernels& kernels = kernels_of(path);
   share(useful < threads ? useful : threads, batch * key_heads, 1,
         [&](int64_t first, int64_t last) { kernels.attend(a, first, last); });
+}
+
+// Whether this path has `attend_all`.
+ABRIDGED_API int32_t abridged_attends_all(int32_t path) { return kernels_of(path).attend_all != nullptr; }
+
+// Sizes are batch, heads, key heads, queries, length and width; strides are in numbers, as in ManyQueries.
+ABRIDGED_API void abridged_attend_all(const float* query, const float* keys, const float* values, const uint8_t* mask,
+                                      float* y, const int64_t* sizes, const int64_t* query_strides,
+                                      const int64_t* key_strides, const int64_t* value_strides,
+                                      const int64_t* mask_strides, float scale, int32_t causal, int32_t path,
+                                      int64_t threads) {
+  const ManyQueries a{query, keys, values, mask, y, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
+                      query_strides, key_strides, value_strides, mask_strides, scale, causal};
+  const int64_t work = a.batch * a.heads * a.queries * a.length * a.width, useful = work / WORTH_A_THREAD + 1;
+  const int64_t items = a.batch * a.key_heads, usual = (items + 4 * threads - 1) / (4 * threads);
+  const Kernels& kernels = kernels_of(path);
+  share(useful < threads ? useful : threads, items, usual,
+        [&](int64_t first, int64_t last) { kernels.attend_all(a, first, last); });
 }

@@ -64,12 +64,27 @@ struct Attention {
   int32_t type;  // of keys and values
 };
 
+// Many queries for each of `heads`, in FP32, softmax attention. Strides, in numbers, are of batch, head and row, whose
+// `width` numbers lie beside each other; of the mask, of batch and query. y is (batch, queries, heads, width).
+struct ManyQueries {
+  const float* query;
+  const float* keys;
+  const float* values;
+  const uint8_t* mask;  // 0 where a query may not look; or null
+  float* y;
+  int64_t batch, heads, key_heads, queries, length, width;
+  const int64_t *query_strides, *key_strides, *value_strides, *mask_strides;
+  float scale;
+  int32_t causal;  // query i sees keys up to i
+};
+
 // What one instruction set offers.
 struct Kernels {
   void (*quantize)(const Linear&, const Tokens&, int64_t first, int64_t last);
   void (*linear)(const Linear&, const Tokens&, int64_t first_row, int64_t last_row);
   void (*linear_in_tiles)(const Linear&, const Tokens&, int64_t first_row, int64_t last_row);  // of many tokens; or null
   void (*attend)(const Attention&, int64_t first_head, int64_t last_head);  // of batch * key_heads
+  void (*attend_all)(const ManyQueries&, int64_t first_head, int64_t last_head);  // of batch * key_heads; or null
 };
 
 extern const Kernels portable_kernels, avx2_kernels, avx512vnni_kernels, amx_kernels;

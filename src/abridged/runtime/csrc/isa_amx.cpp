@@ -1,4 +1,5 @@
 // Blocks of tokens and rows in AMX's tile registers.
+#include "attention.hpp"
 #include "tiles.hpp"
 
 namespace abridged {
@@ -45,4 +46,4 @@ struct TileRegisters {
 }  // namespace
 }  // namespace abridged
 
-const abridged::Kernels abridged::amx_kernels = {quantize, linear, linear_in_tiles<TileRegisters>, attend};
+const abridged::Kernels abridged::amx_kernels = {quantize, linear, linear_in_tiles<TileRegisters>, attend, attend_all};

@@ -1,4 +1,5 @@
 // Blocks of tokens and rows in vector registers: four columns of a token against four of 16 rows.
+#include "attention.hpp"
 #include "tiles.hpp"
 
 namespace abridged {
@@ -38,4 +39,4 @@ struct VectorRegisters {
 }  // namespace
 }  // namespace abridged
 
-const abridged::Kernels abridged::avx512vnni_kernels = {quantize, linear, linear_in_tiles<VectorRegisters>, attend};
+const abridged::Kernels abridged::avx512vnni_kernels = {quantize, linear, linear_in_tiles<VectorRegisters>, attend, attend_all};

@@ -286,6 +286,12 @@ inline Bytes load(const void* p, int64_t n) {  // of n bytes that may be read
 }
 #endif
 
+inline Bytes all_ones() {
+  uint8_t ones[CHUNK];
+  std::memset(ones, 1, CHUNK);
+  return load(ones);
+}
+
 // The codes at place p of a chunk's bytes. Places are asked for in order: those of base 3 are divided off.
 template <int BOOK>
 inline Bytes next_codes(Bytes& chunk, int p) {
@@ -476,10 +482,11 @@ void quantize_token(const Linear& l, const Tokens& t, const T* x, int64_t token,
   const bool good = round_all(x, n, scale, zero, low, high, shift, levels);
   t.scale[token] = good ? scale : std::numeric_limits<float>::quiet_NaN();
   const int64_t groups = l.groups(), size = l.group_size();
+  const Bytes ones = all_ones();
   for (int64_t g = 0; g < groups; ++g) {
-    int32_t sum = 0;
-    for (int64_t i = g * size; i < (g + 1) * size; ++i) sum += levels[i];
-    t.sums[token * groups + g] = sum;
+    Sums sums = no_sums();
+    for (int64_t i = g * size; i < (g + 1) * size; i += CHUNK) sums = dot<false>(sums, ones, load(levels + i, (g + 1) * size - i));
+    t.sums[token * groups + g] = total(sums);
   }
 }
 

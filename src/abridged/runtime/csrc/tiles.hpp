@@ -50,48 +50,56 @@ void transpose(const uint8_t* from, int64_t stride, uint8_t* to) {
 }
 #endif
 
-// Takes 16 rows (fewer at the end) out of their bytes and into tiles, one for every 64 columns, and sums codes by group.
+// What becomes of the products of a block's rows, for one group of their columns. In memory, since compilers put together
+// anew what they know of single rows for every token.
+struct Rows {
+  float scales[BLOCK_ROWS];
+  uint32_t zeros[BLOCK_ROWS];  // the zero point's part of the sums
+  float bias[BLOCK_ROWS];
+};
+
+// Takes 16 rows (fewer at the end) out of their bytes and into tiles, one for every 64 columns, and what else is known of
+// them into places `half` to `half` + 16 of `to`, one for each group.
 template <int BOOK>
-void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8_t* tiles, int64_t tile_step,
-            uint32_t* code_sums) {
+void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8_t* tiles, int64_t half, Rows* to) {
   constexpr int places = LAYOUTS[BOOK].per_byte;
-  const int64_t count = l.rows - row < TILE ? l.rows - row : TILE, groups = l.groups();
+  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier), b = uint32_t(LAYOUTS[BOOK].offset);
+  const int64_t count = l.rows - row < TILE ? l.rows - row : TILE, groups = l.groups(), depth = t.stride / groups;
   for (int64_t r = 0; r < count; ++r) {
     const uint8_t* packed = l.packed + (row + r) * l.row_bytes;
-    uint8_t* to = codes + r * t.stride;
+    uint8_t* code = codes + r * t.stride;
     for (int64_t byte = 0; byte < l.row_bytes; byte += t.chunk_bytes) {
       const int64_t left = l.row_bytes - byte;
       Bytes chunk = load(packed + byte, left < t.chunk_bytes ? left : t.chunk_bytes);
-      for (int p = 0; p < places; ++p, to += t.chunk_bytes) store(to, next_codes<BOOK>(chunk, p));
+      for (int p = 0; p < places; ++p, code += t.chunk_bytes) store(code, next_codes<BOOK>(chunk, p));
     }
-    if (t.zero != 0) {
-      const int64_t depth = t.stride / groups;
-      for (int64_t g = 0; g < groups; ++g) {
-        Sums sums = no_sums();
-        for (int64_t k = g * depth; k < (g + 1) * depth; k += DEPTH)
-          sums = dot<true>(sums, load(codes + r * t.stride + k), load(t.ones + k));
-        code_sums[g * BLOCK_ROWS + r] = uint32_t(total(sums));
-      }
+    for (int64_t g = 0; g < groups; ++g) {
+      to[g].scales[half + r] = l.row_scales(row + r)[g];
+      to[g].bias[half + r] = l.bias ? l.bias[row + r] : 0.0f;
+      if (t.zero == 0) continue;
+      Sums sums = no_sums();
+      for (int64_t k = g * depth; k < (g + 1) * depth; k += DEPTH)
+        sums = dot<true>(sums, load(codes + r * t.stride + k), load(t.ones + k));
+      to[g].zeros[half + r] = uint32_t(t.zero) * (a * uint32_t(total(sums)) + b * uint32_t(l.group_size()));
     }
   }
-  for (int64_t k = 0; k < t.stride; k += DEPTH) transpose(codes + k, t.stride, tiles + k / DEPTH * tile_step);
+  for (int64_t k = 0; k < t.stride; k += DEPTH)
+    transpose(codes + k, t.stride, tiles + k / DEPTH * 2 * TILE_BYTES + half / TILE * TILE_BYTES);
 }
 
 // Adds a group's products to the values of `count` tokens by 32 rows, all but the tokens' scales. The first group begins
 // the values, and the last one's go to y instead.
 template <int BOOK, typename T, bool FIRST, bool LAST>
 void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count, int64_t group,
-                  const float* scales, const uint32_t* code_sums, float* values, int64_t row, int64_t rows) {
+                  const Rows& rows, float* values, int64_t row, int64_t row_count) {
   constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier), b = uint32_t(LAYOUTS[BOOK].offset);
   const int64_t groups = l.groups();
   const int32_t* sums = t.sums + token * groups + group;
-  for (int64_t half = 0; half < BLOCK_ROWS && half < rows; half += TILE) {
-    const int64_t here = rows - half < TILE ? rows - half : TILE;
-    uint32_t zeros[TILE];  // zero * (a * codes + b * columns), the same for every token
-    float bias[TILE] = {};
-    for (int i = 0; i < TILE; ++i)
-      zeros[i] = uint32_t(t.zero) * (a * code_sums[half + i] + b * uint32_t(l.group_size()));
-    if (l.bias && LAST) std::memcpy(bias, l.bias + row + half, size_t(here) * sizeof(float));
+  for (int64_t half = 0; half < BLOCK_ROWS && half < row_count; half += TILE) {
+    const int64_t here = row_count - half < TILE ? row_count - half : TILE;
+    const float* scales = rows.scales + half;
+    const uint32_t* zeros = rows.zeros + half;
+    const float* bias = rows.bias + half;
     for (int64_t k = 0; k < count; ++k) {
       const int32_t* product = products + half * TILE + k * TILE;
       float* value = values + k * BLOCK_ROWS + half;
@@ -99,8 +107,9 @@ void add_products(const Linear& l, const Tokens& t, const int32_t* products, int
       const float scale = LAST ? t.scale[token + k] : 1.0f;
       float to[TILE];
       for (int i = 0; i < TILE; ++i) {
-        const float part = float(int32_t(a * uint32_t(product[i]) + offset - zeros[i])) * scales[half + i];
-        to[i] = (FIRST ? part : part + value[i]) * scale + bias[i];
+        const float part = float(int32_t(a * uint32_t(product[i]) + offset - zeros[i])) * scales[i];
+        to[i] = FIRST ? part : part + value[i];
+        if (LAST) to[i] = to[i] * scale + bias[i];
       }
       if (!LAST) {
         std::memcpy(value, to, sizeof to);
@@ -139,27 +148,21 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   const int64_t blocks = fitting < 1 ? 1 : fitting < wanted ? fitting : wanted;
   uint8_t* codes = new uint8_t[size_t(TILE * t.stride + CHUNK)]();
   uint8_t* tiles = new uint8_t[size_t(blocks * block_bytes)];
-  uint32_t* code_sums = new uint32_t[size_t(blocks * groups * BLOCK_ROWS)]();
-  float* scales = new float[size_t(blocks * groups * BLOCK_ROWS)]();
+  Rows* rows = new Rows[size_t(blocks * groups)]();
   alignas(64) int32_t products[2][2 * TILE * TILE];
   alignas(64) float values[2][TILE * BLOCK_ROWS];
   Multiplier<BOOK> multiply;
   for (int64_t start = first; start < last; start += blocks * BLOCK_ROWS) {
     const int64_t end = start + blocks * BLOCK_ROWS < last ? start + blocks * BLOCK_ROWS : last;
     for (int64_t row = start; row < end; row += TILE) {
-      const int64_t block = (row - start) / BLOCK_ROWS, half = (row - start) / TILE % 2;
-      unpack<BOOK>(l, t, row, codes, tiles + block * block_bytes + half * TILE_BYTES, 2 * TILE_BYTES,
-                   code_sums + block * groups * BLOCK_ROWS + half * TILE);
-      for (int64_t r = 0; r < TILE && row + r < end; ++r)
-        for (int64_t g = 0; g < groups; ++g)
-          scales[(block * groups + g) * BLOCK_ROWS + half * TILE + r] = l.row_scales(row + r)[g];
+      const int64_t block = (row - start) / BLOCK_ROWS, half = (row - start) % BLOCK_ROWS;
+      unpack<BOOK>(l, t, row, codes, tiles + block * block_bytes, half, rows + block * groups);
     }
     for (int64_t token = 0; token < l.tokens; token += 2 * TILE) {
       for (int64_t row = start; row < end; row += BLOCK_ROWS) {
         const int64_t block = (row - start) / BLOCK_ROWS, count = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS;
         fetch_results(l, token, row);
         for (int64_t g = 0; g < groups; ++g) {
-          const int64_t at = (block * groups + g) * BLOCK_ROWS;
           multiply(t.q + token * t.stride, t.stride, tiles + block * block_bytes, g * group_steps,
                    (g + 1) * group_steps, l.tokens - token, products);
           const bool first_group = g == 0, last_group = g == groups - 1;
@@ -168,15 +171,14 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
           for (int i = 0; i < 2; ++i) {
             const int64_t left = l.tokens - token - i * TILE;
             if (left > 0)
-              add(l, t, products[i], token + i * TILE, left < TILE ? left : TILE, g, scales + at, code_sums + at,
-                  values[i], row, count);
+              add(l, t, products[i], token + i * TILE, left < TILE ? left : TILE, g, rows[block * groups + g], values[i],
+                  row, count);
           }
         }
       }
     }
   }
-  delete[] scales;
-  delete[] code_sums;
+  delete[] rows;
   delete[] tiles;
   delete[] codes;
 }

@@ -19,6 +19,7 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from abridged.models import is_encoder_decoder
 from abridged.runtime import micro_batches, ops
+from abridged.runtime.attention import ON_KERNELS
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.modules import PackedLinear
 
@@ -113,12 +114,14 @@ class Forward:
 
 
 def install(model: Any) -> None:
-    """Let a packed model on the CPU use what the compiled kernels have: steps of one token, GELU on the way, beams, and
-    large batches in portions."""
+    """Let a packed model on the CPU use what the compiled kernels have: steps of one token, GELU on the way, attention,
+    beams, and large batches in portions."""
     family = _FAMILIES.get(model.config.model_type)
     if ops.kernels() is None or getattr(model, "hf_device_map", None):
         return
     fuse_gelu(model)
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(ON_KERNELS)
     micro_batches.install(model)
     if is_encoder_decoder(model):
         model._reorder_cache = reorder_beams

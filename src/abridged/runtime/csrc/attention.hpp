@@ -1,0 +1,111 @@
+// Attention of many queries: each block of them against all keys it may see, in the first cache, head by head.
+#pragma once
+#include "linear.hpp"
+
+namespace abridged {
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr int QUERIES = 8, VECTORS = 2;  // as many sums as registers hold beside their operands
+inline void store_floats(float* p, Floats f) { _mm512_storeu_ps(p, f); }
+#elif defined(__AVX2__)
+constexpr int QUERIES = 6, VECTORS = 1;
+inline void store_floats(float* p, Floats f) {
+  _mm256_storeu_ps(p, f.v[0]);
+  _mm256_storeu_ps(p + 8, f.v[1]);
+}
+#endif
+constexpr int64_t COLUMNS = 16 * VECTORS;
+
+// c (QUERIES, COLUMNS) = a (QUERIES, depth) times b (depth, COLUMNS).
+inline void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth, float* c,
+                     int64_t c_stride) {
+  Floats sums[QUERIES][VECTORS];
+  UNROLL_8 for (auto& row : sums) for (Floats& sum : row) sum = no_floats();
+  for (int64_t k = 0; k < depth; ++k) {
+    Floats from[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) from[v] = load_floats(b + k * b_stride + 16 * v);
+    UNROLL_8 for (int q = 0; q < QUERIES; ++q) {
+      const Floats by = same(a[q * a_stride + k]);
+      for (int v = 0; v < VECTORS; ++v) sums[q][v] = add_product(sums[q][v], by, from[v]);
+    }
+  }
+  UNROLL_8 for (int q = 0; q < QUERIES; ++q)
+    for (int v = 0; v < VECTORS; ++v) store_floats(c + q * c_stride + 16 * v, sums[q][v]);
+}
+
+// Scores become e to the (score - the largest), those that `mask` leaves out 0; returns one by their sum, or 0.
+inline float to_weights(float* scores, const uint8_t* mask, int64_t n) {
+  constexpr float lowest = -std::numeric_limits<float>::max();
+  float lanes[16], largest = lowest, sum = 0;  // since compilers may not reorder one maximum or sum
+  if (mask)
+    for (int64_t i = 0; i < n; ++i) scores[i] = mask[i] ? scores[i] : lowest;
+  for (float& lane : lanes) lane = lowest;
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lanes[j] = scores[i + j] > lanes[j] ? scores[i + j] : lanes[j];
+  for (; i < n; ++i) lanes[0] = scores[i] > lanes[0] ? scores[i] : lanes[0];
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+  for (i = 0; i < n; ++i) scores[i] = exponential(scores[i] - largest);
+  if (mask)
+    for (i = 0; i < n; ++i) scores[i] = mask[i] ? scores[i] : 0.0f;
+  for (float& lane : lanes) lane = 0;
+  for (i = 0; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lanes[j] += scores[i + j];
+  for (; i < n; ++i) lanes[0] += scores[i];
+  for (float lane : lanes) sum += lane;
+  return sum > 0 ? 1.0f / sum : 0.0f;
+}
+
+void attend_all(const ManyQueries& a, int64_t first, int64_t last) {
+  const int64_t group = a.heads / a.key_heads, n = a.length, width = a.width;
+  const int64_t columns = (n + COLUMNS - 1) / COLUMNS * COLUMNS, wide = (width + COLUMNS - 1) / COLUMNS * COLUMNS;
+  float* keys = new float[size_t(columns * width)]();  // (n / COLUMNS, width, COLUMNS)
+  float* values = new float[size_t(n * wide)]();       // (n, wide)
+  float* queries = new float[size_t(QUERIES * width)];
+  float* scores = new float[size_t(QUERIES * columns)];
+  float* made = new float[size_t(QUERIES * wide)];
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t batch = item / a.key_heads, key_head = item % a.key_heads;
+    const float* from_keys = a.keys + batch * a.key_strides[0] + key_head * a.key_strides[1];
+    const float* from_values = a.values + batch * a.value_strides[0] + key_head * a.value_strides[1];
+    for (int64_t k = 0; k < n; ++k) {
+      float* to = keys + k / COLUMNS * COLUMNS * width + k % COLUMNS;
+      for (int64_t i = 0; i < width; ++i) to[i * COLUMNS] = from_keys[k * a.key_strides[2] + i];
+      std::memcpy(values + k * wide, from_values + k * a.value_strides[2], size_t(width) * sizeof(float));
+    }
+    for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head) {
+      for (int64_t start = 0; start < a.queries; start += QUERIES) {
+        const int64_t count = a.queries - start < QUERIES ? a.queries - start : QUERIES;
+        const int64_t seen = a.causal && start + count < n ? start + count : n;  // by any of these queries
+        for (int64_t q = 0; q < QUERIES; ++q) {
+          const int64_t row = start + (q < count ? q : count - 1);
+          const float* from = a.query + batch * a.query_strides[0] + head * a.query_strides[1] + row * a.query_strides[2];
+          for (int64_t i = 0; i < width; ++i) queries[q * width + i] = from[i] * a.scale;
+        }
+        for (int64_t k = 0; k < seen; k += COLUMNS)
+          multiply(queries, width, keys + k * width, COLUMNS, width, scores + k, columns);
+        float sums[QUERIES];
+        for (int64_t q = 0; q < QUERIES; ++q) {
+          const int64_t row = start + (q < count ? q : count - 1), mine = a.causal && row + 1 < seen ? row + 1 : seen;
+          const uint8_t* mask = a.mask ? a.mask + batch * a.mask_strides[0] + row * a.mask_strides[1] : nullptr;
+          sums[q] = to_weights(scores + q * columns, mask, mine);
+          for (int64_t k = mine; k < seen; ++k) scores[q * columns + k] = 0;
+        }
+        for (int64_t i = 0; i < wide; i += COLUMNS) multiply(scores, columns, values + i, wide, seen, made + i, wide);
+        for (int64_t q = 0; q < count; ++q) {
+          float* y = a.y + ((batch * a.queries + start + q) * a.heads + head) * width;
+          for (int64_t i = 0; i < width; ++i) y[i] = made[q * wide + i] * sums[q];
+        }
+      }
+    }
+  }
+  delete[] made;
+  delete[] scores;
+  delete[] queries;
+  delete[] values;
+  delete[] keys;
+}
+
+}  // namespace
+}  // namespace abridged
