@@ -182,7 +182,7 @@ class Kernels:
         batch, heads, queries, width = query.shape
         key_heads, length = keys.shape[1:3]
         given = (query, keys, values)
-        if not self._attends_all or keys.shape != values.shape or heads % key_heads:
+        if not self._attends_all or not query.numel() * keys.numel() or keys.shape != values.shape or heads % key_heads:
             return None
         if any(t.dtype != torch.float32 or t.device.type != "cpu" or t.stride(3) != 1 for t in given):
             return None

@@ -1,14 +1,84 @@
-// Attention of many queries: each block of them against all keys it may see, in the first cache, head by head.
+// Softmax attention: of one query, which reads keys and values as they lie, and of many.
 #pragma once
 #include "linear.hpp"
 
 namespace abridged {
 namespace {
 
+// Scores become e to the (score - the largest), those that `mask` leaves out 0; returns one by their sum, or 0.
+inline float to_weights(float* scores, const uint8_t* mask, int64_t n) {
+  constexpr float lowest = -std::numeric_limits<float>::max();
+  float lanes[16], largest = lowest, sum = 0;  // since compilers may not reorder one maximum or sum
+  if (mask)
+    for (int64_t i = 0; i < n; ++i) scores[i] = mask[i] ? scores[i] : lowest;
+  for (float& lane : lanes) lane = lowest;
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lanes[j] = scores[i + j] > lanes[j] ? scores[i + j] : lanes[j];
+  for (; i < n; ++i) lanes[0] = scores[i] > lanes[0] ? scores[i] : lanes[0];
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+  for (i = 0; i < n; ++i) scores[i] = exponential(scores[i] - largest);
+  if (mask)
+    for (i = 0; i < n; ++i) scores[i] = mask[i] ? scores[i] : 0.0f;
+  for (float& lane : lanes) lane = 0;
+  for (i = 0; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lanes[j] += scores[i + j];
+  for (; i < n; ++i) lanes[0] += scores[i];
+  for (float lane : lanes) sum += lane;
+  return sum > 0 ? 1.0f / sum : 0.0f;
+}
+
+// ---- of one query
+
+template <typename T>
+inline float dot_product(const float* a, const T* b, int64_t n) {
+  float lanes[16] = {}, sum = 0;
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) lanes[j] += a[i + j] * widen(b[i + j]);
+  for (; i < n; ++i) sum += a[i] * widen(b[i]);
+  for (float lane : lanes) sum += lane;
+  return sum;
+}
+
+template <typename T>
+void attend_of(const Attention& a, int64_t first, int64_t last) {
+  const int64_t group = a.heads / a.key_heads, n = a.length, width = a.width;
+  float* scores = new float[size_t(group * n)];
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t batch = item / a.key_heads, head = item % a.key_heads;
+    const T* keys = static_cast<const T*>(a.keys) + batch * a.key_batch_stride + head * a.key_head_stride;
+    const T* values = static_cast<const T*>(a.values) + batch * a.value_batch_stride + head * a.value_head_stride;
+    const float* query = a.query + (batch * a.heads + head * group) * width;
+    float* y = a.y + (batch * a.heads + head * group) * width;
+    for (int64_t t = 0; t < n; ++t)  // a key is read once for all queries that share it
+      for (int64_t q = 0; q < group; ++q) scores[q * n + t] = a.scale * dot_product(query + q * width, keys + t * width, width);
+    for (int64_t q = 0; q < group; ++q) {
+      float* weights = scores + q * n;
+      const float inverse = to_weights(weights, nullptr, n);
+      for (int64_t t = 0; t < n; ++t) weights[t] *= inverse;
+    }
+    std::memset(y, 0, size_t(group * width) * 4);
+    for (int64_t t = 0; t < n; ++t)
+      for (int64_t q = 0; q < group; ++q) {
+        const float weight = scores[q * n + t];
+        for (int64_t i = 0; i < width; ++i) y[q * width + i] += weight * widen(values[t * width + i]);
+      }
+  }
+  delete[] scores;
+}
+
+void attend(const Attention& a, int64_t first, int64_t last) {
+  a.type == FLOAT32 ? attend_of<float>(a, first, last) : attend_of<uint16_t>(a, first, last);
+}
+
+#if defined(__AVX2__)
+// ---- of many queries: each block of them against all keys that it may see, head by head
+
 #if defined(__AVX512VNNI__)
 constexpr int QUERIES = 8, VECTORS = 2;  // as many sums as registers hold beside their operands
 inline void store_floats(float* p, Floats f) { _mm512_storeu_ps(p, f); }
-#elif defined(__AVX2__)
+#else
 constexpr int QUERIES = 6, VECTORS = 1;
 inline void store_floats(float* p, Floats f) {
   _mm256_storeu_ps(p, f.v[0]);
@@ -32,29 +102,6 @@ inline void multiply(const float* a, int64_t a_stride, const float* b, int64_t b
   }
   UNROLL_8 for (int q = 0; q < QUERIES; ++q)
     for (int v = 0; v < VECTORS; ++v) store_floats(c + q * c_stride + 16 * v, sums[q][v]);
-}
-
-// Scores become e to the (score - the largest), those that `mask` leaves out 0; returns one by their sum, or 0.
-inline float to_weights(float* scores, const uint8_t* mask, int64_t n) {
-  constexpr float lowest = -std::numeric_limits<float>::max();
-  float lanes[16], largest = lowest, sum = 0;  // since compilers may not reorder one maximum or sum
-  if (mask)
-    for (int64_t i = 0; i < n; ++i) scores[i] = mask[i] ? scores[i] : lowest;
-  for (float& lane : lanes) lane = lowest;
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; ++j) lanes[j] = scores[i + j] > lanes[j] ? scores[i + j] : lanes[j];
-  for (; i < n; ++i) lanes[0] = scores[i] > lanes[0] ? scores[i] : lanes[0];
-  for (float lane : lanes) largest = lane > largest ? lane : largest;
-  for (i = 0; i < n; ++i) scores[i] = exponential(scores[i] - largest);
-  if (mask)
-    for (i = 0; i < n; ++i) scores[i] = mask[i] ? scores[i] : 0.0f;
-  for (float& lane : lanes) lane = 0;
-  for (i = 0; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; ++j) lanes[j] += scores[i + j];
-  for (; i < n; ++i) lanes[0] += scores[i];
-  for (float lane : lanes) sum += lane;
-  return sum > 0 ? 1.0f / sum : 0.0f;
 }
 
 void attend_all(const ManyQueries& a, int64_t first, int64_t last) {
@@ -106,6 +153,7 @@ void attend_all(const ManyQueries& a, int64_t first, int64_t last) {
   delete[] values;
   delete[] keys;
 }
+#endif
 
 }  // namespace
 }  // namespace abridged

@@ -485,7 +485,8 @@ void quantize_token(const Linear& l, const Tokens& t, const T* x, int64_t token,
   const Bytes ones = all_ones();
   for (int64_t g = 0; g < groups; ++g) {
     Sums sums = no_sums();
-    for (int64_t i = g * size; i < (g + 1) * size; i += CHUNK) sums = dot<false>(sums, ones, load(levels + i, (g + 1) * size - i));
+    for (int64_t i = g * size; i < (g + 1) * size; i += CHUNK)
+      sums = dot<false>(sums, ones, load(levels + i, (g + 1) * size - i));
     t.sums[token * groups + g] = total(sums);
   }
 }
@@ -699,62 +700,6 @@ void linear(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
     case INT4: return linear_typed<INT4>(l, t, first, last);
     default: return linear_typed<INT8>(l, t, first, last);
   }
-}
-
-// ---- attention of single queries
-
-template <typename T>
-inline float dot_product(const float* a, const T* b, int64_t n) {
-  float lanes[16] = {}, sum = 0;
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; ++j) lanes[j] += a[i + j] * widen(b[i + j]);
-  for (; i < n; ++i) sum += a[i] * widen(b[i]);
-  for (float lane : lanes) sum += lane;
-  return sum;
-}
-
-template <typename T>
-void attend_of(const Attention& a, int64_t first, int64_t last) {
-  const int64_t group = a.heads / a.key_heads, n = a.length, width = a.width;
-  float* scores = new float[size_t(group * n)];
-  for (int64_t item = first; item < last; ++item) {
-    const int64_t batch = item / a.key_heads, head = item % a.key_heads;
-    const T* keys = static_cast<const T*>(a.keys) + batch * a.key_batch_stride + head * a.key_head_stride;
-    const T* values = static_cast<const T*>(a.values) + batch * a.value_batch_stride + head * a.value_head_stride;
-    const float* query = a.query + (batch * a.heads + head * group) * width;
-    float* y = a.y + (batch * a.heads + head * group) * width;
-    for (int64_t t = 0; t < n; ++t)  // a key is read once for all queries that share it
-      for (int64_t q = 0; q < group; ++q) scores[q * n + t] = a.scale * dot_product(query + q * width, keys + t * width, width);
-    for (int64_t q = 0; q < group; ++q) {
-      float* s = scores + q * n;
-      float lanes[16], largest = s[0], sum = 0;  // since compilers may not reorder one maximum or sum
-      for (float& lane : lanes) lane = s[0];
-      int64_t t = 0;
-      for (; t + 16 <= n; t += 16)
-        for (int j = 0; j < 16; ++j) lanes[j] = s[t + j] > lanes[j] ? s[t + j] : lanes[j];
-      for (; t < n; ++t) lanes[0] = s[t] > lanes[0] ? s[t] : lanes[0];
-      for (float lane : lanes) largest = lane > largest ? lane : largest;
-      for (t = 0; t < n; ++t) s[t] = exponential(s[t] - largest);
-      for (float& lane : lanes) lane = 0;
-      for (t = 0; t + 16 <= n; t += 16)
-        for (int j = 0; j < 16; ++j) lanes[j] += s[t + j];
-      for (; t < n; ++t) lanes[0] += s[t];
-      for (float lane : lanes) sum += lane;
-      for (t = 0; t < n; ++t) s[t] /= sum;
-    }
-    std::memset(y, 0, size_t(group * width) * 4);
-    for (int64_t t = 0; t < n; ++t)
-      for (int64_t q = 0; q < group; ++q) {
-        const float weight = scores[q * n + t];
-        for (int64_t i = 0; i < width; ++i) y[q * width + i] += weight * widen(values[t * width + i]);
-      }
-  }
-  delete[] scores;
-}
-
-void attend(const Attention& a, int64_t first, int64_t last) {
-  a.type == FLOAT32 ? attend_of<float>(a, first, last) : attend_of<uint16_t>(a, first, last);
 }
 
 }  // namespace
