@@ -42,6 +42,8 @@ LOGITS_LESS = ["stages.*.objectives.logits.weight=0.01"]
 AUGMENTED = ["stages.*.augmentation.variants=10"]
 #: Weights and embeddings without their mean, which no file stores.
 CENTRED = [f"stages.0.methods.quantize.{matrices}.center=true" for matrices in ("weights", "embeddings")]
+#: Activations on the grid of each token's own largest value, rather than between ends that are learned.
+BY_TOKEN = ["stages.0.methods.quantize.activations.quantizer=dynamic"]
 
 
 class Student(NamedTuple):
@@ -60,9 +62,15 @@ STUDENTS = {
     "best-bert-1-1-4, augmented": Student("best-bert-1-1-4", AUGMENTED, 16),
     "best-bert-2-2-8, logits weigh 0.01": Student("best-bert-2-2-8", LOGITS_LESS),
     "xtc-1-1-8, logits weigh 0.01": Student("xtc-1-1-8", LOGITS_LESS, 16),
+    "best-bert-1-1-4, by token": Student("best-bert-1-1-4", BY_TOKEN, 16),
+    "best-bert-1-1-4, by token, logits weigh 1, 32 a batch, centred": Student(
+        "best-bert-1-1-4", [*BY_TOKEN, *LOGITS_MORE, *CENTRED]
+    ),
+    "best-bert-1-1-4, by token, logits weigh 1, 32 a batch, half the rate": Student(
+        "best-bert-1-1-4", [*BY_TOKEN, *LOGITS_MORE, *HALF_RATE]
+    ),
     **{
-        f"best-bert-1-1-{bits}, logits weigh 1{name}": Student(f"best-bert-1-1-{bits}", [*LOGITS_MORE, *changes], batch)
-        for bits in (8, 4)
+        f"best-bert-1-1-8, logits weigh 1{name}": Student("best-bert-1-1-8", [*LOGITS_MORE, *changes], batch)
         for name, changes, batch in (
             ("", [], 16),
             (", augmented", AUGMENTED, 16),
