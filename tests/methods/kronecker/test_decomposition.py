@@ -84,6 +84,14 @@ def test_a_small_factor_has_entries_of_the_size_of_one():
     assert left.square().mean().sqrt() < 0.04
 
 
+def test_terms_are_of_like_size_however_fast_the_singular_values_fall():
+    falling = torch.linalg.qr(torch.randn(64, 64)).Q * 0.8 ** torch.arange(64.0)
+    weight = falling @ torch.linalg.qr(torch.randn(64, 64)).Q
+    for part in nearest(weight, Factors((64, 1), (1, 64), rank=32))[:2]:
+        sizes = part.flatten(1).norm(dim=1)
+        assert sizes.max() < 4 * sizes.min()
+
+
 @pytest.mark.parametrize("factors", SHAPES, ids=str)
 def test_children_hold_the_terms_and_multiply_out_to_the_product(factors):
     left, right, _ = nearest(matrix(), factors)

@@ -28,6 +28,10 @@ def nearest(weight: Tensor, factors: Factors) -> tuple[Tensor, Tensor, float]:
     The singular vectors come from the smaller of RᵀR and RRᵀ, in FP64. A small B has entries of the size of 1/√rank and
     A those of the size of W, so that a learning rate means the same for A as it did for W: a step of all terms moves W
     by as much. Factors of like size share the singular values evenly.
+
+    An orthogonal mixture of the terms has the same sum. They are mixed at random, always in the same way, so that all
+    entries of a factor are of like size: as they come, each term is smaller than the one before, and a few bits that
+    hold the first would hold nothing of the last.
     """
     matrix = rearranged(weight.detach(), factors)
     wide = matrix.shape[0] < matrix.shape[1]
@@ -45,7 +49,17 @@ def nearest(weight: Tensor, factors: Factors) -> tuple[Tensor, Tensor, float]:
     small = len(left) >= _SMALL * len(right)
     share = torch.full_like(sigma, (len(right) / factors.rank) ** 0.5) if small else sigma.sqrt()
     left, right = (left / share).to(weight.dtype).t(), (right * share).to(weight.dtype).t()
+    mixture = _orthogonal(factors.rank).to(left)
+    left, right = mixture @ left, mixture @ right
     return left.reshape(factors.rank, *factors.left), right.reshape(factors.rank, *factors.right), error
+
+
+def _orthogonal(size: int) -> Tensor:
+    """A random orthogonal matrix (size, size) in FP64, always the same one; [[1]] for a size of 1."""
+    if size == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    numbers = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(numbers).Q
 
 
 def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
