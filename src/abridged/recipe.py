@@ -250,5 +250,6 @@ def _where(info: ValidationInfo) -> str:
 
 def _weight_bits(method: Any) -> list[int]:
     """Bits of the weights and embeddings that a method stores, for methods that have such settings."""
-    bits = (getattr(getattr(method, part, None), "bits", None) for part in ("weights", "embeddings"))
-    return [b for b in bits if b]
+    parts = [getattr(method, part, None) for part in ("weights", "embeddings")]
+    parts += getattr(method, "exceptions", {}).values()
+    return [part.bits for part in parts if part is not None and part.bits]

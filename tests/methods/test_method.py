@@ -72,6 +72,39 @@ def test_null_bits_leave_modules_alone(model, calibrate):
     assert model.transformer.h[0].mlp.c_fc.input_quantizer is None
 
 
+def test_exceptions_are_quantised_otherwise_by_part_or_path(model, calibrate):
+    exceptions = {"*.h.0.*.c_proj": {"bits": 8}, "attention": {"bits": 4}, "*.h.1.*": {"bits": None}}
+    prepared(model, calibrate, exceptions=exceptions)
+    blocks = model.transformer.h
+    assert blocks[0].mlp.c_proj.source.settings.bits == 8
+    assert blocks[0].attn.c_proj.source.settings.bits == 8  # the first that it falls under counts
+    assert blocks[0].attn.c_attn.source.settings.bits == 4
+    assert blocks[0].mlp.c_fc.source.settings.bits == 2
+    assert blocks[1].attn.c_proj.source.settings.bits == 4
+    assert type(blocks[1].mlp.c_fc).__name__ == "Conv1D"
+
+
+def test_exceptions_reach_the_factors_of_a_matrix(model, calibrate):
+    kronecker = METHODS["kronecker"](form="low_rank", matrices=["embedding", "ffn"])
+    kronecker.prepare(model, anatomy_of(model), calibrate)
+    prepared(model, calibrate, exceptions={"embedding.right": {"bits": 8}, "ffn.left": {"bits": 4}})
+    wte, up = model.transformer.wte, model.transformer.h[0].mlp.c_fc
+    assert (wte.left.source.settings.bits, wte.right.source.settings.bits) == (2, 8)
+    assert model.lm_head.right.source is wte.right.source
+    assert (up.left.source.settings.bits, up.right.source.settings.bits) == (4, 2)
+
+
+@pytest.mark.parametrize("pattern", ["pooler", "embedding.right", "*.c_nothing"])
+def test_an_exception_that_nothing_falls_under_is_refused(model, calibrate, pattern):
+    with pytest.raises(AbridgedError, match="exceptions: the model has no matrix"):
+        prepared(model, calibrate, exceptions={pattern: {"bits": 8}})
+
+
+def test_exceptions_without_training_are_rounded_to_nearest():
+    method = METHODS["quantize"](exceptions={"head": {"bits": 4, "quantizer": "lsq"}})
+    assert method.untrained().exceptions["head"].quantizer == "minmax"
+
+
 def test_prepared_parts_of_the_head_make_its_logits(model, calibrate):
     prepared(model, calibrate)
     head, h = model.lm_head, torch.randn(2, 5, 32)

@@ -1,7 +1,10 @@
 """The words in which a family describes a model; no method needs to know more about it."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from fnmatch import fnmatch
+from typing import Literal, get_args
+
+PartName = Literal["embedding", "positions", "attention", "ffn", "pooler", "head"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Matrix:
 
     name: str  #: dotted path of the module that holds it
     kind: Literal["linear", "embedding"]
-    part: Literal["embedding", "positions", "attention", "ffn", "pooler", "head"]
+    part: PartName
     layer: int | None
     rows: int
     columns: int
@@ -22,6 +25,14 @@ class Matrix:
     tied: tuple[str, ...] = ()  #: paths of further modules that read the same weight
     input: Literal["symmetric", "asymmetric"] = "symmetric"  #: range of the input; asymmetric after GELU or ReLU
     factor_of: "Matrix | None" = None  #: the matrix of the model that this one is a factor of
+
+    def is_called(self, pattern: str) -> bool:
+        """Whether a recipe means this matrix: by part, by part and factor ("ffn.left"), or by a pattern of its path."""
+        part, _, factor = pattern.partition(".")
+        if part in get_args(PartName):
+            side = self.name.rpartition(".")[2] if self.factor_of else ""
+            return part == self.part and factor in ("", side)
+        return fnmatch(self.name, pattern)
 
 
 @dataclass(frozen=True)

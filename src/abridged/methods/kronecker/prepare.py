@@ -58,10 +58,10 @@ def chosen(anatomy: Anatomy, settings: Kronecker) -> list[Matrix]:
             )
     tied = {path for matrix in wholes for path in matrix.tied}
     for pattern in settings.matrices:
-        if any(_asked(matrix, pattern) for matrix in wholes):
+        if any(matrix.is_called(pattern) for matrix in wholes):
             continue
         if (pattern == "head" and tied) or any(fnmatch(path, pattern) for path in tied):
-            if not any(_asked(matrix, other) for matrix in wholes if matrix.tied for other in settings.matrices):
+            if not any(matrix.is_called(other) for matrix in wholes if matrix.tied for other in settings.matrices):
                 raise AbridgedError(
                     f"methods.kronecker.matrices asks for {pattern!r}, which is tied to the embedding: factor both, by "
                     "'embedding', or neither"
@@ -71,15 +71,11 @@ def chosen(anatomy: Anatomy, settings: Kronecker) -> list[Matrix]:
     found = [
         matrix
         for matrix in wholes
-        if any(_asked(matrix, pattern) for pattern in settings.matrices) and _in_layers(matrix.layer, settings.layers)
+        if any(matrix.is_called(pattern) for pattern in settings.matrices) and _in_layers(matrix.layer, settings.layers)
     ]
     if not found:
         raise AbridgedError("methods.kronecker: the model has nothing of what matrices and layers ask for")
     return found
-
-
-def _asked(matrix: Matrix, pattern: str) -> bool:
-    return matrix.part == pattern if pattern in PARTS else fnmatch(matrix.name, pattern)
 
 
 def _in_layers(layer: int | None, layers: str | list[int]) -> bool:

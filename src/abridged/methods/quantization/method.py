@@ -30,6 +30,11 @@ class Quantize(Method):
     embeddings: EmbeddingSettings = Field(
         default=EmbeddingSettings(), description="token embedding and head; position embeddings stay full precision"
     )
+    exceptions: dict[str, WeightSettings] = Field(
+        default_factory=dict,
+        description="matrices that are quantised otherwise, by part (embedding, positions, head, attention, ffn, "
+        "pooler), by factor of a part ('embedding.right'), or by a pattern of their path ('*.c_fc'); the first counts",
+    )
     positions: bool = Field(
         default=False, description="quantise learned positions and token types too, as the token embedding is"
     )
@@ -65,6 +70,7 @@ class Quantize(Method):
             update={
                 "weights": round_to_nearest(self.weights),
                 "embeddings": round_to_nearest(self.embeddings),
+                "exceptions": {matrices: round_to_nearest(settings) for matrices, settings in self.exceptions.items()},
                 "compensate": False,
             }
         )

@@ -18,6 +18,7 @@ from abridged.runtime.activations import DynamicActivation
 from abridged.runtime.attention import IMPLEMENTATION, ROLES, QuantizedAttention
 
 if TYPE_CHECKING:
+    from abridged.families import Anatomy
     from abridged.methods.base import Calibrate
     from abridged.methods.quantization.method import Quantize
     from abridged.methods.quantization.settings import ActivationSettings, WeightSettings
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 
 def prepare(model: nn.Module, anatomy: Any, calibrate: Calibrate, method: Quantize) -> None:
     """See `Quantize.prepare`. Inputs are calibrated before the weights change, on the model as it comes."""
-    settings = {
-        matrix.name: method.embeddings if matrix.part in ("embedding", "positions", "head") else method.weights
-        for matrix in anatomy.matrices
-    }
+    settings = settings_of(anatomy, method)
     if method.positions and not any(matrix.part == "positions" for matrix in anatomy.matrices):
         raise AbridgedError(f"methods.quantize.positions: the positions of {anatomy.model_type} cannot be quantised")
     matrices = [
@@ -55,6 +53,24 @@ def prepare(model: nn.Module, anatomy: Any, calibrate: Calibrate, method: Quanti
 
         in_lockstep(model, before, layers, calibrate, take, "rounding, compensated")
     model.unquantized_dtype = method.unquantized  # type: ignore[assignment]
+
+
+def settings_of(anatomy: Anatomy, method: Quantize) -> dict[str, WeightSettings]:
+    """How each matrix is quantised, by its name.
+
+    Raises AbridgedError for an exception that no matrix falls under.
+    """
+    unused = set(method.exceptions)
+    found = {}
+    for matrix in anatomy.matrices:
+        fitting = [pattern for pattern in method.exceptions if matrix.is_called(pattern)]
+        unused.difference_update(fitting)
+        usual = method.embeddings if matrix.part in ("embedding", "positions", "head") else method.weights
+        found[matrix.name] = method.exceptions[fitting[0]] if fitting else usual
+    for pattern in method.exceptions:
+        if pattern in unused:
+            raise AbridgedError(f"methods.quantize.exceptions: the model has no matrix {pattern!r}")
+    return found
 
 
 def is_embedding(module: nn.Module) -> bool:
