@@ -32,9 +32,11 @@ def loss(result: dict[str, Any], key: str = "perplexity") -> float:
     return result["loss_percent"][key]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean ± standard deviation, and of how many."""
-    return f"{mean(values):.1f} ± {stdev(values):.1f} ({len(values)} seeds)" if len(values) > 1 else f"{values[0]:.1f}"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f} ({len(values)} seeds)"
 
 
 def rates(head: Sequence[str], columns: Sequence[dict[str, float]], against: str, digits: int = 0) -> str:

@@ -189,6 +189,32 @@ def pruning_cost() -> str:
     return markdown(["step", "ms", "more than distillation"], rows)
 
 
+def pruning_memory() -> str:
+    """Masks alone on a LLaMA of the 7B shape with few layers, and all of its layers on paper."""
+    found = measured("pruning_memory")
+    paper = found["on_paper"]
+    rows = [
+        [
+            f"{layers} layers",
+            f"{row['parameters'] / 1e9:.2f}",
+            f"{row['peak_bytes'] / 2**30:.1f}",
+            f"{row['tokens_per_second']:.1f}",
+        ]
+        for layers, row in found["rows"].items()
+    ]
+    billions = f"{paper['parameters'] / 1e9:.2f}"
+    rows += [
+        ["32 layers, on paper", billions, f"{paper['peak_bytes'] / 2**30:.0f}", f"{paper['tokens_per_second']:.2f}"],
+        [
+            "32 layers, on paper, frozen weights shared in bf16",
+            billions,
+            f"{paper['shared_bf16_bytes'] / 2**30:.0f}",
+            "–",
+        ],
+    ]
+    return markdown(["LLaMA-2-7B's sizes", "billion parameters", "peak GB", "tokens/s of masks"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "cost": cost,
@@ -203,4 +229,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "kronecker_speed": kronecker_speed,
     "pruning_speed": pruning_speed,
     "pruning_cost": pruning_cost,
+    "pruning_memory": pruning_memory,
 }

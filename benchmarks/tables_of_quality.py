@@ -286,6 +286,76 @@ def pruning() -> str:
     return markdown(["", *(f"{tasks[task]} at {share}" for task, share in columns)], rows)
 
 
+#: What heads look at: keys of the JSON, and what the table calls them.
+LOOKS = {
+    "special": "special tokens",
+    "current": "the current token",
+    "either": "either of these",
+    "previous": "the one before",
+    "entropy": "many alike (entropy)",
+}
+
+
+def pruning_heads() -> str:
+    """Rank correlations of heads' scores with what they look at, and docs/heads.svg: the first seed of each task."""
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in read("pruning_heads"):
+        runs[result["task"]].append(result)
+    if not runs:
+        raise FileNotFoundError
+    titles = {"sst2": "MiniLM-L6, SST-2", "text": "the bundled GPT-2, WikiText-2"}
+    rows = []
+    for task, results in sorted(runs.items()):
+        removed = mean(mean(head["removed"] for head in result["heads"]) for result in results)
+        found = ([r["correlation"][key] for r in results if r["correlation"][key] is not None] for key in LOOKS)
+        rows.append(
+            [
+                titles[task],
+                str(len(results[0]["heads"])),
+                f"{100 * removed:.0f} %",
+                *(spread(values, digits=2) if values else "–" for values in found),
+            ]
+        )
+    draw_heads({titles[task]: min(results, key=lambda r: r["seed"]) for task, results in sorted(runs.items())})
+    header = ["Spearman, score with attention on", "heads", "removed", *LOOKS.values()]
+    return f"{markdown(header, rows)}\n\n![Attention of heads, which were removed, and their scores](heads.svg)"
+
+
+def draw_heads(results: dict[str, dict[str, Any]]) -> None:
+    """docs/heads.svg: for each run a heat map of heads beside their scores against the same shares."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
+    figure, all_axes = plt.subplots(
+        len(results), 2, figsize=(7.2, 3.0 * len(results)), layout="constrained", squeeze=False
+    )
+    for (title, result), (left, right) in zip(results.items(), all_axes, strict=True):
+        heads = result["heads"]
+        modules = list(dict.fromkeys(head["module"] for head in heads))
+        width = 1 + max(head["head"] for head in heads)
+        shares = [[0.0] * width for _ in modules]
+        for head in heads:
+            row = modules.index(head["module"])
+            shares[row][head["head"]] = max(head["special"], head["current"])
+            if head["removed"]:
+                left.plot(head["head"], row, marker="x", color="black", markersize=6)
+        shown = left.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        left.set(xlabel="head", ylabel="layer", title=title, xticks=range(width), yticks=range(len(modules)))
+        figure.colorbar(shown, ax=left, label="special or current")
+        for state, label, marker in ((False, "kept", "o"), (True, "removed", "x")):
+            some = [head for head in heads if head["removed"] == state]
+            looks = [max(head["special"], head["current"]) for head in some]
+            right.plot(looks, [head["score"] for head in some], marker, markersize=4, linestyle="", label=label)
+        right.set(xlabel="special or current, share of attention", ylabel="score")
+        right.grid(alpha=0.3)
+        right.legend(frameon=False)
+    figure.savefig(DOCS / "heads.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
 def demo() -> str:
     """What `make demo` prints, from the run whose record was kept."""
     records = measured("demo")
@@ -318,6 +388,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "glue_factors": glue_factors,
     "kronecker": kronecker,
     "pruning": pruning,
+    "pruning_heads": pruning_heads,
     "demo": demo,
     "parity": parity,
 }

@@ -1,0 +1,74 @@
+"""Do heads that look at special tokens and at their own token go first? Masks of VTrans beside what heads look at.
+
+    python benchmarks/pruning_heads.py [--glue FOLDER] [--steps 150] [--seeds 0 1 2]
+
+The first stage of `vtrans` to half of the parameters: the bundled GPT-2 on WikiText-2 (whose texts have no special
+tokens: the first token counts) and, with --glue, MiniLM-L6 on SST-2 (see glue.py). One JSON a run in
+benchmarks/results/pruning_heads/, skipped when it is there: of each head the shares of attention, its score and whether
+it was removed, and Spearman's rank correlations of the score with them.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from glue import FOLDERS, teacher
+from quantizers import pending
+
+from abridged.evaluation.probe import against_masks, probe_heads
+from abridged.recipe import Recipe
+from abridged.training.record import environment
+from abridged.training.session import Session
+from abridged.training.workspace import write_atomically
+
+RESULTS = Path(__file__).parent / "results" / "pruning_heads"
+#: Training examples whose attention is looked at, and how many at once.
+LOOKED_AT, AT_ONCE = 128, 8
+
+
+def masks_and_attention(
+    work: Path, recipe: Recipe, model: str, data: str, task: str | None, seed: int
+) -> dict[str, Any]:
+    """Train the masks of a recipe's first stage, and probe the teacher's heads on training examples."""
+    with Session(model, recipe, data, work, task=task, overwrite=True, seed=seed) as session:
+        number, stage = next(session.remaining_stages())
+        methods = session.prepare(number, stage)
+        session.train(number, stage, methods)
+        session.finish(number, methods)
+        examples = session.task.examples(stage.training)
+        order = examples.order(0, AT_ONCE)
+        batches = (examples.batch(order[i : i + AT_ONCE]) for i in range(0, LOOKED_AT, AT_ONCE))
+        probed = probe_heads(session.teacher, batches, session.tokenizer.all_special_ids)
+        folder = session.work.folder
+    shutil.rmtree(folder, ignore_errors=True)
+    return against_masks(probed, session.facts["prune"]["heads"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--glue", type=Path, help="the folder of GLUE's tasks; without it only the text is measured")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
+    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    tasks = ("sst2", "text") if options.glue else ("text",)
+    plan = ((f"{task}-seed{seed}", task, seed) for seed in options.seeds for task in tasks)
+    for path, (name, task, seed) in pending(plan, RESULTS, options):
+        overrides = ["budget.parameters=0.5", f"stages.0.steps={options.steps}"]
+        model, data = "bundled", "wikitext-2"
+        if task != "text":
+            model, data = str(teacher(task, options.glue)), str(options.glue / FOLDERS[task])
+            overrides += ["stages.0.context=128", "stages.0.batch_size=32"]
+        recipe = Recipe.load("vtrans", overrides)
+        found = masks_and_attention(path.with_suffix(""), recipe, model, data, None if task == "text" else task, seed)
+        setting = {"name": name, "task": task, "seed": seed, "recipe": "vtrans", "overrides": overrides}
+        write_atomically(path, json.dumps({**setting, **found, "environment": environment()}, indent=1) + "\n")
+        print(name, {measure: value and round(value, 2) for measure, value in found["correlation"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
