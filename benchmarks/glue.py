@@ -34,6 +34,9 @@ STEPS, BATCH = 300, 32
 #: What KnGPT2's light pre-training reads: a general text, which has no labels to learn from.
 PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
 FACTORS = "stages.*.methods.kronecker"
+#: The recipe's own rate, at which factors stay as near to the teacher as they start; and the paper's choice of matrices.
+FACTORS_RATE = ["stages.*.learning_rate=1e-4"]
+ODD_AND_EMBEDDING = [f"{FACTORS}.layers=odd", f"{FACTORS}.matrices=[embedding, attention, ffn]"]
 #: What best-bert's students match besides soft labels: each layer's output, and its attention.
 LAYERS_TOO = [f"stages.*.objectives.{o}" for o in ("hidden.weight=1.0", "attention.weight=1.0", "attention.loss=mse")]
 HALF_RATE = ["stages.*.learning_rate=1.5e-4"]
@@ -94,7 +97,9 @@ STUDENTS = {
     "kngpt2, 16 terms": Student("kngpt2", [*PRETRAINED, f"{FACTORS}.rank=16"]),
     "best-kngpt2": Student("best-kngpt2"),
     "best-kngpt2, layers too": Student("best-kngpt2", LAYERS_TOO),
-    "best-kngpt2, layers too, low rate": Student("best-kngpt2", [*LAYERS_TOO, "stages.*.learning_rate=1e-4"]),
+    "best-bert-kngpt2": Student("best-bert-kngpt2", FACTORS_RATE),
+    "best-bert-kngpt2, odd layers and embedding": Student("best-bert-kngpt2", [*FACTORS_RATE, *ODD_AND_EMBEDDING]),
+    "best-bert-kngpt2, logits weigh 0.01": Student("best-bert-kngpt2", [*FACTORS_RATE, *LOGITS_LESS], 16),
     "best-kngpt2, 32 terms, layers too": Student(
         "best-kngpt2", [*LAYERS_TOO, f"{FACTORS}.form=nearest", f"{FACTORS}.rank=32"]
     ),

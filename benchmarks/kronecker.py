@@ -86,8 +86,19 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "kngpt2-2-2-8, every layer": ("kngpt2-2-2-8", [f"{KRONECKER}.layers=all"]),
     "best-2-2-8, compensated": ("best-2-2-8", ["stages.0.methods.quantize.compensate=true"]),
     "best-kngpt2-2-2-8": ("best-kngpt2-2-2-8", []),
-    "best-kngpt2-2-2-8, every layer": ("best-kngpt2-2-2-8", [f"{KRONECKER}.layers=all"]),
+    "best-kngpt2-2-2-8, 16 a batch": ("best-kngpt2-2-2-8", ["stages.*.batch_size=16"]),
+    "best-kngpt2-2-2-8, 16 a batch, odd layers and embedding": (
+        "best-kngpt2-2-2-8",
+        ["stages.*.batch_size=16", f"{KRONECKER}.layers=odd", f"{KRONECKER}.matrices=[embedding, attention, ffn]"],
+    ),
+    "best-kngpt2, every layer, not the embedding": (
+        "best-kngpt2",
+        [f"{KRONECKER}.layers=all", f"{KRONECKER}.matrices=[attention, ffn]"],
+    ),
+    "quantgpt-2-2-8, 8 a batch": ("quantgpt-2-2-8", ["stages.*.batch_size=8"]),
 }
+#: Sequences a step, whose number `--steps` counts: who reads fewer takes more steps.
+BATCH = 16
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
@@ -177,9 +188,10 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan(steps: int) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, recipe, overrides) of every run: as many steps for each, shared among a recipe's stages as it does."""
+    """(name, recipe, overrides) of every run: as many sequences for each, shared among a recipe's stages as it does."""
     for name, (recipe, overrides) in CONTESTANTS.items():
-        yield name, recipe, [*overrides, *shared_out(recipe, steps)]
+        more = BATCH / Recipe.load(recipe, overrides).stages[0].training.batch_size
+        yield name, recipe, [*overrides, *shared_out(recipe, round(steps * more))]
 
 
 def weigh(recipe: Recipe, student: Any) -> dict[str, Any]:
