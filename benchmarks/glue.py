@@ -34,7 +34,7 @@ STEPS, BATCH = 300, 32
 #: What KnGPT2's light pre-training reads: a general text, which has no labels to learn from.
 PRETRAINED = ["stages.0.texts=wikitext-2", "stages.0.objectives.labels=null"]
 FACTORS = "stages.*.methods.kronecker"
-#: The recipe's own rate, at which factors stay as near to the teacher as they start; and the paper's choice of matrices.
+#: The recipe's own rate, at which factors stay near to the teacher; and the paper's choice of matrices.
 FACTORS_RATE = ["stages.*.learning_rate=1e-4"]
 ODD_AND_EMBEDDING = [f"{FACTORS}.layers=odd", f"{FACTORS}.matrices=[embedding, attention, ffn]"]
 #: What best-bert's students match besides soft labels: each layer's output, and its attention.

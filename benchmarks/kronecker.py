@@ -91,6 +91,7 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
         "best-kngpt2-2-2-8",
         ["stages.*.batch_size=16", f"{KRONECKER}.layers=odd", f"{KRONECKER}.matrices=[embedding, attention, ffn]"],
     ),
+    "best-kngpt2, every layer": ("best-kngpt2", [f"{KRONECKER}.layers=all"]),
     "best-kngpt2, every layer, not the embedding": (
         "best-kngpt2",
         [f"{KRONECKER}.layers=all", f"{KRONECKER}.matrices=[attention, ffn]"],
