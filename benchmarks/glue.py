@@ -63,6 +63,7 @@ STUDENTS = {
     "best-bert-1-1-4": Student("best-bert-1-1-4", batch=16),
     "best-bert-1-1-8, augmented": Student("best-bert-1-1-8", AUGMENTED, 16),
     "best-bert-1-1-4, augmented": Student("best-bert-1-1-4", AUGMENTED, 16),
+    "best-bert-2-2-8, augmented": Student("best-bert-2-2-8", AUGMENTED),
     "best-bert-2-2-8, logits weigh 0.01": Student("best-bert-2-2-8", LOGITS_LESS),
     "xtc-1-1-8, logits weigh 0.01": Student("xtc-1-1-8", LOGITS_LESS, 16),
     "best-bert-1-1-4, by token": Student("best-bert-1-1-4", BY_TOKEN, 16),
