@@ -10,6 +10,7 @@ docs/results.md of it.
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import time
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 
 from abridged.checkpoint.pack import pack_model
 from abridged.recipe import Recipe
+from abridged.training.hardware import peak_memory
 from abridged.training.record import environment
 from abridged.training.session import Session, loss_percent
 from abridged.training.workspace import write_atomically
@@ -112,6 +114,12 @@ def shared_out(recipe: str, steps: int) -> list[str]:
     return ["stages.*.epochs=null", *lengths]
 
 
+def forget_peak() -> None:
+    """Let the peak of host memory count from now on, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def train_and_measure(
     path: Path,
     recipe: Recipe,
@@ -131,11 +139,13 @@ def train_and_measure(
     work = path.with_suffix("")
     resumed = work.with_name(work.name + ".partial").exists()
     cache = work.with_name(work.name + ".cache") if offline else None
+    forget_peak()
     with Session(model, recipe, data, work, task=task, resume=resumed, seed=seed, teacher_cache=cache) as session:
         for number, stage in session.remaining_stages():
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)
             session.finish(number, methods)
+        peak = peak_memory()
         session.task.rouge_pairs = None  # all
         teacher = next((r["teacher"] for r in known if r["teacher_hash"] == session.hash), None)
         teacher, student = teacher or session.measure(session.teacher), session.measure(pack_model(session.student))
@@ -153,6 +163,7 @@ def train_and_measure(
         "validation": validation[-1],
         "curve": [[m["stage"], m["step"], m.get("perplexity", m.get("score"))] for m in validation],
         "seconds": round(session.seconds["training"], 1),
+        "peak_bytes": peak,
         "resumed": resumed,
         "environment": environment(),
     }

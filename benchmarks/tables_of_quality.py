@@ -286,6 +286,28 @@ def pruning() -> str:
     return markdown(["", *(f"{tasks[task]} at {share}" for task, share in columns)], rows)
 
 
+#: The published variants, each at its own length; times are of the same machine.
+VARIANTS = ("vib", "fast-vtrans", "faster-vtrans")
+
+
+def pruning_variants() -> str:
+    """VTrans and its faster variants on SST-2 at half of the parameters: score, time and memory."""
+    runs = {kind: measured(f"pruning/{kind}-sst2-0.5-1000-steps-seed0") for kind in VARIANTS}
+    longest = runs["vib"]["seconds"]
+    rows = [
+        [
+            PRUNED[kind],
+            f"{run['student']['score']:.1f}",
+            f"{run['teacher']['score'] - run['student']['score']:.1f}",
+            f"{run['seconds']:.0f}",
+            f"{longest / run['seconds']:.1f}×",
+            f"{run['peak_bytes'] / 2**20:,.0f}",
+        ]
+        for kind, run in runs.items()
+    ]
+    return markdown(["half of MiniLM-L6, SST-2", "score", "points lost", "seconds", "faster", "peak MB"], rows)
+
+
 #: What heads look at: keys of the JSON, and what the table calls them.
 LOOKS = {
     "special": "special tokens",
@@ -389,6 +411,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kronecker": kronecker,
     "pruning": pruning,
     "pruning_heads": pruning_heads,
+    "pruning_variants": pruning_variants,
     "demo": demo,
     "parity": parity,
 }

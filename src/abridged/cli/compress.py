@@ -64,7 +64,7 @@ def compress(
     size, metrics = record["size"], record["metrics"]
     rows = [["teacher", metrics["teacher"], size["dense_bytes"]]]
     if "untrained" in metrics:
-        rows.append(["same bits, without training", metrics["untrained"], size["file_bytes"]])
+        rows.append(["same size, without training", metrics["untrained"], size["file_bytes"]])
     rows.append([record["recipe"]["name"], metrics["student"], size["file_bytes"]])
     rouge = ["ROUGE-1", "ROUGE-2", "ROUGE-L"] if "rouge" in metrics["teacher"] else []
     head = ["perplexity per token", "loss", "per word", "loss"] if "perplexity" in metrics["teacher"] else []
