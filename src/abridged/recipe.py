@@ -224,7 +224,11 @@ def _type_name(annotation: Any) -> str:
         return " | ".join(_type_name(inner) for inner in typing.get_args(annotation))
     if annotation is type(None):
         return "null"
-    return annotation.__name__ if type(annotation) is type else str(annotation)
+    if (origin := typing.get_origin(annotation)) is not None:
+        return f"{origin.__name__}[{', '.join(_type_name(inner) for inner in typing.get_args(annotation))}]"
+    if isinstance(annotation, type):
+        return "settings" if issubclass(annotation, BaseModel) else annotation.__name__
+    return "..." if annotation is Ellipsis else str(annotation)
 
 
 def _flow(value: Any) -> str:

@@ -155,7 +155,9 @@ def test_recipes_show_prints_the_commented_file_or_what_it_comes_to(abridged):
     assert abridged("recipes", "show", "quantgpt-2-2-8").stdout == Recipe.text("quantgpt-2-2-8")
     shown = abridged("recipes", "show", "quantgpt-2-2-8", "--set", "stages.0.steps=7").stdout
     assert "steps: 7\n" in shown
-    assert "stages.N.training.steps: int = 1000" in abridged("recipes", "show", "--keys").stdout
+    keys = abridged("recipes", "show", "--keys").stdout
+    assert "stages.N.training.steps: int = 1000" in keys
+    assert "stages.N.methods.quantize.exceptions: dict[str, settings] = {}" in keys
 
 
 def test_version(abridged):

@@ -32,8 +32,9 @@ class Quantize(Method):
     )
     exceptions: dict[str, WeightSettings] = Field(
         default_factory=dict,
-        description="matrices that are quantised otherwise, by part (embedding, positions, head, attention, ffn, "
-        "pooler), by factor of a part ('embedding.right'), or by a pattern of their path ('*.c_fc'); the first counts",
+        description="settings like those of weights for matrices that are quantised otherwise, by part (embedding, "
+        "positions, head, attention, ffn, pooler), by factor of a part ('embedding.right'), or by a pattern of their "
+        "path ('*.c_fc'); the first that fits counts",
     )
     positions: bool = Field(
         default=False, description="quantise learned positions and token types too, as the token embedding is"
