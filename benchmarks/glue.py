@@ -100,9 +100,12 @@ STUDENTS = {
     "kngpt2, 16 terms": Student("kngpt2", [*PRETRAINED, f"{FACTORS}.rank=16"]),
     "best-kngpt2": Student("best-kngpt2"),
     "best-kngpt2, layers too": Student("best-kngpt2", LAYERS_TOO),
-    "best-bert-kngpt2": Student("best-bert-kngpt2", FACTORS_RATE),
-    "best-bert-kngpt2, odd layers and embedding": Student("best-bert-kngpt2", [*FACTORS_RATE, *ODD_AND_EMBEDDING]),
-    "best-bert-kngpt2, logits weigh 0.01": Student("best-bert-kngpt2", [*FACTORS_RATE, *LOGITS_LESS], 16),
+    "best-bert-kngpt2": Student("best-bert-kngpt2", FACTORS_RATE, 16),
+    "best-bert-kngpt2, odd layers and embedding": Student("best-bert-kngpt2", [*FACTORS_RATE, *ODD_AND_EMBEDDING], 16),
+    "best-bert-kngpt2, logits weigh 1, 32 a batch": Student("best-bert-kngpt2", [*FACTORS_RATE, *LOGITS_MORE]),
+    "best-bert-kngpt2, logits weigh 1, 32 a batch, odd layers and embedding": Student(
+        "best-bert-kngpt2", [*FACTORS_RATE, *LOGITS_MORE, *ODD_AND_EMBEDDING]
+    ),
     "best-kngpt2, 32 terms, layers too": Student(
         "best-kngpt2", [*LAYERS_TOO, f"{FACTORS}.form=nearest", f"{FACTORS}.rank=32"]
     ),
