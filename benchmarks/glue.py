@@ -64,6 +64,7 @@ STUDENTS = {
     "best-bert-1-1-8": Student("best-bert-1-1-8", batch=16),
     "best-bert-1-1-4": Student("best-bert-1-1-4", batch=16),
     "best-bert-1-1-8, augmented": Student("best-bert-1-1-8", AUGMENTED, 16),
+    "best-bert-1-1-8, augmented once": Student("best-bert-1-1-8", ["stages.*.augmentation.variants=1"], 16),
     "best-bert-1-1-4, augmented": Student("best-bert-1-1-4", AUGMENTED, 16),
     "best-bert-2-2-8, augmented": Student("best-bert-2-2-8", AUGMENTED),
     "best-bert-2-2-8, logits weigh 0.01": Student("best-bert-2-2-8", LOGITS_LESS),
