@@ -32,9 +32,7 @@ def run(options: argparse.Namespace, layers: int, folder: Path) -> dict[str, Any
     """What `abridged compress` held, and the tokens a second of its last logged step with masks."""
     teacher, student = folder / "teacher", folder / "student"
     torch.manual_seed(0)
-    with torch.device("cpu"):
-        config = LlamaConfig(num_hidden_layers=layers, max_position_embeddings=4096, dtype="float32")
-        model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, max_position_embeddings=4096, dtype="float32"))
     parameters = sum(p.numel() for p in model.parameters())
     per_layer = sum(p.numel() for p in model.model.layers[0].parameters())
     model.save_pretrained(teacher)
