@@ -46,16 +46,19 @@ ENCODER_SHARES = (0.4, 0.2, 0.05)
 PRUNE = "stages.0.methods.prune"
 #: L0 as published: masks that start alike, and a penalty for the budget.
 PUBLISHED = [f"{PRUNE}.measure=0", f"{PRUNE}.constraint=lagrangian"]
+#: The hidden width as the masks keep it, not as principal components.
+UNITS = [f"{PRUNE}.hidden=units"]
 RATE = "stages.0.training.learning_rates.mask=0.05"
 #: Rates after the cut on tasks: of what is fitted to the whole model before, and of all else.
 FITTED_RATE, TASK_RATE = 1e-4, 5e-4
 FITTED = ("best-bert-vtrans", "faster-vtrans")
-LOW_RATE = [f"stages.1.learning_rate={FITTED_RATE}"]
+LOW_RATE, HIGH_RATE = ([f"stages.1.learning_rate={rate}"] for rate in (FITTED_RATE, TASK_RATE))
 #: What takes a recipe's place on tasks.
 ON_TASKS = {"best-vtrans": "best-bert-vtrans"}
 #: Contestant -> recipe, and what is changed in it.
 CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "best-vtrans": ("best-vtrans", []),
+    "best-vtrans, single units": ("best-vtrans", UNITS),
     "vib": ("vtrans", []),
     "vib, as published": ("vtrans", [*PUBLISHED, RATE]),
     "l0": ("vtrans", [f"{PRUNE}.masks=l0", *PUBLISHED, RATE]),
@@ -68,7 +71,8 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
 }
 #: What is run on tasks alone. Trimmed: without tokens that neither the task nor, ten times, WikiText-2 uses.
 TASK_CONTESTANTS = {
-    "best-vtrans, high rate": ("best-vtrans", [f"stages.1.learning_rate={TASK_RATE}"]),
+    "best-vtrans, high rate": ("best-vtrans", HIGH_RATE),
+    "best-vtrans, single units, high rate": ("best-vtrans", [*UNITS, *HIGH_RATE]),
     **{f"{name}, trimmed": CONTESTANTS[name] for name in ("best-vtrans", "taylor", "l0")},
 }
 TRIM = {"also": "wikitext-2", "min_count": 10}

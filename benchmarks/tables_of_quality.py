@@ -235,6 +235,8 @@ def kronecker() -> str:
 PRUNED = {
     "best-vtrans": "best-vtrans, best-bert-vtrans",
     "best-vtrans-high-rate": "best-vtrans, 5e-4 after the cut",
+    "best-vtrans-single-units": "single hidden units",
+    "best-vtrans-single-units-high-rate": "single hidden units, 5e-4 after the cut",
     "vib": "VTrans",
     "vib-as-published": "VTrans, masks as published",
     "fast-vtrans": "Fast-VTrans",

@@ -56,9 +56,7 @@ def read_model(path: Path) -> LlamaForCausalLM:
         ("mlp.up_proj", inner, width),
     ):
         for layer, weight in enumerate(take(layers, rows, columns) if columns else take(layers, rows)):
-            if name.endswith(
-                ("q_proj", "k_proj")
-            ):  # rotary pairs are neighbours there, and half a head apart here
+            if name.endswith(("q_proj", "k_proj")):  # rotary pairs are neighbours there, and half a head apart here
                 weight = weight.view(rows // head, head // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
             state[f"model.layers.{layer}.{name}.weight"] = weight
     state["model.norm.weight"] = take(width)

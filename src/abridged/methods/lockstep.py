@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 TOKENS = 16_384
 #: Added to the diagonal of the inputs' second moments, of its mean: few tokens leave directions unseen.
 DAMPING = 0.05
+
+
+View = Callable[[Tensor], Tensor]
+"""Makes of a layer's inputs (…, columns) what is looked at instead."""
 
 
 class _Enough(Exception):
@@ -92,13 +96,15 @@ def in_lockstep(
     take: Callable[[str, Tensor, Tensor | None], None],
     title: str,
     constant: bool = False,
+    views: Mapping[str, tuple[View, View]] | None = None,
 ) -> None:
     """Run one batch through `model` and call `take(path, XᵀX, ZᵀX)` as it meets each of its layers at `paths`.
 
     X (tokens, columns) are the layer's inputs, and Z those that it has in `before`, the model in full precision; ZᵀX
     is None without one, and where the two come to their layers in different orders. `take` may change the layer that it
     is called for, which then goes on with the pass. The pass ends with the last of the layers. Padding is left out
-    where the model is given masks. With `constant`, X and Z have a last column of 1, which stands for biases.
+    where the model is given masks. With `constant`, X and Z have a last column of 1, which stands for biases. `views`
+    say of some paths what stands for X and for Z there, (…, any width), made of the inputs.
     """
     masks: list[Tensor] = []
 
@@ -116,8 +122,9 @@ def in_lockstep(
 
         with torch.autocast(x.device.type, enabled=False):
             z = whole.at(path) if whole else None
-            after = rows(module.prepared_inputs(x) if hasattr(module, "prepared_inputs") else x)
-            take(path, after.t() @ after, None if z is None else rows(z).t() @ after)
+            own, theirs = (views or {}).get(path, (getattr(module, "prepared_inputs", as_is), as_is))
+            after = rows(own(x))
+            take(path, after.t() @ after, None if z is None else rows(theirs(z)).t() @ after)
         waiting.discard(path)
         show(len(paths) - len(waiting), len(paths))
         if not waiting:
@@ -138,6 +145,11 @@ def in_lockstep(
             whole.stop()
         for handle in hooks:
             handle.remove()
+
+
+def as_is(x: Tensor) -> Tensor:
+    """The view of what is looked at as it comes."""
+    return x
 
 
 def check_finite(name: str, *found: Tensor | None) -> None:

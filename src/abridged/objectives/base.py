@@ -123,7 +123,8 @@ class ObjectiveContext:
     Attributes:
         num_blocks: blocks of the training text, `Batch.index` lies below it.
         context: tokens in a block.
-        hidden_units: of a student that was cut narrower, which of the teacher's units it still has, (hidden_size,).
+        hidden_units: of a student that was cut narrower, which of the teacher's units it still has, (hidden_size,), or
+            combinations of them as columns (teacher_hidden_size, hidden_size).
     """
 
     hidden_size: int

@@ -16,7 +16,7 @@ class HiddenDistillation(Term):
     """Mean squared error per number, averaged over the mapped layers and the tokens that count.
 
     Where the teacher is wider or narrower, one trained linear map takes the student's states to its size; where the
-    student has a part of the teacher's very units, these are compared.
+    student has a part of the teacher's very units, or combinations of them, these are compared.
     """
 
     def __init__(self, settings: Hidden, context: ObjectiveContext) -> None:
@@ -40,10 +40,16 @@ class HiddenDistillation(Term):
             counted = rows_that_count(batch, encoder=len(_parts(student)) == 2 and i < _parts(student)[0])
             their = theirs[j].detach()
             if self.units is not None and their.shape[-1] != ours[i].shape[-1]:
-                their = their[..., self.units.to(their.device)]
+                their = narrowed(their, self.units)
             error = (self.projection(ours[i]).float() - their.float()).square().mean(-1)
             errors.append(mean_over_rows(error, counted))
         return torch.stack(errors).mean()
+
+
+def narrowed(states: Tensor, units: Tensor) -> Tensor:
+    """Of states (…, d) the units (h,), or combinations of them, the columns of a float (d, h)."""
+    units = units.to(states.device)
+    return states @ units.to(states.dtype) if units.is_floating_point() else states[..., units]
 
 
 def _parts(outputs: Outputs) -> list[int]:

@@ -198,6 +198,8 @@ def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
     units = getattr(model, "hidden_units", None)
     if units is None:
         return _numpy(states.float())
+    if units.is_floating_point():  # combinations, back in the units that they were made of
+        return _numpy(states.float()) @ _numpy(units).T
     whole = np.zeros((len(states), model.config.hidden_size), dtype=np.float32)
     whole[:, units.numpy()] = _numpy(states.float())  # units that were pruned away say nothing
     return whole

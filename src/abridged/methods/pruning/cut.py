@@ -15,11 +15,20 @@ from abridged.methods.pruning.layout import HIDDEN, Kept, Layout, Module
 
 
 @torch.no_grad()
-def cut(model: Any, layout: Layout, kept: Kept, factors: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> None:
+def cut(
+    model: Any,
+    layout: Layout,
+    kept: Kept,
+    factors: Mapping[str, Tensor],
+    gates: Mapping[str, Tensor],
+    basis: Tensor | None = None,
+) -> None:
     """Cut `model` in place to the units `kept` of each axis; a gated part without any is removed.
 
     factors: by axis (units,), what the mask multiplies each unit by: folded into norms and into the columns that read
         the units. gates: by axis (), what the mask multiplies a part's output by, folded into its last matrix.
+    basis: of the hidden width (units, units kept), what takes the place of its kept units: combinations of all. Norms
+        are then right only where they scale all units alike (see `reconstruct`).
     `model.shapes` says afterwards what was done, for the checkpoint.
     """
     before = getattr(model, "shapes", None)
@@ -32,7 +41,7 @@ def cut(model: Any, layout: Layout, kept: Kept, factors: Mapping[str, Tensor], g
     for module in layout.modules:
         if module.gate not in gone:
             _fold(model, module, factors, gates.get(layout_gate(module, layout), None))
-            _slice(model, module, kept)
+            _slice(model, module, kept, basis)
     for name, queries in layout.attentions.items():
         if name not in gone:
             heads[name] = queries * len(kept[name])
@@ -83,18 +92,25 @@ def _fold(model: nn.Module, module: Module, factors: Mapping[str, Tensor], gate:
             target.bias.mul_(gate)
 
 
-def _slice(model: nn.Module, module: Module, kept: Kept) -> None:
+def _slice(model: nn.Module, module: Module, kept: Kept, basis: Tensor | None) -> None:
     target: Any = model.get_submodule(module.path)
     weight, bias = target.weight.data, target.bias.data if module.bias else None
     transposed = isinstance(target, Conv1D)
     sides = [module.rows] if module.columns is None else [module.rows, module.columns]
-    for dimension, side in enumerate(sides):
+    for number, side in enumerate(sides):
+        dimension = 1 - number if transposed else number
+        if basis is not None and side.axis == HIDDEN:
+            mixed = basis.to(weight)
+            weight = torch.tensordot(weight, mixed.square() if module.columns is None else mixed, ([dimension], [0]))
+            weight = weight.movedim(-1, dimension)
+            bias = bias @ mixed if number == 0 and bias is not None else bias
+            continue
         index = side.index(kept)
         if index is None:
             continue
         index = index.to(weight.device)
-        weight = weight.index_select(1 - dimension if transposed else dimension, index)
-        if dimension == 0 and bias is not None:
+        weight = weight.index_select(dimension, index)
+        if number == 0 and bias is not None:
             bias = bias.index_select(0, index)
     set_weight(target, weight.contiguous(), bias)
     for path in module.tied:

@@ -47,6 +47,7 @@ class Masks(nn.Module):
     target: Any  #: what the model may take
     share: float  #: of the whole, that it may take now
     data: Data
+    combines: bool  #: whether combinations of hidden units take the place of those kept
     lagrangian: Any
     stands_for: Tensor  #: (units,) how much each unit's divergence counts
     removals: Tensor  #: how often units were removed, where masks are not learned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from abridged.methods.base import Method
 from abridged.methods.pruning.settings import Budget, Structure
@@ -62,7 +62,18 @@ class Prune(Method):
         description="after the cut, let each matrix make up for it on real inputs, by least squares against the model "
         "before; where weights were trained beside the masks they have done so",
     )
+    hidden: Literal["units", "components"] = Field(
+        "units",
+        description="what is left of the hidden width: units, those that the masks keep; components, as many "
+        "principal components of what norms read and put out (with `reconstruct`)",
+    )
     updates: int = Field(20, ge=1, description="times that magnitude, taylor and random remove units during warm-up")
+
+    @model_validator(mode="after")
+    def _refitted(self) -> Prune:
+        if self.hidden == "components" and not self.reconstruct:
+            raise ValueError("hidden: components needs reconstruct: true, which fits norms and matrices to them")
+        return self
 
     def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
         """Put masks into the model.

@@ -7,6 +7,7 @@ so that each sees what those before have become (as GPTAQ does for rounding: Li 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,26 +15,52 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from abridged.methods.lockstep import DAMPING, check_finite, in_lockstep
+from abridged.methods.pruning.layout import HIDDEN
 
 if TYPE_CHECKING:
     from abridged.methods.base import Calibrate
+    from abridged.methods.lockstep import View
     from abridged.methods.pruning.layout import Kept, Layout, Module, Side
 
 
 @torch.no_grad()
-def reconstruct(model: nn.Module, whole: nn.Module, layout: Layout, kept: Kept, calibrate: Calibrate) -> None:
+def reconstruct(
+    model: nn.Module,
+    whole: nn.Module,
+    layout: Layout,
+    kept: Kept,
+    calibrate: Calibrate,
+    basis: Tensor | None = None,
+) -> None:
     """Change the matrices and biases of `model`, which was cut to `kept`, in place; `whole` is the model before.
 
+    With a basis of the hidden width (see `cut`) the norms, too: their outputs come near to the whole model's in it.
     Embeddings, and heads that are tied to one, stay as they are. Raises AbridgedError where inputs are not finite.
     """
     modules = {module.path: module for module in layout.modules if is_linear(model, module)}
+    if not modules:
+        return
+    views: dict[str, tuple[View, View]] = {}
+    if basis is not None:
+        for module in layout.modules:
+            if module.part == "norm":
+                modules[module.path] = module
+                views[module.path] = (
+                    partial(standardized, model.get_submodule(module.path)),
+                    partial(_put_out, whole.get_submodule(module.path), basis),
+                )
 
     def take(path: str, moments: Tensor, crossed: Tensor | None) -> None:
-        if crossed is not None:
-            refit(model.get_submodule(path), whole.get_submodule(path), modules[path], kept, moments, crossed)
+        new, module = model.get_submodule(path), modules[path]
+        if crossed is None:
+            return
+        check_finite(path, moments, crossed)
+        if module.part == "norm":
+            refit_norm(new, moments, crossed)
+        else:
+            refit(new, whole.get_submodule(path), module, kept, moments, crossed, basis)
 
-    if modules:
-        in_lockstep(model, whole, list(modules), calibrate, take, "making up for the cut", constant=True)
+    in_lockstep(model, whole, list(modules), calibrate, take, "making up for the cut", constant=True, views=views)
 
 
 def is_linear(model: nn.Module, module: Module) -> bool:
@@ -44,25 +71,25 @@ def is_linear(model: nn.Module, module: Module) -> bool:
         return False
 
 
-def refit(new: Any, old: Any, module: Module, kept: Kept, moments: Tensor, crossed: Tensor) -> None:
+def refit(
+    new: Any, old: Any, module: Module, kept: Kept, moments: Tensor, crossed: Tensor, basis: Tensor | None = None
+) -> None:
     """Set the weight (r, k) and the bias of `new`, cut from those of `old` (R, n), for inputs with a last column of 1.
 
     moments (k+1, k+1) are XᵀX, crossed (n+1, k+1) are ZᵀX. Both are damped as if the units kept were as before.
     """
-    check_finite(module.path, moments, crossed)
     moments, crossed = moments.double(), crossed.double()
     assert module.columns is not None
-    rows, columns = _index(module.rows, kept, moments), _index(module.columns, kept, moments)
     damping = DAMPING * moments.diagonal()[:-1].mean().clamp_min(1e-10)
-    inputs = torch.arange(len(columns), device=columns.device)
-    moments[inputs, inputs] += damping
-    crossed[columns, inputs] += damping
+    moments[:-1, :-1].diagonal().add_(damping)
+    added = damping * torch.eye(len(crossed) - 1).to(moments)
+    crossed[:-1, :-1] += _left(added, module.columns, kept, basis).t()
     transposed, weight = isinstance(new, Conv1D), old.weight.double()
-    weight = (weight.t() if transposed else weight)[rows]
+    weight = _left(weight.t() if transposed else weight, module.rows, kept, basis)
     if new.bias is None:  # nothing is there to take up what does not vary
         moments, crossed = moments[:-1, :-1], crossed[:-1, :-1]
     else:
-        weight = torch.cat([weight, old.bias.double()[rows].unsqueeze(1)], 1)
+        weight = torch.cat([weight, _left(old.bias.double().unsqueeze(1), module.rows, kept, basis)], 1)
         moments[-1, -1] += 1e-6 * damping
     found = torch.linalg.solve(moments, (weight @ crossed).t()).t()
     if new.bias is not None:
@@ -71,7 +98,35 @@ def refit(new: Any, old: Any, module: Module, kept: Kept, moments: Tensor, cross
     new.weight.copy_(found.t() if transposed else found)
 
 
-def _index(side: Side, kept: Kept, like: Tensor) -> Tensor:
-    """The rows or columns of the kept units, or all."""
+def _left(matrix: Tensor, side: Side, kept: Kept, basis: Tensor | None) -> Tensor:
+    """The rows of a matrix that are left of a side, or the combinations of them."""
+    if side.axis == HIDDEN and basis is not None:
+        return basis.to(matrix).t() @ matrix
     index = side.index(kept)
-    return (torch.arange(side.total) if index is None else index).to(like.device)
+    return matrix if index is None else matrix[index.to(matrix.device)]
+
+
+def standardized(norm: Any, x: Tensor) -> Tensor:
+    """What a LayerNorm or RMSNorm multiplies by its weight, (…, d)."""
+    if isinstance(norm, nn.LayerNorm):
+        return nn.functional.layer_norm(x, x.shape[-1:], eps=norm.eps)
+    return nn.functional.rms_norm(x, x.shape[-1:], eps=norm.variance_epsilon)
+
+
+def _put_out(norm: nn.Module, basis: Tensor, z: Tensor) -> Tensor:
+    """What a norm makes of z (…, d), in a basis (d, h); past the hooks that hold up its model's pass."""
+    found: Tensor = type(norm).forward(norm, z)
+    return found @ basis.to(found)
+
+
+def refit_norm(norm: Any, moments: Tensor, crossed: Tensor) -> None:
+    """Set weight and bias (d,) of a norm, unit by unit, by what it multiplies and is to put out: XᵀX and ZᵀX."""
+    moments, crossed = moments.double(), crossed.double()
+    tokens, sums, wanted = moments[-1, -1], moments[-1, :-1], crossed[:-1, -1]
+    if getattr(norm, "bias", None) is None:
+        sums = torch.zeros_like(sums)
+    squares = moments.diagonal()[:-1] - sums * sums / tokens
+    weight = (crossed.diagonal()[: len(sums)] - wanted * sums / tokens) / squares.clamp_min(1e-6 * tokens)
+    norm.weight.copy_(weight)
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.copy_((wanted - weight * sums) / tokens)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from abridged.methods.pruning.budget import Lagrangian, Target
+from abridged.methods.pruning.components import principal_basis
 from abridged.methods.pruning.cut import cut
 from abridged.methods.pruning.importance import magnitudes, normalized, worth
 from abridged.methods.pruning.layout import HIDDEN, layout_of
@@ -36,6 +37,7 @@ def prepare(model: Any, anatomy: Any, method: Prune, calibrate: Calibrate) -> No
     target = Target(layout, method.budget)
     masks = attach(model, layout, method.masks, frozenset(method.structures))
     masks.target, masks.share, masks.data = target, 1.0, Data(calibrate)
+    masks.combines = method.hidden == "components" and not anatomy.writers
     select(masks, torch.zeros(masks.mask.units), target, target.limit, method.round_to)  # or no such model can be
     if isinstance(masks.mask, LearnedMask):
         if method.measure > 0:
@@ -172,6 +174,11 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
         )
     if not any(len(selection.kept[name]) for name in masks.gates):
         notes.append("the masks have collapsed: no attention and no feed-forward part is left, only embeddings")
+    if method.hidden == "components" and not masks.combines:
+        notes.append(
+            "the hidden width is left as single units: of what a layer before the head writes to it, a nonlinearity is "
+            "taken, which does not go through combinations"
+        )
     found = {
         "measure": target.name,
         "before": target.full,
@@ -190,11 +197,25 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     kept = selection.kept
     units = getattr(model, "hidden_units", None)
     whole = copy.deepcopy(model).requires_grad_(False) if method.reconstruct else None
-    cut(model, masks.layout, kept, factors, gates)
+    basis = None
+    if masks.combines and len(kept[HIDDEN]) < masks.layout.axes[HIDDEN].units:
+        basis = principal_basis(model, masks.layout, kept[HIDDEN], masks.data.calibrate)
+        factors[HIDDEN] = torch.ones_like(factors[HIDDEN])
+    cut(model, masks.layout, kept, factors, gates, basis)
     if whole is not None:
-        reconstruct(model, whole, masks.layout, kept, masks.data.calibrate)
-    model.hidden_units = kept[HIDDEN] if units is None else units[kept[HIDDEN]]
+        reconstruct(model, whole, masks.layout, kept, masks.data.calibrate, basis)
+    model.hidden_units = composed(units, kept[HIDDEN] if basis is None else basis.cpu(), model.config.hidden_size)
     return found
+
+
+def composed(before: Tensor | None, now: Tensor, width: int) -> Tensor:
+    """What a model's hidden units are of the teacher's `width`, where they are `now` of what was `before`.
+
+    Either is indices (h,), or combinations as columns (units, h).
+    """
+    if before is None or now.dim() == 1:
+        return now if before is None else before[..., now]
+    return before @ now if before.dim() == 2 else now.new_zeros(width, now.shape[1]).index_copy(0, before, now)
 
 
 def _heads(masks: Masks, ranked: Tensor, selection: Selection) -> dict[str, dict[str, Any]]:
