@@ -71,6 +71,24 @@ def answer(model):
     return model(**inputs).logits
 
 
+def inputs(model):
+    """A batch without padding."""
+    ids = torch.randint(2, 90, (24, 12), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
+
+
+def calibrate(model, tokens=None):
+    """What methods are given to run data through a model."""
+    with torch.no_grad():
+        model(**inputs(model))
+
+
+def outputs(model):
+    """Logits of that batch."""
+    with torch.no_grad():
+        return model(**inputs(model)).logits
+
+
 def masked(model, share=0.6, removed=(), seed=2):
     """The model with masks of the bottleneck kind, of which a random part of the units is kept; and what is."""
     generator = torch.Generator().manual_seed(seed)
@@ -113,4 +131,19 @@ def parts(model, kind):
     return [part.path for part in anatomy_of(model).parts if part.kind == kind]
 
 
-__all__ = ["ALL", "HIDDEN", "IDS", "MASK", "MODELS", "answer", "build", "cut_to", "masked", "parts", "small"]
+__all__ = [
+    "ALL",
+    "HIDDEN",
+    "IDS",
+    "MASK",
+    "MODELS",
+    "answer",
+    "build",
+    "calibrate",
+    "cut_to",
+    "inputs",
+    "masked",
+    "outputs",
+    "parts",
+    "small",
+]

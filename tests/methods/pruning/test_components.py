@@ -8,30 +8,15 @@ from torch import nn
 
 from abridged.families import anatomy_of
 from abridged.methods import METHODS
-from abridged.methods.pruning.components import principal_basis
+from abridged.methods.pruning.components import hidden_moments, principal_basis
 from abridged.methods.pruning.layout import HIDDEN, layout_of
 from abridged.methods.pruning.train import composed
 from abridged.objectives.hidden import narrowed
-from pruned import MODELS, build
+from pruned import MODELS, build, calibrate, outputs
 
 #: Models of which no layer writes to the hidden width through a nonlinearity.
 LINEAR = [name for name in MODELS if "masked" not in name]
 WIDTH, RANK = 32, 12
-
-
-def inputs(model):
-    ids = torch.randint(2, 90, (24, 12), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
-
-
-def calibrate(model, tokens=None):
-    with torch.no_grad():
-        model(**inputs(model))
-
-
-def outputs(model):
-    with torch.no_grad():
-        return model(**inputs(model)).logits
 
 
 @torch.no_grad()
@@ -67,7 +52,7 @@ def in_few_directions(name):
 def test_components_are_orthonormal_and_keep_the_mean_apart(name):
     model = build(name)
     layout = layout_of(model, anatomy_of(model))
-    basis = principal_basis(model, layout, torch.arange(0, WIDTH, 2), calibrate)
+    basis = principal_basis(hidden_moments(model, layout, calibrate), torch.arange(0, WIDTH, 2))
     expected = torch.eye(WIDTH // 2)
     if any(isinstance(m, nn.LayerNorm) for m in model.modules()):
         expected = expected - 2 / WIDTH

@@ -9,22 +9,7 @@ from abridged.errors import AbridgedError
 from abridged.families import anatomy_of
 from abridged.methods import METHODS
 from abridged.methods.pruning.reconstruct import reconstruct
-from pruned import MODELS, build, cut_to, masked
-
-
-def inputs(model):
-    ids = torch.randint(2, 90, (24, 12), generator=torch.Generator().manual_seed(1))
-    return {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
-
-
-def calibrate(model, tokens=None):
-    with torch.no_grad():
-        model(**inputs(model))
-
-
-def outputs(model):
-    with torch.no_grad():
-        return model(**inputs(model)).logits
+from pruned import MODELS, build, calibrate, cut_to, masked, outputs
 
 
 def cut_model(name, share):

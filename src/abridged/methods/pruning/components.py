@@ -6,6 +6,7 @@ they are: a LayerNorm takes nothing away, since all components are orthogonal to
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from abridged.methods.pruning.layout import Layout
 
 
-@torch.no_grad()
-def principal_basis(model: Any, layout: Layout, units: Tensor, calibrate: Calibrate) -> Tensor:
-    """As many orthonormal combinations of hidden units as there are in `units` (h,), as columns: (hidden, h).
+@dataclass(frozen=True)
+class HiddenMoments:
+    """What the residual stream varies in: second moments (hidden, hidden) over tokens, each norm counting alike."""
 
-    They span what varies most in what norms read and put out, each norm counting alike, and are turned to lie as near
-    as can be to the single units in `units`, which norms' weights belong to.
-    """
+    moments: Tensor
+    centered: bool  #: whether all norms are LayerNorms, which take away the mean of the units
+
+
+@torch.no_grad()
+def hidden_moments(model: Any, layout: Layout, calibrate: Calibrate) -> HiddenMoments:
+    """Of what norms read, as they scale it, and of what they put out. Raises AbridgedError where it is not finite."""
     norms: dict[str, Any] = {m.path: model.get_submodule(m.path) for m in layout.modules if m.part == "norm"}
     centered = all(isinstance(norm, nn.LayerNorm) for norm in norms.values())
     total = torch.zeros(0)
@@ -44,11 +49,22 @@ def principal_basis(model: Any, layout: Layout, units: Tensor, calibrate: Calibr
 
     views = {path: (partial(standardized, norm), as_is) for path, norm in norms.items()}
     in_lockstep(model, None, list(norms), calibrate, take, "principal components", constant=True, views=views)
+    return HiddenMoments(total, centered)
+
+
+@torch.no_grad()
+def principal_basis(stream: HiddenMoments, units: Tensor) -> Tensor:
+    """As many orthonormal combinations of hidden units as there are in `units` (h,), as columns: (hidden, h), FP32.
+
+    They span what varies most, and are turned to lie as near as can be to the single units in `units`, which norms'
+    weights belong to.
+    """
+    total = stream.moments
     single = torch.eye(len(total), dtype=torch.float64)[:, units.cpu()].to(total)
-    if centered:  # LayerNorm takes away the mean of the units before, and of the combinations after
+    if stream.centered:  # LayerNorm takes away the mean of the units before, and of the combinations after
         total = _centered(_centered(total).t())
         single = _centered(single.t()).t()
-    width = len(units) - int(centered)
+    width = len(units) - int(stream.centered)
     components = torch.linalg.eigh(total)[1][:, len(total) - width :]
     left, _, right = torch.linalg.svd(components.t() @ single, full_matrices=False)
     return (components @ left @ right).float()

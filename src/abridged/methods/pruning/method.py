@@ -67,12 +67,21 @@ class Prune(Method):
         description="what is left of the hidden width: units, those that the masks keep; components, as many "
         "principal components of what norms read and put out (with `reconstruct`)",
     )
+    widths: int = Field(
+        0,
+        ge=0,
+        description="other hidden widths than the masks' own to try, each cut and fitted on some data (with "
+        "`reconstruct`): the one whose outputs are nearest to the whole model's stays; heads and inner units take what "
+        "it leaves of the budget",
+    )
     updates: int = Field(20, ge=1, description="times that magnitude, taylor and random remove units during warm-up")
 
     @model_validator(mode="after")
     def _refitted(self) -> Prune:
         if self.hidden == "components" and not self.reconstruct:
             raise ValueError("hidden: components needs reconstruct: true, which fits norms and matrices to them")
+        if self.widths and not self.reconstruct:
+            raise ValueError("widths needs reconstruct: true, without which there is nothing to tell them by")
         return self
 
     def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
@@ -104,7 +113,7 @@ class Prune(Method):
 
     def untrained(self) -> Prune:
         """By magnitude, without training."""
-        return self.model_copy(update={"masks": "magnitude"})
+        return self.model_copy(update={"masks": "magnitude", "widths": 0})
 
     def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """The masks ("mask"), vib's factors of units ("gain") and the multipliers of the budget ("multiplier")."""

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from abridged.methods.pruning.budget import Lagrangian, Target
-from abridged.methods.pruning.components import principal_basis
-from abridged.methods.pruning.cut import cut
+from abridged.methods.pruning.fitting import Fitting
 from abridged.methods.pruning.importance import magnitudes, normalized, worth
 from abridged.methods.pruning.layout import HIDDEN, layout_of
 from abridged.methods.pruning.masked import Data, Masks, attach, check_attached, detach, masks_of
 from abridged.methods.pruning.masks import Importance, InformationBottleneck, LearnedMask
-from abridged.methods.pruning.reconstruct import reconstruct
 from abridged.methods.pruning.select import Selection, describe, select
 
 if TYPE_CHECKING:
@@ -165,12 +163,56 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     if isinstance(masks.mask, Importance) and int(masks.removals):  # what is removed already has no say any more
         ranked = torch.where(masks.mask.keep > 0, ranked + ranked.abs().max() + 1, ranked)
     selection = select(masks, ranked, target, target.limit, method.round_to)
+    multipliers = masks.mask.factors()
+    multipliers = torch.where(masks.free > 0, multipliers, torch.ones_like(multipliers))
+    factors = {name: multipliers[place] for name, place in masks.places.items()}
+    gates = {name: multipliers[place] for name, place in masks.gates.items()}
+    detach(model, masks)
+    units = getattr(model, "hidden_units", None)
+    whole = copy.deepcopy(model).requires_grad_(False) if method.reconstruct else None
+    fitting = Fitting(masks.layout, factors, gates, masks.data.calibrate, whole, masks.combines)
+    tried: dict[int, float] = {}
+    if method.widths and masks.free[masks.places[HIDDEN]].any():
+
+        def at(width: int) -> Selection:
+            return select(masks, with_width(ranked, masks, width), target, target.limit, method.round_to)
+
+        selection, tried = fitting.nearest(selection, at, method.widths)
+    kept = selection.kept
+    found = {
+        "measure": target.name,
+        "before": target.full,
+        "asked": target.limit,
+        "reached": selection.size,
+        "expected_share": expected,
+        **describe(kept, masks),
+        "heads": _heads(masks, ranked, selection),
+        **({"widths": {str(width): round(found, 5) for width, found in sorted(tried.items())}} if tried else {}),
+        "notes": _notes(masks, method, selection, expected),
+    }
+    now = fitting.cut(model, kept)
+    model.hidden_units = composed(units, now, model.config.hidden_size)
+    return found
+
+
+def with_width(ranked: Tensor, masks: Masks, width: int) -> Tensor:
+    """Scores by which the `width` best hidden units come before all else, and the others after it."""
+    place = masks.places[HIDDEN]
+    hidden, span = ranked[place], float(ranked.max() - ranked.min()) + 1
+    chosen = torch.zeros_like(hidden).index_fill(0, hidden.topk(width).indices, 1.0)
+    changed = ranked.clone()
+    changed[place] = hidden + torch.where(chosen > 0, span, -span)
+    return changed
+
+
+def _notes(masks: Masks, method: Prune, selection: Selection, expected: float) -> list[str]:
+    """What a person should know of how the masks ended."""
     notes = [selection.note] if selection.note else []
-    if masks.mask.learned and expected > target.share + _FAR:
+    if masks.mask.learned and expected > masks.target.share + _FAR:
         notes.append(
             f"the masks were not done: they expect {100 * expected:.0f} % of the model to be left, and "
-            f"{100 * target.share:.0f} % is asked for; the rest was removed by rank (more steps, or a higher rate of "
-            "mask, would help)"
+            f"{100 * masks.target.share:.0f} % is asked for; the rest was removed by rank (more steps, or a higher "
+            "rate of mask, would help)"
         )
     if not any(len(selection.kept[name]) for name in masks.gates):
         notes.append("the masks have collapsed: no attention and no feed-forward part is left, only embeddings")
@@ -179,33 +221,7 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
             "the hidden width is left as single units: of what a layer before the head writes to it, a nonlinearity is "
             "taken, which does not go through combinations"
         )
-    found = {
-        "measure": target.name,
-        "before": target.full,
-        "asked": target.limit,
-        "reached": selection.size,
-        "expected_share": expected,
-        **describe(selection.kept, masks),
-        "heads": _heads(masks, ranked, selection),
-        "notes": notes,
-    }
-    multipliers = masks.mask.factors()
-    multipliers = torch.where(masks.free > 0, multipliers, torch.ones_like(multipliers))
-    factors = {name: multipliers[place] for name, place in masks.places.items()}
-    gates = {name: multipliers[place] for name, place in masks.gates.items()}
-    detach(model, masks)
-    kept = selection.kept
-    units = getattr(model, "hidden_units", None)
-    whole = copy.deepcopy(model).requires_grad_(False) if method.reconstruct else None
-    basis = None
-    if masks.combines and len(kept[HIDDEN]) < masks.layout.axes[HIDDEN].units:
-        basis = principal_basis(model, masks.layout, kept[HIDDEN], masks.data.calibrate)
-        factors[HIDDEN] = torch.ones_like(factors[HIDDEN])
-    cut(model, masks.layout, kept, factors, gates, basis)
-    if whole is not None:
-        reconstruct(model, whole, masks.layout, kept, masks.data.calibrate, basis)
-    model.hidden_units = composed(units, kept[HIDDEN] if basis is None else basis.cpu(), model.config.hidden_size)
-    return found
+    return notes
 
 
 def composed(before: Tensor | None, now: Tensor, width: int) -> Tensor:
