@@ -258,14 +258,24 @@ PRUNED = {
 
 
 def pruning() -> str:
-    """Every contestant at each share of the parameters, by task."""
+    """Every contestant at each share of all parameters, by task."""
+    return pruned(of_layers=False)
+
+
+def pruning_layers() -> str:
+    """Ours and CoFi-style at each share of the layers' parameters, embeddings not counted."""
+    return pruned(of_layers=True)
+
+
+def pruned(of_layers: bool) -> str:
+    """Contestants by task and share, of the layers' parameters or of all."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     whole: dict[str, float] = {}
     for result in read("pruning"):
         named = re.fullmatch(r"([\w-]+)-(text|sst2|rte|mrpc)-(encoder)?([\d.]+)(-\d+-steps)?-seed\d+", result["name"])
-        if named:
+        if named and bool(named[3]) == of_layers:
             key = "perplexity" if named[2] == "text" else "score"
-            share = f"{100 * float(named[4]):g} %" + (" of the layers" if named[3] else "")
+            share = f"{100 * float(named[4]):g} %"
             share += f", {result['steps']:,} steps" if named[5] else ""
             found[named[2], share][named[1]].append(result["student"][key])
             if not named[1].endswith("-trimmed"):
@@ -274,9 +284,9 @@ def pruning() -> str:
         raise FileNotFoundError
     tasks = {"text": "GPT-2, perplexity", "sst2": "SST-2", "rte": "RTE", "mrpc": "MRPC"}
 
-    def place(column: tuple[str, str]) -> tuple[bool, bool, int, float]:
+    def place(column: tuple[str, str]) -> tuple[int, bool, float]:
         task, share = column
-        return "layers" in share, "steps" in share, list(tasks).index(task), -float(share.split()[0])
+        return list(tasks).index(task), "steps" in share, -float(share.split()[0])
 
     columns = sorted(found, key=place)
     rows = [
@@ -412,6 +422,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "glue_factors": glue_factors,
     "kronecker": kronecker,
     "pruning": pruning,
+    "pruning_layers": pruning_layers,
     "pruning_heads": pruning_heads,
     "pruning_variants": pruning_variants,
     "demo": demo,

@@ -97,8 +97,9 @@ def in_lockstep(
     title: str,
     constant: bool = False,
     views: Mapping[str, tuple[View, View]] | None = None,
+    tokens: int = TOKENS,
 ) -> None:
-    """Run one batch through `model` and call `take(path, XᵀX, ZᵀX)` as it meets each of its layers at `paths`.
+    """Run one batch of tokens through `model` and call `take(path, XᵀX, ZᵀX)` as it meets each layer at `paths`.
 
     X (tokens, columns) are the layer's inputs, and Z those that it has in `before`, the model in full precision; ZᵀX
     is None without one, and where the two come to their layers in different orders. `take` may change the layer that it
@@ -136,10 +137,10 @@ def in_lockstep(
     waiting = set(paths)
     hooks = [model.register_forward_pre_hook(look, with_kwargs=True)]
     hooks += [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in paths]
-    whole = None if before is None else Inputs(before, paths, lambda model: calibrate(model, TOKENS))
+    whole = None if before is None else Inputs(before, paths, lambda model: calibrate(model, tokens))
     try:
         with counter(title) as show, suppress(_Enough):
-            calibrate(model, TOKENS)
+            calibrate(model, tokens)
     finally:
         if whole:
             whole.stop()

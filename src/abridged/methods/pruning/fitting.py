@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: From one hidden width to the next that is tried.
 _STEP = 0.9
+#: Tokens that the model is fitted on at each.
+_TOKENS = TOKENS // 4
 #: What models of all kinds call what they put out.
 _OUTPUTS = ("logits", "start_logits", "end_logits")
 
@@ -46,15 +48,18 @@ class Fitting:
         self.tokens = TOKENS // (2 if labels else 8)  # as many logits as the vocabulary has tokens are a lot
         self._answers: list[Tensor] | None = None
 
-    def cut(self, model: Any, kept: Kept) -> Tensor:
-        """Cut a model in place; return the hidden units that it has now, (h,), or their combinations (units, h)."""
+    def cut(self, model: Any, kept: Kept, tokens: int = TOKENS) -> Tensor:
+        """Cut a model in place, and fit it on so many tokens.
+
+        Returns the hidden units that it has now, (h,), or the combinations of them, (units, h).
+        """
         factors, basis = dict(self.factors), None
         if self.moments is not None and len(kept[HIDDEN]) < self.layout.axes[HIDDEN].units:
             basis = principal_basis(self.moments, kept[HIDDEN])
             factors[HIDDEN] = torch.ones_like(factors[HIDDEN])
         cut(model, self.layout, kept, factors, self.gates, basis)
         if self.whole is not None:
-            reconstruct(model, self.whole, self.layout, kept, self.calibrate, basis)
+            reconstruct(model, self.whole, self.layout, kept, self.calibrate, basis, tokens)
         return kept[HIDDEN] if basis is None else basis.cpu()
 
     def nearest(
@@ -87,7 +92,7 @@ class Fitting:
         if self._answers is None:
             self._answers = self._run(self.whole)
         model = copy.deepcopy(self.whole)
-        self.cut(model, kept)
+        self.cut(model, kept, _TOKENS)
         return sum(map(divergence, self._answers, self._run(model)))
 
     def _run(self, model: nn.Module) -> list[Tensor]:

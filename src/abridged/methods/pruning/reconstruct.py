@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from abridged.methods.lockstep import DAMPING, check_finite, in_lockstep
+from abridged.methods.lockstep import DAMPING, TOKENS, check_finite, in_lockstep
 from abridged.methods.pruning.layout import HIDDEN
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def reconstruct(
     kept: Kept,
     calibrate: Calibrate,
     basis: Tensor | None = None,
+    tokens: int = TOKENS,
 ) -> None:
     """Change the matrices and biases of `model`, which was cut to `kept`, in place; `whole` is the model before.
 
@@ -60,7 +61,8 @@ def reconstruct(
         else:
             refit(new, whole.get_submodule(path), module, kept, moments, crossed, basis)
 
-    in_lockstep(model, whole, list(modules), calibrate, take, "making up for the cut", constant=True, views=views)
+    title = "making up for the cut"
+    in_lockstep(model, whole, list(modules), calibrate, take, title, constant=True, views=views, tokens=tokens)
 
 
 def is_linear(model: nn.Module, module: Module) -> bool:
