@@ -76,6 +76,8 @@ TASK_CONTESTANTS = {
     **{f"{name}, trimmed": CONTESTANTS[name] for name in ("best-vtrans", "taylor", "l0")},
 }
 TRIM = {"also": "wikitext-2", "min_count": 10}
+#: Pruned and then quantised, on the text alone.
+COMPOSED = ("vtrans-quantgpt", "best-vtrans-2-2-8")
 #: Tokens that `speed` has written.
 WRITTEN = 32
 
@@ -96,7 +98,7 @@ def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, 
                 for contestant, (recipe, changes) in contestants.items():
                     name = f"{slug(contestant)}-{task}-{share}{end}"
                     yield name, task, swapped.get(recipe, recipe), [budget, *changes], seed
-                for recipe in ("fast-vtrans", "faster-vtrans"):
+                for recipe in ("fast-vtrans", "faster-vtrans", *(COMPOSED if task == "text" else ())):
                     yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
             for share in ENCODER_SHARES:
                 budget = [f"budget.parameters={share}", "budget.embeddings=false"]
@@ -125,7 +127,7 @@ def trimmed(model: str, data: str, task: str) -> tuple[str, int]:
 
 
 def share_of_steps(recipe: str) -> float:
-    """A recipe's steps by those of vtrans: the variants are shorter, and stay so."""
+    """A recipe's steps by those of vtrans: the variants are shorter, and stay so; what quantises, too, is longer."""
     own, whole = (sum(stage.training.steps or 0 for stage in Recipe.load(name).stages) for name in (recipe, "vtrans"))
     return own / whole
 

@@ -19,7 +19,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
+from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.pack import pack_model
+from abridged.checkpoint.save import save_checkpoint
 from abridged.recipe import Recipe
 from abridged.training.hardware import peak_memory
 from abridged.training.record import environment
@@ -135,20 +137,27 @@ def train_and_measure(
     `known` are results on the same data with the same lengths: where one is of the same teacher, its numbers are taken.
 
     What a killed run left beside `path` is taken up; `seconds` then counts from there, and `resumed` says so.
+    They are those of training; what methods then did to the student took `finish_seconds`.
     """
     work = path.with_suffix("")
     resumed = work.with_name(work.name + ".partial").exists()
     cache = work.with_name(work.name + ".cache") if offline else None
     forget_peak()
     with Session(model, recipe, data, work, task=task, resume=resumed, seed=seed, teacher_cache=cache) as session:
+        finishing = 0.0
         for number, stage in session.remaining_stages():
             methods = session.prepare(number, stage)
             session.train(number, stage, methods)
+            began = time.perf_counter()
             session.finish(number, methods)
+            finishing += time.perf_counter() - began
         peak = peak_memory()
         session.task.rouge_pairs = None  # all
         teacher = next((r["teacher"] for r in known if r["teacher_hash"] == session.hash), None)
-        teacher, student = teacher or session.measure(session.teacher), session.measure(pack_model(session.student))
+        packed = pack_model(session.student)
+        teacher, student = teacher or session.measure(session.teacher), session.measure(packed)
+        save_checkpoint(packed, session.work.folder / "packed", None, {})
+        file_bytes = inspect(session.work.folder / "packed")["file_bytes"]
         validation = [m for m in session.work.metrics() if m["event"] == "evaluate"]
         folder = session.work.folder
     for rubbish in filter(None, (folder, cache)):
@@ -163,6 +172,8 @@ def train_and_measure(
         "validation": validation[-1],
         "curve": [[m["stage"], m["step"], m.get("perplexity", m.get("score"))] for m in validation],
         "seconds": round(session.seconds["training"], 1),
+        "file_bytes": file_bytes,
+        "finish_seconds": round(finishing, 1),
         "peak_bytes": peak,
         "resumed": resumed,
         "environment": environment(),

@@ -305,19 +305,48 @@ VARIANTS = ("vib", "fast-vtrans", "faster-vtrans")
 def pruning_variants() -> str:
     """VTrans and its faster variants on SST-2 at half of the parameters: score, time and memory."""
     runs = {kind: measured(f"pruning/{kind}-sst2-0.5-1000-steps-seed0") for kind in VARIANTS}
-    longest = runs["vib"]["seconds"]
+    seconds = {kind: run["seconds"] + run["finish_seconds"] for kind, run in runs.items()}
     rows = [
         [
             PRUNED[kind],
             f"{run['student']['score']:.1f}",
             f"{run['teacher']['score'] - run['student']['score']:.1f}",
-            f"{run['seconds']:.0f}",
-            f"{longest / run['seconds']:.1f}×",
+            f"{seconds[kind]:.0f}",
+            f"{seconds['vib'] / seconds[kind]:.1f}×",
             f"{run['peak_bytes'] / 2**20:,.0f}",
         ]
         for kind, run in runs.items()
     ]
     return markdown(["half of MiniLM-L6, SST-2", "score", "points lost", "seconds", "faster", "peak MB"], rows)
+
+
+#: Runs that prune and then quantise, and what the table calls them.
+COMPOSED = {
+    "vtrans-quantgpt-text": "vtrans-quantgpt",
+    "best-vtrans-2-2-8-text": "best-vtrans-2-2-8",
+}
+
+
+def pruning_composed() -> str:
+    """Pruned and then in 2 bits: the file, and what is lost."""
+    rows = []
+    for result in sorted(read("pruning"), key=lambda result: result["loss_percent"].get("perplexity", 0)):
+        kind, _, share = result["name"].removesuffix("-seed0").rpartition("-")
+        if kind not in COMPOSED:
+            continue
+        lost = result["loss_percent"]
+        rows.append(
+            [
+                f"{COMPOSED[kind]}, {100 * float(share):g} % of the parameters",
+                f"{result['file_bytes'] / 2**20:.2f}",
+                f"{result['student']['perplexity']:.1f}",
+                f"{lost['perplexity']:.1f}",
+                f"{lost['word_perplexity']:.1f}",
+            ]
+        )
+    if not rows:
+        raise FileNotFoundError
+    return markdown(["student", "MB", "perplexity", "loss %, token", "loss %, word"], rows)
 
 
 #: What heads look at: keys of the JSON, and what the table calls them.
@@ -423,6 +452,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kronecker": kronecker,
     "pruning": pruning,
     "pruning_layers": pruning_layers,
+    "pruning_composed": pruning_composed,
     "pruning_heads": pruning_heads,
     "pruning_variants": pruning_variants,
     "demo": demo,
