@@ -26,10 +26,11 @@ SHORT = [
 ]
 
 
-def test_one_command_prunes_quantises_and_reports(teacher, text, tmp_path):
+@pytest.mark.parametrize("name", ["vtrans-quantgpt", "best-vtrans-2-2-8"])
+def test_one_command_prunes_quantises_and_reports(name, teacher, text, tmp_path):
     settings = [part for value in (*SHORT, "budget.parameters=0.5") for part in ("--set", value)]
     paths = ["--data", str(text), "--output", str(tmp_path / "small")]
-    found = CliRunner().invoke(app, ["compress", str(teacher), "--recipe", "vtrans-quantgpt", *paths, *settings])
+    found = CliRunner().invoke(app, ["compress", str(teacher), "--recipe", name, *paths, *settings])
     assert found.exit_code == 0, found.output
     record = json.loads((tmp_path / "small" / "abridged.json").read_text())
     facts = record["methods"]["prune"]
@@ -110,10 +111,11 @@ def test_a_budget_that_cannot_be_ends_in_one_sentence(teacher, text, tmp_path):
         abridged.compress(teacher, Recipe.load("vtrans", [*SHORT, "budget.parameters=1e-4"]), text, tmp_path / "no")
 
 
-def test_encoder_decoders_are_pruned_by_the_same_recipe(tmp_path):
+@pytest.mark.parametrize("name", ["vtrans", "best-vtrans"])
+def test_encoder_decoders_are_pruned_by_the_same_recipe(name, tmp_path):
     import teachers
 
     source = teachers.write_bart(tmp_path, teachers.FABLES.read_text())
-    recipe = Recipe.load("vtrans", [*SHORT, "stages.*.steps=2", "stages.*.context=24", "budget.parameters=0.6"])
+    recipe = Recipe.load(name, [*SHORT, "stages.*.steps=2", "stages.*.context=24", "budget.parameters=0.6"])
     record = abridged.compress(source, recipe, teachers.FABLES, tmp_path / "small", columns=("text", "summary"))
     assert record["methods"]["prune"]["reached"] <= 0.6 * record["methods"]["prune"]["before"]

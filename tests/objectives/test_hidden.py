@@ -39,6 +39,22 @@ def test_wider_teacher_is_reached_by_a_projection(student, wide_teacher, batch, 
     assert term.projection.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("units", [torch.arange(0, 32, 2), torch.randn(32, 16)])
+def test_a_narrower_student_is_compared_with_its_own_units_or_combinations(
+    units, student, wide_teacher, batch, context
+):
+    term = HiddenDistillation(Hidden(), replace(context, teacher_hidden_size=32, hidden_units=units))
+    ours = outputs_of(student, batch, hidden_states=True)
+    theirs = outputs_of(wide_teacher, batch, hidden_states=True)
+    pairs = [
+        (mine, yours @ units if units.dim() == 2 else yours[..., units])
+        for mine, yours in zip(ours.hidden_states, theirs.hidden_states, strict=True)
+    ]
+    expected = torch.stack([(a - b)[batch.counted].square().mean() for a, b in pairs]).mean()
+    torch.testing.assert_close(term(ours, theirs, batch), expected)
+    assert not list(term.parameters())
+
+
 def test_layers_that_are_not_there(student, teacher, batch, context):
     ours, theirs = (outputs_of(model, batch, hidden_states=True) for model in (student, teacher))
     with pytest.raises(AbridgedError, match="7: 2.*end at 2"):

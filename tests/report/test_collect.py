@@ -81,6 +81,19 @@ def test_hidden_states_are_those_the_head_reads():
     assert not student.training
 
 
+def test_hidden_states_of_a_narrower_student_are_in_the_units_of_its_teacher():
+    student, batch = quantized_student(**TERNARY), batch_of(IDS[0].tolist())
+    own, width = hidden_states(student, batch), 40
+    student.config.hidden_size = width
+    student.hidden_units = torch.arange(4, 4 + own.shape[1])
+    picked = hidden_states(student, batch)
+    np.testing.assert_array_equal(picked[:, 4 : 4 + own.shape[1]], own)
+    assert picked.shape == (len(own), width)
+    assert not picked[:, :4].any()
+    student.hidden_units = torch.randn(width, own.shape[1])  # combinations
+    np.testing.assert_allclose(hidden_states(student, batch), own @ student.hidden_units.numpy().T, rtol=1e-5)
+
+
 def test_a_cut_off_last_line_of_the_metrics_is_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event": "train", "step": 1}\n{"event": "tra')
