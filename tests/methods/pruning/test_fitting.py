@@ -16,13 +16,14 @@ def selection(width):
     return SimpleNamespace(kept={HIDDEN: torch.arange(width)})
 
 
-@pytest.mark.parametrize("best", [8, 20, 32])
-def test_the_search_goes_down_or_up_as_long_as_it_gets_nearer(monkeypatch, best):
+@pytest.mark.parametrize(("best", "round_to"), [(8, 1), (20, 1), (32, 1), (4, 4), (28, 4)])
+def test_the_search_goes_down_or_up_as_long_as_it_gets_nearer(monkeypatch, best, round_to):
     model = build("bert")
     fitting = Fitting(layout_of(model, anatomy_of(model)), {}, {}, calibrate, None, components=False)
     monkeypatch.setattr(fitting, "distance", lambda kept: abs(len(kept[HIDDEN]) - best))
-    found, tried = fitting.nearest(selection(20), selection, most=20)
+    found, tried = fitting.nearest(selection(20), selection, 20, round_to)
     assert abs(len(found.kept[HIDDEN]) - best) <= 1
+    assert all(width % round_to == 0 for width in tried)
     assert min(tried, key=tried.get) == len(found.kept[HIDDEN])
     few = fitting.nearest(selection(20), selection, most=2)[1]
     assert len(few) <= 3

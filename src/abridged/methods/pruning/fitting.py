@@ -63,23 +63,25 @@ class Fitting:
         return kept[HIDDEN] if basis is None else basis.cpu()
 
     def nearest(
-        self, first: Selection, at: Callable[[int], Selection], most: int
+        self, first: Selection, at: Callable[[int], Selection], most: int, round_to: int = 1
     ) -> tuple[Selection, dict[int, float]]:
         """The best of a selection and of up to `most` others of other hidden widths, and how far each is (`distance`).
 
-        Narrower ones come first, each from the last as long as it is nearer; where none is, wider ones.
+        Narrower ones come first, each from the last as long as it is nearer; where none is, wider ones. All are
+        multiples of `round_to`.
         """
         full = self.layout.axes[HIDDEN].units
         best, tried = first, {len(first.kept[HIDDEN]): self.distance(first.kept)}
         for step in (_STEP, 1 / _STEP):
             while len(tried) <= most:
-                width = min(full, max(1, round(len(best.kept[HIDDEN]) * step)))
-                selection = at(width)
+                last = len(best.kept[HIDDEN])
+                further = min(last - round_to, last * step) if step < 1 else max(last + round_to, last * step)
+                selection = at(min(full, max(1, round(further / round_to)) * round_to))
                 width = len(selection.kept[HIDDEN])
                 if width in tried:
                     break
                 tried[width] = self.distance(selection.kept)
-                if tried[width] >= tried[len(best.kept[HIDDEN])]:
+                if tried[width] >= tried[last]:
                     break
                 best = selection
             if best is not first:

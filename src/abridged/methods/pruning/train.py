@@ -177,7 +177,7 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
         def at(width: int) -> Selection:
             return select(masks, with_width(ranked, masks, width), target, target.limit, method.round_to)
 
-        selection, tried = fitting.nearest(selection, at, method.widths)
+        selection, tried = fitting.nearest(selection, at, method.widths, method.round_to)
     kept = selection.kept
     found = {
         "measure": target.name,
