@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from abridged.methods.lockstep import as_is, check_finite, in_lockstep
+from abridged.methods.lockstep import TOKENS, as_is, check_finite, in_lockstep
 from abridged.methods.pruning.reconstruct import standardized
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class HiddenMoments:
 
 
 @torch.no_grad()
-def hidden_moments(model: Any, layout: Layout, calibrate: Calibrate) -> HiddenMoments:
+def hidden_moments(model: Any, layout: Layout, calibrate: Calibrate, tokens: int = TOKENS) -> HiddenMoments:
     """Of what norms read, as they scale it, and of what they put out. Raises AbridgedError where it is not finite."""
     norms: dict[str, Any] = {m.path: model.get_submodule(m.path) for m in layout.modules if m.part == "norm"}
     centered = all(isinstance(norm, nn.LayerNorm) for norm in norms.values())
@@ -48,7 +48,8 @@ def hidden_moments(model: Any, layout: Layout, calibrate: Calibrate) -> HiddenMo
             total = found / found.trace().clamp_min(1e-30) + (total if total.numel() else 0)
 
     views = {path: (partial(standardized, norm), as_is) for path, norm in norms.items()}
-    in_lockstep(model, None, list(norms), calibrate, take, "principal components", constant=True, views=views)
+    title = "principal components"
+    in_lockstep(model, None, list(norms), calibrate, take, title, constant=True, views=views, tokens=tokens)
     return HiddenMoments(total, centered)
 
 

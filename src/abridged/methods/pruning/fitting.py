@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: From one hidden width to the next that is tried.
 _STEP = 0.9
-#: Tokens that the model is fitted on at each.
-_TOKENS = TOKENS // 4
+#: Of the tokens that the fit reads, what it reads for each of them.
+_SHARE = 4
 #: What models of all kinds call what they put out.
 _OUTPUTS = ("logits", "start_logits", "end_logits")
 
@@ -38,18 +38,19 @@ class Fitting:
         calibrate: Calibrate,
         whole: nn.Module | None,
         components: bool,
+        tokens: int = TOKENS,
     ) -> None:
         """whole: the model before, to fit what is left to; None to leave it as it is cut. components: whether
-        combinations of hidden units take the place of those that are kept."""
+        combinations of hidden units take the place of those that are kept. tokens: that are read for it."""
         self.layout, self.factors, self.gates = layout, factors, gates
-        self.calibrate, self.whole = calibrate, whole
-        self.moments = hidden_moments(whole, layout, calibrate) if components and whole is not None else None
+        self.calibrate, self.whole, self.tokens = calibrate, whole, tokens
+        self.moments = hidden_moments(whole, layout, calibrate, tokens) if components and whole is not None else None
         labels = any(module.part == "reader" for module in layout.modules)
-        self.tokens = TOKENS // (2 if labels else 8)  # as many logits as the vocabulary has tokens are a lot
+        self._compared = TOKENS // (2 if labels else 8)  # as many logits as the vocabulary has tokens are a lot
         self._answers: list[Tensor] | None = None
 
-    def cut(self, model: Any, kept: Kept, tokens: int = TOKENS) -> Tensor:
-        """Cut a model in place, and fit it on so many tokens.
+    def cut(self, model: Any, kept: Kept, tokens: int | None = None) -> Tensor:
+        """Cut a model in place, and fit it; on other than its usual tokens where they are given.
 
         Returns the hidden units that it has now, (h,), or the combinations of them, (units, h).
         """
@@ -59,7 +60,7 @@ class Fitting:
             factors[HIDDEN] = torch.ones_like(factors[HIDDEN])
         cut(model, self.layout, kept, factors, self.gates, basis)
         if self.whole is not None:
-            reconstruct(model, self.whole, self.layout, kept, self.calibrate, basis, tokens)
+            reconstruct(model, self.whole, self.layout, kept, self.calibrate, basis, tokens or self.tokens)
         return kept[HIDDEN] if basis is None else basis.cpu()
 
     def nearest(
@@ -94,7 +95,7 @@ class Fitting:
         if self._answers is None:
             self._answers = self._run(self.whole)
         model = copy.deepcopy(self.whole)
-        self.cut(model, kept, _TOKENS)
+        self.cut(model, kept, max(1, self.tokens // _SHARE))
         return sum(map(divergence, self._answers, self._run(model)))
 
     def _run(self, model: nn.Module) -> list[Tensor]:
@@ -105,7 +106,7 @@ class Fitting:
 
         handle = model.register_forward_hook(take)
         try:
-            self.calibrate(model, self.tokens)
+            self.calibrate(model, self._compared)
         finally:
             handle.remove()
         return found

@@ -62,6 +62,7 @@ class Prune(Method):
         description="after the cut, let each matrix make up for it on real inputs, by least squares against the model "
         "before; where weights were trained beside the masks they have done so",
     )
+    fit_tokens: int = Field(16_384, ge=1, description="tokens that `reconstruct` reads, at once")
     hidden: Literal["units", "components"] = Field(
         "units",
         description="what is left of the hidden width: units, those that the masks keep; components, as many "

@@ -170,7 +170,7 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
     detach(model, masks)
     units = getattr(model, "hidden_units", None)
     whole = copy.deepcopy(model).requires_grad_(False) if method.reconstruct else None
-    fitting = Fitting(masks.layout, factors, gates, masks.data.calibrate, whole, masks.combines)
+    fitting = Fitting(masks.layout, factors, gates, masks.data.calibrate, whole, masks.combines, method.fit_tokens)
     tried: dict[int, float] = {}
     if method.widths and masks.free[masks.places[HIDDEN]].any():
 
