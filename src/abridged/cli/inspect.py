@@ -32,7 +32,7 @@ def inspect(
             "in FP32": megabytes(account["dense_bytes"]),
             "ratio": f"{account['ratio']:.1f} times smaller",
             "bits per weight": f"{account['bits_per_weight']:.2f}",
-            "parameters": f"{account['parameters']:,}" + _factored(account),
+            "parameters": f"{account['parameters']:,}" + _left(account),
         }
     )
     typer.echo()
@@ -49,10 +49,10 @@ def inspect(
     )
 
 
-def _factored(account: dict[str, Any]) -> str:
-    """How many numbers there are where matrices are factored."""
+def _left(account: dict[str, Any]) -> str:
+    """How many numbers are left where matrices are factored or cut."""
     stored = account["stored_parameters"]
-    return "" if stored == account["parameters"] else f", of which factors leave {stored:,}"
+    return "" if stored == account["parameters"] else f", of which {stored:,} are left"
 
 
 def _sizes(row: dict[str, Any]) -> Sequence[str]:

@@ -46,7 +46,8 @@ def uniform_config(packed: Any, pad: bool) -> Any:
     if heads is None or (heads != widths.heads and not pad):
         raise AbridgedError(
             f"a hidden width of {widths.hidden} does not go with {widths.heads} heads of {widths.head_size} in a stock "
-            f"{config.model_type}: {_OWN}; prune with round_to: {widths.head_size}, and --uniform"
+            f"{config.model_type}: {_OWN}; prune with round_to: {widths.head_size} and export with --uniform, or leave "
+            "the hidden width as it is, with structures: [heads, ffn, blocks]"
         )
     if hasattr(config, "num_key_value_heads"):
         config.num_key_value_heads = heads * widths.groups // widths.heads
