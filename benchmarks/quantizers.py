@@ -173,6 +173,7 @@ def train_and_measure(
         "curve": [[m["stage"], m["step"], m.get("perplexity", m.get("score"))] for m in validation],
         "seconds": round(session.seconds["training"], 1),
         "file_bytes": file_bytes,
+        "facts": {name: {k: v for k, v in found.items() if k != "heads"} for name, found in session.facts.items()},
         "finish_seconds": round(finishing, 1),
         "peak_bytes": peak,
         "resumed": resumed,
