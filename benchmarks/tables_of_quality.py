@@ -320,24 +320,20 @@ def pruning_variants() -> str:
     return markdown(["half of MiniLM-L6, SST-2", "score", "points lost", "seconds", "faster", "peak MB"], rows)
 
 
-#: Runs that prune and then quantise, and what the table calls them.
-COMPOSED = {
-    "vtrans-quantgpt-text": "vtrans-quantgpt",
-    "best-vtrans-2-2-8-text": "best-vtrans-2-2-8",
-}
+#: Recipes that prune and then quantise.
+COMPOSED = ("vtrans-quantgpt", "best-vtrans-2-2-8")
 
 
 def pruning_composed() -> str:
     """Pruned and then in 2 bits: the file, and what is lost."""
     rows = []
     for result in sorted(read("pruning"), key=lambda result: result["loss_percent"].get("perplexity", 0)):
-        kind, _, share = result["name"].removesuffix("-seed0").rpartition("-")
-        if kind not in COMPOSED:
+        if result.get("recipe") not in COMPOSED:
             continue
-        lost = result["loss_percent"]
+        lost, share = result["loss_percent"], float(result["name"].split("-")[-2])
         rows.append(
             [
-                f"{COMPOSED[kind]}, {100 * float(share):g} % of the parameters",
+                f"{result['recipe']}, {100 * share:g} % of the parameters",
                 f"{result['file_bytes'] / 2**20:.2f}",
                 f"{result['student']['perplexity']:.1f}",
                 f"{lost['perplexity']:.1f}",

@@ -84,8 +84,11 @@ def refit(
     assert module.columns is not None
     damping = DAMPING * moments.diagonal()[:-1].mean().clamp_min(1e-10)
     moments[:-1, :-1].diagonal().add_(damping)
-    added = damping * torch.eye(len(crossed) - 1).to(moments)
-    crossed[:-1, :-1] += _left(added, module.columns, kept, basis).t()
+    if module.columns.axis == HIDDEN and basis is not None:
+        crossed[:-1, :-1] += damping * basis.to(crossed)
+    else:
+        inputs, index = torch.arange(len(moments) - 1, device=moments.device), module.columns.index(kept)
+        crossed[inputs if index is None else index.to(inputs.device), inputs] += damping
     transposed, weight = isinstance(new, Conv1D), old.weight.double()
     weight = _left(weight.t() if transposed else weight, module.rows, kept, basis)
     if new.bias is None:  # nothing is there to take up what does not vary
@@ -125,10 +128,11 @@ def refit_norm(norm: Any, moments: Tensor, crossed: Tensor) -> None:
     """Set weight and bias (d,) of a norm, unit by unit, by what it multiplies and is to put out: XᵀX and ZᵀX."""
     moments, crossed = moments.double(), crossed.double()
     tokens, sums, wanted = moments[-1, -1], moments[-1, :-1], crossed[:-1, -1]
-    if getattr(norm, "bias", None) is None:
+    biased = getattr(norm, "bias", None) is not None
+    if not biased:
         sums = torch.zeros_like(sums)
     squares = moments.diagonal()[:-1] - sums * sums / tokens
     weight = (crossed.diagonal()[: len(sums)] - wanted * sums / tokens) / squares.clamp_min(1e-6 * tokens)
     norm.weight.copy_(weight)
-    if getattr(norm, "bias", None) is not None:
+    if biased:
         norm.bias.copy_((wanted - weight * sums) / tokens)

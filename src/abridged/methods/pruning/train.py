@@ -197,11 +197,10 @@ def finish(model: Any, method: Prune) -> dict[str, Any]:
 
 def with_width(ranked: Tensor, masks: Masks, width: int) -> Tensor:
     """Scores by which the `width` best hidden units come before all else, and the others after it."""
-    place = masks.places[HIDDEN]
-    hidden, span = ranked[place], float(ranked.max() - ranked.min()) + 1
-    chosen = torch.zeros_like(hidden).index_fill(0, hidden.topk(width).indices, 1.0)
+    place, span = masks.places[HIDDEN], ranked.max() - ranked.min() + 1
     changed = ranked.clone()
-    changed[place] = hidden + torch.where(chosen > 0, span, -span)
+    changed[place] -= span
+    changed[place.start + ranked[place].topk(width).indices] += 2 * span
     return changed
 
 
