@@ -5,15 +5,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help setup demo test slow engines paths sanitize lint wheel clean
+.PHONY: help setup demo test slow engines paths sanitize fuzz lint wheel clean
 
 help:
 	@echo "make demo   compress the bundled model and compare (about 10 minutes on 2 cores)"
 	@echo "make test   the fast tests        make slow   the slow ones"
 	@echo "make paths  the kernel tests on every instruction set that this processor has"
 	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
-	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness and servers, which it installs first (some minutes)"
-	@echo "make lint   ruff and mypy         make wheel  dist/*.whl        make clean  remove what these made"
+	@echo "make fuzz   mutated checkpoints, data, recipes, workspaces and videos: five minutes, or ABRIDGED_FUZZ_SECONDS for each"
+	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness, servers and Chromium; but for that one it installs them first (some minutes)"
+	@echo "make lint   ruff, mypy, floors   make wheel  dist/*.whl        make clean  remove what these made"
 
 setup: $(READY)
 
@@ -29,16 +30,19 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
+# One process a core, and one thread in each: small models do not fill two.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # What the tests have in the way of whole models, forced onto each path; one that a processor lacks is passed over.
 paths: $(READY)
 	for path in $$($(BIN)/python -c 'from abridged.runtime.kernels import kernels; print(*kernels().available, "reference")'); do \
-	  echo "== $$path"; ABRIDGED_KERNELS=$$path $(BIN)/python -m pytest tests/runtime tests/families || exit 1; \
+	  echo "== $$path"; ABRIDGED_KERNELS=$$path $(PYTEST) tests/runtime tests/families || exit 1; \
 	done
 
 sanitize: $(READY)
@@ -47,13 +51,17 @@ sanitize: $(READY)
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
 	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py
 
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 ABRIDGED_FUZZ_SECONDS=$${ABRIDGED_FUZZ_SECONDS:-20} $(BIN)/python -m pytest -m fuzz -s tests/fuzz
+
 engines: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[llama-cpp,onnx,serving,tasks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,llama-cpp,onnx,serving,tasks]'
 	$(BIN)/python -m pytest -m engine
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

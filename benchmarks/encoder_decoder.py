@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
+from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
+from abridged.core.atomic import write_atomically
+from abridged.core.record import environment
 from abridged.evaluation.speed import BEAMS, decode_seconds, in_turns, memory, prompt_seconds
 from abridged.exporters.dense import dense_model
-from abridged.families import anatomy_of
 from abridged.recipe import Recipe
-from abridged.runtime.ops import kernels
-from abridged.training.record import environment
-from abridged.training.workspace import write_atomically
+from abridged.runtime.kernels import kernels
 from runtime import QUICK
 
 RESULTS = Path(__file__).parent / "results" / "encoder_decoder.json"
@@ -47,8 +47,8 @@ def build(folder: Path) -> Path:
     model = BartForConditionalGeneration(BartConfig(**BASE)).eval()
     ids = torch.zeros(1, 8, dtype=torch.long)
     for method in Recipe.load(RECIPE, QUICK).stages[-1].methods.values():
-        method.prepare(model, anatomy_of(model), lambda model: model(input_ids=ids, decoder_input_ids=ids))
-        method.finish(model)
+        attached = method.build(model, families.view(model), lambda model: model(input_ids=ids, decoder_input_ids=ids))
+        attached.finish()
     save_checkpoint(model, folder, None, {"recipe": {"name": RECIPE}, "teacher": "random weights", "seed": 0})
     return folder
 

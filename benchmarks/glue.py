@@ -19,8 +19,8 @@ from typing import NamedTuple
 from quantizers import pending, shared_out, slug, train_and_measure
 
 import abridged
+from abridged.core.atomic import write_atomically
 from abridged.recipe import Recipe
-from abridged.training.workspace import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "glue"
 FOLDERS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B", "sst2": "SST-2"}
@@ -87,7 +87,7 @@ STUDENTS = {
             (", 32 a batch, half the rate, augmented", [*HALF_RATE, *AUGMENTED], 32),
         )
     },
-    "best-bert-2-2-8, not compensated": Student("best-bert-2-2-8", ["stages.0.methods.quantize.compensate=false"]),
+    "best-bert-2-2-8, not compensated": Student("best-bert-2-2-8", ["stages.0.methods.quantize.gptq=false"]),
     "progressive-bert-2-2-8": Student("progressive-bert-2-2-8"),
     "ternarybert-2-2-8": Student("ternarybert-2-2-8"),
     "xtc-1-1-8": Student("xtc-1-1-8"),

@@ -23,17 +23,18 @@ from quantizers import pending, shared_out, train_and_measure
 from size import CASES, MEGABYTE, untrained
 from torch import nn
 
+from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.save import save_checkpoint
+from abridged.core.atomic import write_atomically
+from abridged.core.hardware import describe
+from abridged.core.record import environment
 from abridged.evaluation.speed import in_turns
-from abridged.families import anatomy_of
-from abridged.models import load_dense
+from abridged.models.load import load_dense
 from abridged.recipe import Recipe
-from abridged.runtime.factors import Factors
 from abridged.runtime.kronecker import KroneckerLinear, factored_modules, layout
-from abridged.training.hardware import describe
-from abridged.training.record import environment
-from abridged.training.workspace import write_atomically
+from abridged.storage.compressed import compressed_of
+from abridged.storage.factors import Factors
 
 RESULTS = Path(__file__).parent / "results" / "kronecker"
 WIDTH, INNER, VOCABULARY = 768, 3072, 50257
@@ -84,7 +85,7 @@ CONTESTANTS: dict[str, tuple[str, list[str]]] = {
     "quantgpt-2-2-8": ("quantgpt-2-2-8", []),
     "kngpt2-2-2-8": ("kngpt2-2-2-8", []),
     "kngpt2-2-2-8, every layer": ("kngpt2-2-2-8", [f"{KRONECKER}.layers=all"]),
-    "best-2-2-8, compensated": ("best-2-2-8", ["stages.0.methods.quantize.compensate=true"]),
+    "best-2-2-8, compensated": ("best-2-2-8", ["stages.0.methods.quantize.gptq=true"]),
     "best-kngpt2-2-2-8": ("best-kngpt2-2-2-8", []),
     "best-kngpt2-2-2-8, 16 a batch": ("best-kngpt2-2-2-8", ["stages.*.batch_size=16"]),
     "best-kngpt2-2-2-8, 16 a batch, odd layers and embedding": (
@@ -167,7 +168,7 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
         method = Recipe.load("kngpt2", overrides).stages[0].methods["kronecker"]
         before = sum(p.numel() for p in model.parameters())
         began, worked = time.perf_counter(), time.process_time()
-        method.prepare(model, anatomy_of(model), lambda model: None)
+        method.build(model, families.view(model), lambda model: None)
         layouts[name] = {
             "seconds": round(time.perf_counter() - began, 2),
             "cpu_seconds": round(time.process_time() - worked, 2),  # of one core, whatever else the machine did
@@ -203,10 +204,10 @@ def weigh(recipe: Recipe, student: Any) -> dict[str, Any]:
     ids = torch.randint(student.config.vocab_size, (1, 16))
     methods = list(recipe.stages[-1].methods.values())
     for method in methods:
-        method.prepare(student, anatomy_of(student), lambda model, tokens=None: model(ids))
-        method.finish(student)
+        attached = method.build(student, families.view(student), lambda model, tokens=None: model(ids))
+        attached.finish()
     from_weights = not any(getattr(method, "initialization", None) == "inputs" for method in methods)
-    errors = [m.error for m in factored_modules(student).values() if m.error is not None and from_weights]
+    errors = list(compressed_of(student).errors.values()) if from_weights else []
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(student, Path(folder) / "student", None, {})
         account = inspect(Path(folder) / "student")

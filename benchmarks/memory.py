@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from abridged.core.atomic import write_atomically
+from abridged.core.record import environment
 from abridged.data.text import load_text
-from abridged.models import load_tokenizer
-from abridged.training.record import environment
-from abridged.training.workspace import write_atomically
+from abridged.models.load import load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 LIMIT = 6 * 2**30

@@ -18,20 +18,19 @@ import torch.nn.functional as F
 
 from abridged.checkpoint.load import load
 from abridged.checkpoint.skeleton import packed_modules
+from abridged.core.atomic import write_atomically
+from abridged.core.record import environment
 from abridged.data.text import load_text
-from abridged.models import load_tokenizer
+from abridged.models.load import load_tokenizer
 from abridged.runtime import kernels as module
-from abridged.runtime import ops
 from abridged.runtime.modules import PackedLinear
-from abridged.training.record import environment
-from abridged.training.workspace import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
 
 
 @torch.no_grad()
 def logits(directory: str, ids: torch.Tensor, kernels: module.Kernels | None, moved: float = 0.0) -> torch.Tensor:
-    ops.kernels = lambda: kernels  # type: ignore[assignment]
+    module.kernels = lambda: kernels  # type: ignore[assignment]
     model = load(directory)
     if moved:
         generator = torch.Generator().manual_seed(0)

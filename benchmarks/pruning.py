@@ -24,16 +24,17 @@ from quantizers import pending, shared_out, slug, train_and_measure
 from size import untrained
 
 import abridged
+from abridged import families
+from abridged.core.record import environment
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
 from abridged.evaluation.speed import in_turns
-from abridged.families import anatomy_of
 from abridged.methods.pruning.method import Prune
-from abridged.models import load_dense, load_tokenizer, set_dropout
+from abridged.models.load import load_dense, load_tokenizer
 from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.recipe import Recipe
 from abridged.training.loop import Run, Trainer
-from abridged.training.record import environment
+from abridged.training.modes import set_dropout
 from abridged.training.workspace import Workspace, write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "pruning"
@@ -165,8 +166,8 @@ def cut_to_half(model: Any, round_to: int, context: int) -> Any:
     small = copy.deepcopy(model)
     method = Prune.model_validate({"budget": {"flops": 0.5, "context": context}, "masks": "magnitude"})
     method = method.model_copy(update={"round_to": round_to, "structures": ("hidden", "heads", "ffn")})
-    method.prepare(small, anatomy_of(small), lambda model: None)
-    method.finish(small)
+    attached = method.build(small, families.view(small), lambda model: None)
+    attached.finish()
     return small.eval()
 
 
@@ -222,15 +223,14 @@ def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Pa
     masks = [] if name == "distillation" else [f"{PRUNE}.masks={name}", f"{PRUNE}.measure=0"]  # at work from the start
     stage = Recipe.load("vtrans", masks).stages[0]
     student = copy.deepcopy(teacher).requires_grad_(True)
-    methods = [] if name == "distillation" else list(stage.methods.values())
-    for method in methods:
-        method.prepare(student, anatomy_of(student), lambda model: None)
-    groups = {key: group for method in methods for key, group in method.parameter_groups(student).items()}
+    settings = [] if name == "distillation" else list(stage.methods.values())
+    methods = [method.build(student, families.view(student), lambda model: None) for method in settings]
+    groups = {key: group for method in methods for key, group in method.parameter_groups().items()}
     system = StudentForward(
         student,
         stage.objectives,
         ObjectiveContext.of(teacher, blocks),
-        lambda: {key: value for method in methods for key, value in method.penalties(student).items()},
+        lambda: {key: value for method in methods for key, value in method.penalties().items()},
     )
     changed = {"batch_size": batch_size, "steps": 10**6, "compile": "no", "save_every": 10**9, "evaluate_every": 10**9}
     if not methods:
@@ -242,7 +242,7 @@ def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Pa
         settings=stage.training.model_copy(update=changed),
         work=work,
         targets=lambda batch: system.teach(teacher, batch),
-        before_step=lambda progress: [method.step(student, progress) for method in methods] and None,
+        before_step=lambda progress: [method.step(progress) for method in methods] and None,
         groups=groups,
     )
     trainer = Trainer(run)

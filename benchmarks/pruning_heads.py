@@ -17,11 +17,14 @@ from typing import Any
 from glue import FOLDERS, teacher
 from quantizers import pending
 
+from abridged.core.atomic import write_atomically
+from abridged.core.record import environment
 from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.recipe import Recipe
-from abridged.training.record import environment
-from abridged.training.session import Session
-from abridged.training.workspace import write_atomically
+from abridged.storage.compressed import compressed_of
+from abridged.training.job import Job
+from abridged.training.opened import Opened
+from abridged.training.stages import Stages
 
 RESULTS = Path(__file__).parent / "results" / "pruning_heads"
 #: Training examples whose attention is looked at, and how many at once.
@@ -32,18 +35,17 @@ def masks_and_attention(
     work: Path, recipe: Recipe, model: str, data: str, task: str | None, seed: int
 ) -> dict[str, Any]:
     """Train the masks of a recipe's first stage, and probe the teacher's heads on training examples."""
-    with Session(model, recipe, data, work, task=task, overwrite=True, seed=seed) as session:
-        number, stage = next(session.remaining_stages())
-        methods = session.prepare(number, stage)
-        session.train(number, stage, methods)
-        session.finish(number, methods)
-        examples = session.task.examples(stage.training)
+    job = Job(model=model, recipe=recipe, data=data, output=work, task=task, overwrite=True, seed=seed)
+    with Opened(job) as opened:
+        stages = Stages(opened)
+        stages.run_stage(0)
+        examples = opened.examples(0)
         order = examples.order(0, AT_ONCE)
         batches = (examples.batch(order[i : i + AT_ONCE]) for i in range(0, LOOKED_AT, AT_ONCE))
-        probed = probe_heads(session.teacher, batches, session.tokenizer.all_special_ids)
-        folder = session.work.folder
+        probed = probe_heads(opened.teacher, batches, opened.tokenizer.all_special_ids)
+        folder = opened.work.folder
     shutil.rmtree(folder, ignore_errors=True)
-    return against_masks(probed, session.facts["prune"]["heads"])
+    return against_masks(probed, compressed_of(stages.student).heads)
 
 
 def main() -> None:

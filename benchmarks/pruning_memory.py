@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from abridged.core.record import environment
 from abridged.data.text import load_text
-from abridged.models import load_tokenizer
-from abridged.training.record import environment
+from abridged.models.load import load_tokenizer
 from abridged.training.workspace import METRICS, write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "pruning_memory.json"

@@ -22,11 +22,16 @@ from typing import Any, TypeVar
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
+from abridged.core.atomic import write_atomically
+from abridged.core.hardware import peak_memory
+from abridged.core.measurement import loss_percent
+from abridged.core.record import environment
 from abridged.recipe import Recipe
-from abridged.training.hardware import peak_memory
-from abridged.training.record import environment
-from abridged.training.session import Session, loss_percent
-from abridged.training.workspace import write_atomically
+from abridged.storage.compressed import compressed_of
+from abridged.training.job import Job
+from abridged.training.opened import Opened
+from abridged.training.publisher import Publisher
+from abridged.training.stages import Stages
 
 Run = TypeVar("Run", bound=tuple[Any, ...])
 RESULTS = Path(__file__).parent / "results" / "quantizers"
@@ -143,38 +148,37 @@ def train_and_measure(
     resumed = work.with_name(work.name + ".partial").exists()
     cache = work.with_name(work.name + ".cache") if offline else None
     forget_peak()
-    with Session(model, recipe, data, work, task=task, resume=resumed, seed=seed, teacher_cache=cache) as session:
-        finishing = 0.0
-        for number, stage in session.remaining_stages():
-            methods = session.prepare(number, stage)
-            session.train(number, stage, methods)
-            began = time.perf_counter()
-            session.finish(number, methods)
-            finishing += time.perf_counter() - began
+    job = Job(
+        model=model, recipe=recipe, data=data, output=work, task=task, resume=resumed, seed=seed, teacher_cache=cache
+    )
+    with Opened(job) as opened:
+        stages = Stages(opened)
+        publisher = Publisher(opened, stages)
+        stages.run()
         peak = peak_memory()
-        session.task.rouge_pairs = None  # all
-        teacher = next((r["teacher"] for r in known if r["teacher_hash"] == session.hash), None)
-        packed = pack_model(session.student)
-        teacher, student = teacher or session.measure(session.teacher), session.measure(packed)
-        save_checkpoint(packed, session.work.folder / "packed", None, {})
-        file_bytes = inspect(session.work.folder / "packed")["file_bytes"]
-        validation = [m for m in session.work.metrics() if m["event"] == "evaluate"]
-        folder = session.work.folder
+        opened.task.rouge_pairs = None  # all
+        teacher = next((r["teacher"] for r in known if r["teacher_hash"] == opened.hash), None)
+        packed = pack_model(stages.student)
+        teacher, student = teacher or publisher.measure(opened.teacher), publisher.measure(packed)
+        folder = opened.work.folder
+        save_checkpoint(packed, folder / "packed", None, {})
+        file_bytes = inspect(folder / "packed")["file_bytes"]
+        validation = [m for m in opened.work.metrics() if m["event"] == "evaluate"]
     for rubbish in filter(None, (folder, cache)):
         shutil.rmtree(rubbish, ignore_errors=True)
     return {
         "seed": seed,
-        "model": session.model_name,
-        "teacher_hash": session.hash,
+        "model": opened.model_name,
+        "teacher_hash": opened.hash,
         "teacher": teacher,
         "student": student,
         "loss_percent": {key: round(value, 3) for key, value in loss_percent(teacher, student).items()},
         "validation": validation[-1],
         "curve": [[m["stage"], m["step"], m.get("perplexity", m.get("score"))] for m in validation],
-        "seconds": round(session.seconds["training"], 1),
+        "seconds": round(stages.seconds["training"], 1),
         "file_bytes": file_bytes,
-        "facts": {name: {k: v for k, v in found.items() if k != "heads"} for name, found in session.facts.items()},
-        "finish_seconds": round(finishing, 1),
+        "facts": {name: dict(found) for name, found in compressed_of(stages.student).facts.items()},
+        "finish_seconds": round(stages.seconds["finishing"], 1),
         "peak_bytes": peak,
         "resumed": resumed,
         "environment": environment(),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from quantizers import train_and_measure
 
+from abridged.core.atomic import write_atomically
 from abridged.recipe import Recipe
-from abridged.training.workspace import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "recipes"
 

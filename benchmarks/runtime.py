@@ -24,21 +24,20 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
-from abridged.checkpoint.packing import pack
 from abridged.checkpoint.save import save_checkpoint
+from abridged.core.atomic import write_atomically
+from abridged.core.record import environment
 from abridged.evaluation.generation import generate
 from abridged.evaluation.speed import decode_seconds, in_turns, memory, prompt_seconds
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
-from abridged.families import anatomy_of
-from abridged.models import load_tokenizer
+from abridged.models.load import load_tokenizer
 from abridged.recipe import Recipe
-from abridged.runtime.kernels import PATHS
-from abridged.runtime.ops import kernels
-from abridged.training.record import environment
-from abridged.training.workspace import write_atomically
+from abridged.runtime.kernels import PATHS, kernels
+from abridged.storage.packing import pack
 
 RESULTS = Path(__file__).parent / "results" / "runtime.json"
 RECIPE = "best-ternary-2-2-8"
@@ -56,8 +55,8 @@ def build(folder: Path, positions: int = 1024) -> Path:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(n_positions=positions, bos_token_id=0, eos_token_id=0)).eval()
     for method in Recipe.load(RECIPE, QUICK).stages[-1].methods.values():
-        method.prepare(model, anatomy_of(model), lambda model: model(torch.zeros(1, 8, dtype=torch.long)))
-        method.finish(model)
+        attached = method.build(model, families.view(model), lambda model: model(torch.zeros(1, 8, dtype=torch.long)))
+        attached.finish()
     record = {"recipe": {"name": RECIPE}, "teacher": "random weights", "seed": 0}
     save_checkpoint(model, folder, load_tokenizer("bundled"), record)
     return folder

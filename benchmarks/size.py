@@ -25,10 +25,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.families import anatomy_of
 from abridged.recipe import Recipe
 
 MEGABYTE = 1 << 20
@@ -39,7 +39,7 @@ ONE_BIT = [f"{QUANTIZE}.weights.bits=1", f"{QUANTIZE}.embeddings.bits=1"]
 FACTORS_FIVE_A_BYTE = [f"stages.1.methods.quantize.{part}.packing=base3" for part in ("weights", "embeddings")]
 EVERY_LAYER = ["stages.*.methods.kronecker.layers=all"]
 #: Starts that read no data: only bytes are measured.
-NO_DATA = ["stages.*.methods.kronecker.initialization=nearest", f"{QUANTIZE}.compensate=false"]
+NO_DATA = ["stages.*.methods.kronecker.initialization=nearest", f"{QUANTIZE}.gptq=false"]
 #: The same for a recipe whose last two stages alone have two bits.
 FIVE_AT_LAST = [
     f"stages.{i}.methods.quantize.{part}.packing=base3" for i in (2, 3) for part in ("weights", "embeddings")
@@ -47,7 +47,7 @@ FIVE_AT_LAST = [
 WIDE_REST = [
     f"{QUANTIZE}.positions=false",
     f"{QUANTIZE}.unquantized=float32",
-    f"{QUANTIZE}.weights.granularity=tensor",  # as published
+    f"{QUANTIZE}.weights.granularity=per_tensor",  # as published
 ]
 CASES: dict[str, tuple[str, str, list[str], float]] = {
     "quantgpt-8-8-8": ("gpt2", "quantgpt-8-8-8", [], 121.6),
@@ -100,8 +100,8 @@ def measure(name: str) -> dict:
     student = untrained(shape)
     ids = torch.randint(student.config.vocab_size, (1, 16))
     for method in methods:
-        method.prepare(student, anatomy_of(student), lambda model: model(ids))
-        method.finish(student)
+        attached = method.build(student, families.view(student), lambda model: model(ids))
+        attached.finish()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "student"
         save_checkpoint(student, directory, None, {})

@@ -25,11 +25,12 @@ from quantizers import pending, train_and_measure
 from titles import write_titles
 
 import abridged
-from abridged.data.pairs import Pair, load_pairs
+from abridged.core.atomic import write_atomically
+from abridged.core.record import environment
+from abridged.data.opening import open_data
+from abridged.data.pairs import Pair
 from abridged.evaluation.summaries import rouge
 from abridged.recipe import Recipe
-from abridged.training.record import environment
-from abridged.training.workspace import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "summaries"
 CONFIG = str(files("abridged") / "assets" / "configs" / "small-bart.yaml")
@@ -155,10 +156,10 @@ def make_teacher(options: argparse.Namespace) -> None:
             resume = where.with_name(where.name + ".partial").exists()
             abridged.finetune(before, source, where, overrides=settings, resume=resume)
         record = json.loads((where / "abridged.json").read_text())
-        records[name] = {key: record[key] for key in ("settings", "steps", "validation", "curve") if key in record}
+        records[name] = {key: record[key] for key in ("recipe", "steps", "validation", "curve") if key in record}
         before = where
     pairs = lessons[options.task][0]
-    test = load_pairs(pairs).test
+    test = open_data(pairs).as_pairs().test
     result = {
         "task": options.task,
         "pairs": len(test),

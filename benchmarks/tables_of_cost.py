@@ -39,6 +39,21 @@ def memory() -> str:
     return markdown(["quantgpt-2-2-8 at 124M, batch 4×512", "peak GB", "limit"], rows)
 
 
+def index() -> str:
+    """Search in an index, by how vectors are stored."""
+    found = measured("index")
+    keys = {"processor_ms": ".1f", "memory_mb": ".0f", "file_mb": ".0f", "recall_at_10": ".3f"}
+    rows = [[kind, *(format(row[key], form) for key, form in keys.items())] for kind, row in found["rows"].items()]
+    head = [
+        f"{found['windows']:,} windows, {found['width']} wide",
+        "median, ms of one core",
+        "memory, MB",
+        "file, MB",
+        "recall@10",
+    ]
+    return markdown(head, rows)
+
+
 def runtime() -> str:
     """Speed of packed models beside torch and llama.cpp."""
     found = measured("runtime")
@@ -219,6 +234,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "cost": cost,
     "memory": memory,
+    "index": index,
     "runtime": runtime,
     "kernel": kernel,
     "paths": paths,

@@ -418,7 +418,7 @@ def draw_heads(results: dict[str, dict[str, Any]]) -> None:
 def demo() -> str:
     """What `make demo` prints, from the run whose record was kept."""
     records = measured("demo")
-    return markdown(["model", "perplexity", "loss %", "per word", "loss %", "MB on disk", "ratio"], records["rows"])
+    return markdown(["model", "perplexity", "loss", "per word", "loss", "MB on disk", "ratio"], records["rows"])
 
 
 def parity() -> str:

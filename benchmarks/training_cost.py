@@ -25,18 +25,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from abridged import families
+from abridged.core.hardware import peak_memory
+from abridged.core.measurement import Measured
+from abridged.core.names import public_name
+from abridged.core.record import environment
+from abridged.core.settings import TrainingSettings
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
-from abridged.families import anatomy_of
-from abridged.models import load_dense, load_tokenizer, public_name, set_dropout
-from abridged.objectives.base import ObjectiveContext, StudentForward
+from abridged.models.load import load_dense, load_tokenizer
 from abridged.objectives.settings import Contrastive, Labels, Logits, Objective
-from abridged.recipe import Recipe
-from abridged.training.hardware import peak_memory
-from abridged.training.loop import Run, Trainer
+from abridged.recipe import Recipe, Stage
+from abridged.training.loop import Trainer
+from abridged.training.modes import set_dropout
 from abridged.training.processes import autocast
-from abridged.training.record import environment
-from abridged.training.settings import TrainingSettings
+from abridged.training.runners import Pass, Whole
 from abridged.training.workspace import Workspace, write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "training_cost.json"
@@ -59,13 +62,13 @@ class Bench:
         self.options = options
         self.teacher = load_dense(options.model).requires_grad_(False)
         set_dropout(self.teacher, 0.0)
-        self.anatomy = anatomy_of(self.teacher)
+        self.view = families.view(self.teacher)
         tokens = tokenize(load_tokenizer(options.model, self.teacher), load_text(options.data).train)
         self.settings = TrainingSettings(
             steps=10**9, batch_size=options.batch_size, context=options.context, compile="no",
             save_every=10**9, evaluate_every=10**9,
         )  # fmt: skip
-        self.context = self.settings.context_within(self.anatomy.context)
+        self.context = self.settings.context_within(self.view.context)
         self.blocks = Blocks(tokens, self.context)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher.to(self.device)
@@ -114,26 +117,22 @@ class Bench:
     def _ours(
         self, student: Any, objectives: Mapping[str, Objective], methods: Mapping[str, Any]
     ) -> Callable[[], None]:
-        groups: dict[str, list[torch.nn.Parameter]] = {}
-        for method in methods.values():
-            method.prepare(student, self.anatomy, self._calibrate)
-            groups |= method.parameter_groups(student)
-        student.requires_grad_(True).train()
-        sizes = ObjectiveContext.of(self.teacher, self.blocks, device=self.device)
-        system = StudentForward(student, objectives, sizes)
-        self._compile(student)
-        trainer = Trainer(
-            Run(
-                system=system,
-                examples=self.blocks,
-                settings=self.settings,
-                work=Workspace(tempfile.gettempdir(), main=False),  # it writes nothing
-                targets=(lambda batch: system.teach(self.teacher, batch)) if system.needs_teacher else None,
-                after_step=system.after_step,
-                groups=groups,
-            )
+        stage = Stage(methods=methods, objectives=objectives, training=self.settings)
+        given = Pass(
+            number=0,
+            stage=stage,
+            examples=self.blocks,
+            work=Workspace(tempfile.gettempdir(), main=False),  # it writes nothing
+            device=self.device,
+            width=self.view.hidden_size,
+            layers=self.view.layers,
+            validate=lambda student: Measured,
+            teacher=self.teacher if any(objective.needs_teacher for objective in objectives.values()) else None,
         )
-        system.train()
+        runner = Whole(given)
+        trainer = Trainer(runner.training(student, runner.attach(student)))
+        self._compile(student)
+        trainer.run.system.train()
 
         def step() -> None:
             trainer.step()
@@ -143,13 +142,8 @@ class Bench:
 
     def _compile(self, model: Any) -> None:
         if self.options.compile:
-            for path in self.anatomy.blocks:
+            for path in self.view.blocks:
                 model.get_submodule(path).compile(dynamic=False)
-
-    def _calibrate(self, model: Any) -> None:
-        batch = self.blocks.batch(torch.arange(min(4, len(self.blocks)))).to(self.device)
-        with torch.no_grad():
-            model(**batch.model_inputs, use_cache=False)
 
 
 def synchronize() -> None:

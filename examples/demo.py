@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 import abridged
-from abridged.models import load_any, load_dense, load_tokenizer, resolve
+from abridged.core.names import resolve
+from abridged.models.load import load_any, load_dense, load_tokenizer
+from abridged.report.text import number, signed_percent
 
 OUTPUT = Path("demo")
 PROMPT = " The river"
@@ -49,13 +51,13 @@ def compare(records: dict[str, dict[str, Any]]) -> list[list[str]]:
     ):
         cells = [name]
         for key in ("perplexity", "word_perplexity"):
-            loss = 100 * (metrics[key] / teacher[key] - 1)
-            cells += [f"{metrics[key]:,.2f}", "" if metrics is teacher else f"{loss:+,.1f}"]
+            loss = signed_percent(metrics[key] / teacher[key] - 1)
+            cells += [number(metrics[key]), "" if metrics is teacher else loss]
         rows.append([*cells, f"{size / 2**20:.2f}", f"{dense / size:.1f}×"])
     return rows
 
 
-HEADER = ("model", "perplexity", "loss %", "per word", "loss %", "MB on disk", "ratio")
+HEADER = ("model", "perplexity", "loss", "per word", "loss", "MB on disk", "ratio")
 
 
 def table(rows: list[list[str]]) -> None:

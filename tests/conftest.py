@@ -31,7 +31,7 @@ def teacher(tmp_path_factory, text):
 def bart(tmp_path_factory):
     """A BART of width 32 and its tokenizer, learned on the fables."""
     import teachers
-    from abridged.models import load_dense, load_tokenizer
+    from abridged.models.load import load_dense, load_tokenizer
 
     directory = teachers.write_bart(tmp_path_factory.mktemp("bart"), teachers.FABLES.read_text())
     model = load_dense(directory)

@@ -20,8 +20,7 @@ import pytest
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
-        "abridged.training.session",
-        "abridged.training.finetune",
+        "abridged.training.publisher",
         "transformers.models.gpt2.modeling_gpt2",
         "transformers.models.auto.modeling_auto",
         "accelerate",
@@ -70,6 +69,12 @@ class Ended:
     stdout: str
     stderr: str
 
+    @property
+    def said(self) -> list[str]:
+        """Lines on standard error, without the three that say what a run is going to do, and its progress."""
+        announced = ("model: ", "data: ", "work: ", "stage ")
+        return [line for line in self.stderr.splitlines() if line.strip() and not line.startswith(announced)]
+
 
 @dataclass
 class Launch:
@@ -105,6 +110,13 @@ def call(function: Callable[..., Any], *arguments: Any, folder: Path, **launch: 
 def abridged(*arguments: Any, folder: Path, **launch: Any) -> Ended:
     """Run the command line in a process of its own."""
     return call(command_line, *map(str, arguments), folder=folder, **launch)
+
+
+def student_of(*arguments: Any, folder: Path) -> Path:
+    """The directory that a run of the command line makes that nothing disturbs."""
+    ended = abridged(*arguments, "--output", folder / "student", folder=folder / "process")
+    assert ended.code == 0, ended.stderr
+    return folder / "student"
 
 
 def call_all(function: Callable[..., Any], *arguments: Any, folder: Path, processes: int = 2) -> list[Ended]:

@@ -3,9 +3,9 @@
 import torch
 import transformers
 
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.families.layout import HIDDEN, layout_of
 from abridged.methods.pruning.cut import cut
-from abridged.methods.pruning.layout import HIDDEN, layout_of
 from abridged.methods.pruning.masked import attach, detach
 
 ALL = frozenset({"hidden", "heads", "ffn", "blocks"})
@@ -92,7 +92,7 @@ def outputs(model):
 def masked(model, share=0.6, removed=(), seed=2):
     """The model with masks of the bottleneck kind, of which a random part of the units is kept; and what is."""
     generator = torch.Generator().manual_seed(seed)
-    layout = layout_of(model, anatomy_of(model))
+    layout = layout_of(model, families.view(model))
     masks = attach(model, layout, "vib", ALL)
     keep = torch.rand(masks.mask.units, generator=generator) < share
     for name, place in masks.places.items():
@@ -128,7 +128,7 @@ def small(name, **options):
 
 def parts(model, kind):
     """The paths of the parts of a kind."""
-    return [part.path for part in anatomy_of(model).parts if part.kind == kind]
+    return [part.path for part in families.view(model).parts if part.kind == kind]
 
 
 __all__ = [

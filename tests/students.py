@@ -3,7 +3,7 @@
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from abridged.families import anatomy_of
+from abridged import families
 from abridged.methods.quantization.method import Quantize
 
 IDS = torch.randint(128, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -18,8 +18,8 @@ def quantized_student(**settings) -> GPT2LMHeadModel:
         for parameter in model.parameters():  # biases and norms too: they start as zeros and ones
             parameter.add_(0.05 * torch.randn_like(parameter))
     method = Quantize.model_validate({"activations": {"bits": 8, "attention": True}, **settings})
-    method.prepare(model, anatomy_of(model), lambda model: model(IDS))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model, tokens=None: model(IDS))
+    attached.finish()
     return model.eval()
 
 

@@ -14,14 +14,14 @@ from transformers import (
 )
 
 from abridged.data.tokenizer import learn_tokenizer
-from abridged.models import ENCODER_SPECIALS
+from abridged.models.create import ENCODER_SPECIALS
 
 CONTEXT = 16
 #: Sixteen fables and their morals.
 FABLES = Path(__file__).parent / "assets" / "fables" / "fables.jsonl"
 QUANTIZE = {
-    "weights": {"bits": 4, "quantizer": "dynamic", "granularity": "tensor"},
-    "embeddings": {"bits": 4, "quantizer": "dynamic", "granularity": "row"},
+    "weights": {"bits": 4, "quantizer": "dynamic", "granularity": "per_tensor"},
+    "embeddings": {"bits": 4, "quantizer": "dynamic", "granularity": "per_channel"},
     "activations": {"bits": 8, "quantizer": "learned", "attention": True},
 }
 OBJECTIVES = {

@@ -7,11 +7,12 @@ import textwrap
 import pytest
 import yaml
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.core.settings_text import parse_yaml
+from abridged.core.shipped import headings
 from abridged.methods.base import Method
 from abridged.objectives.settings import Objective
 from abridged.recipe import Recipe, all_keys
-from abridged.settings_text import parse_yaml
 
 
 @pytest.mark.parametrize("name", Recipe.names())
@@ -32,8 +33,8 @@ def test_quantgpt_recipes_follow_the_paper(bits):
     (stage,) = Recipe.load(f"quantgpt-{bits}-{bits}-8").stages
     quantize = stage.methods["quantize"]
     assert (quantize.weights.bits, quantize.embeddings.bits, quantize.activations.bits) == (bits, bits, 8)
-    assert (quantize.weights.quantizer, quantize.weights.granularity) == ("dynamic", "tensor")
-    assert (quantize.embeddings.quantizer, quantize.embeddings.granularity) == ("dynamic", "row")
+    assert (quantize.weights.quantizer, quantize.weights.granularity) == ("dynamic", "per_tensor")
+    assert (quantize.embeddings.quantizer, quantize.embeddings.granularity) == ("dynamic", "per_channel")
     assert quantize.activations.attention
     assert stage.objectives["contrastive"].negatives == "teacher"
 
@@ -72,6 +73,19 @@ def test_an_override_reads_words_numbers_and_null_as_yaml():
     assert (training.compile, training.gradient_clip, training.context) == ("no", None, 64)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "steps", "epochs"),
+    [
+        (["stages.*.steps=40"], 40, None),
+        (["stages.0.training.steps=40"], 40, None),
+        (["stages.0.steps=40", "stages.0.epochs=2"], 40, 2.0),
+    ],
+)
+def test_steps_that_are_asked_for_are_not_put_aside_by_the_epochs_of_a_recipe(overrides, steps, epochs):
+    training = Recipe.load("best-bert-2-2-8", overrides).stages[0].training
+    assert (training.steps, training.epochs) == (steps, epochs)
+
+
 def test_null_takes_an_objective_out():
     (stage,) = Recipe.load("quantgpt-2-2-8", ["stages.0.objectives.contrastive=null"]).stages
     assert list(stage.objectives) == ["logits"]
@@ -93,10 +107,21 @@ def test_a_recipe_object_takes_overrides_too_and_stays_as_it_was():
         ("stages.0.methods.quantize.weights.bitz=2", "stages.0.methods.quantize.weights.bitz, did you mean 'bits'"),
         ("stages.0.objectives.contrastiv.weight=1", "unknown objective 'contrastiv', did you mean 'contrastive'"),
         ("naem=x", "unknown key naem, did you mean 'name'"),
-        ("stages.0.zzzzzz=1", "known here: name, methods, objectives, teacher, training"),
-        ("stages.0.methods.quantize.weights.bits=3", "quantize.weights.bits: input should be 1, 2, 4 or 8"),
+        ("stages.0.zzzzzz=1", "known here: name, methods, objectives, teacher, runner, blocks, training"),
+        ("stages.0.methods.quantize.weights.bits=7", "quantize.weights.bits: input should be 1, 2, 3, 4, 5, 6 or 8"),
         ("stages.0.steps=-1", "stages.0.training.steps: input should be greater than or equal to 0"),
         ("stages.0.steps=many", "stages.0.training.steps: input should be a valid integer"),
+        ("stages.0.batch_size=true", "stages.0.training.batch_size: input should be a number, not true"),
+        ("stages.0.learning_rates={scale: true}", "training.learning_rates: input should be a number"),
+        ("stages.0.betas=[true, 0.9]", "training.betas: input should be a number"),
+        ("stages.0.learning_rates={scale: -1e-3}", "learning_rates.scale: input should be greater than or equal to 0"),
+        ("stages.0.learning_rate=.inf", "training.learning_rate: input should be a finite number"),
+        ("stages.0.learning_rates={scale: .nan}", "learning_rates.scale: input should be a finite number"),
+        ("stages.0.betas=[0.9, 1]", "training.betas.1: input should be less than 1"),
+        ("stages.0.betas=[-0.1, 0.9]", "training.betas.0: input should be greater than or equal to 0"),
+        ("stages.0.seed=9223372036854775809", "more than 63 bits"),
+        ("stages.0.seed=4294967296", "training.seed: input should be less than or equal to 4294967295"),
+        (f"stages.0.steps={'x' * 500}", f"(given: '{'x' * 79}…)"),
         ("stages.3.steps=1", "there is no item '3' (there are 0, *)"),
         ("stages.first.steps=1", "there is no item 'first'"),
         ("name.x=1", "nothing can be set at 'x'"),
@@ -123,6 +148,12 @@ def test_unknown_recipes_name_the_nearest():
         Recipe.load("mine.yaml")
 
 
+def grown(first, more):
+    """YAML that has nine times as many values a line, once aliases are spelled out."""
+    lines = [more.format(", ".join([f"*a{i}"] * 9)) for i in range(9)]
+    return "".join(f"a{i}: &a{i} {line}\n" for i, line in enumerate([first, *lines]))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -134,6 +165,19 @@ def test_unknown_recipes_name_the_nearest():
         ("name: !!python/object/apply:os.system ['true']\n", "not valid YAML: could not determine a constructor"),
         ("name: x\nstages: &a\n  - *a\n", "an alias refers to what it stands in"),
         ("name: \x00\n", "not valid YAML"),
+        (grown("[x]", "[{}]"), "more than 20,000 values, aliases spelled out"),
+        (grown("{x: y}", "{{<<: [{}]}}"), "more than 20,000 values, aliases spelled out"),
+        ("name: " + "[" * 20_000, "nested too deeply"),
+        (f"name: {'9' * 5000}\n", "a value is not what it is marked as"),
+        (f"name: 0x{'f' * 5000}\n", "a number of more than 63 bits"),
+        ('name: "\\ud83d"\n', "half a character"),
+        ("name: 2020-99-99\n", "a value is not what it is marked as"),
+        ("name: 2020-01-01\n", "a date"),
+        ("? [a, b]\n: c\n", "line 1: not valid YAML: a key is a list or keys"),
+        ("name: !!int x\n", "a value is not what it is marked as"),
+        ("name: " + "x" * 300_000, "longer than settings can be"),
+        ("name: x\nstages:\n- {methods: {1: {}}, objectives: {}, training: {}}\n", "unknown method '1'"),
+        ("1: x\n", "unknown key 1"),
     ],
 )
 def test_malformed_files_end_in_one_sentence(tmp_path, text, expected):
@@ -169,7 +213,7 @@ def test_few_bits_without_training_are_warned_of(name, overrides, warned):
 def test_keys_lists_every_setting_with_its_default_and_a_description():
     by_path = {key.path: key for key in all_keys()}
     assert by_path["stages.N.training.steps"].default == "1000"
-    assert "1 | 2 | 4 | 8 | null" in by_path["stages.N.methods.quantize.weights.bits"].type
+    assert "1 | 2 | 3 | 4 | 5 | 6 | 8 | null" in by_path["stages.N.methods.quantize.weights.bits"].type
     assert by_path["stages.N.objectives.contrastive.negatives"].type == "teacher | student | vocabulary"
     assert [key.path for key in by_path.values() if not key.description] == []
 
@@ -189,3 +233,8 @@ def test_the_first_stage_has_no_previous_teacher():
     stage = {"methods": {}, "objectives": {"logits": {}}, "teacher": "previous"}
     with pytest.raises(AbridgedError, match="the first stage has none before it"):
         Recipe.load({"name": "x", "stages": [stage]})
+
+
+def test_headings_are_what_the_recipes_say_whole():
+    whole = map(Recipe.load, Recipe.names())
+    assert headings() == [{"name": r.name, "description": r.description, "paper": r.paper} for r in whole]

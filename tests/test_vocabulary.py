@@ -1,5 +1,6 @@
 """Tokens that a text never uses, left out of a model."""
 
+import copy
 import json
 
 import pytest
@@ -22,8 +23,8 @@ from transformers import (
 
 import abridged
 import teachers
-from abridged.errors import AbridgedError
-from abridged.models import load_dense, load_tokenizer
+from abridged.core.errors import AbridgedError
+from abridged.models.load import load_dense, load_tokenizer
 from abridged.vocabulary import keep_tokens, trim_tokenizer
 
 TEXTS = ["the cat sat on the mat", "a dog sat near the door, nearly asleep", "cats & dogs, doors & mats"]
@@ -140,12 +141,15 @@ def test_the_logits_of_what_is_kept_do_not_change(config):
 
 
 def test_ids_in_the_config_follow(bart):
-    model = type(bart[0])(bart[0].config).eval()
+    model = type(bart[0])(copy.deepcopy(bart[0].config)).eval()
     model.config.pad_token_id, model.config.eos_token_id = 7, [9, 11]
     model.generation_config.forced_eos_token_id = 11
+    model.generation_config.suppress_tokens, model.generation_config.begin_suppress_tokens = [30, 9, 11], [7]
     keep_tokens(model, [0, 1, 2, 7, 9, 11])
     assert (model.config.pad_token_id, model.config.eos_token_id) == (3, [4, 5])
     assert model.generation_config.forced_eos_token_id == 5
+    assert model.generation_config.suppress_tokens == [4, 5]  # 30 is gone
+    assert model.generation_config.begin_suppress_tokens == [3]
 
 
 @pytest.fixture

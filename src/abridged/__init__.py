@@ -11,8 +11,8 @@ Importing this package is instant: torch and transformers are imported when some
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from abridged.checkpoint.hook import install as _install_hook
-from abridged.errors import AbridgedError
+from abridged.core.after_import import after_import as _after_import
+from abridged.core.errors import AbridgedError
 
 if TYPE_CHECKING:
     from abridged.checkpoint.inspect import inspect as inspect
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from abridged.pipeline import evaluate as evaluate
     from abridged.pipeline import evaluate_summaries as evaluate_summaries
     from abridged.pipeline import finetune as finetune
+    from abridged.pipeline import plan as plan
     from abridged.recipe import Recipe as Recipe
+    from abridged.tasks.classification import classify as classify
     from abridged.vocabulary import trim as trim
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AbridgedError",
     "Recipe",
+    "classify",
     "compress",
     "evaluate",
     "evaluate_summaries",
@@ -40,6 +43,7 @@ __all__ = [
     "generate",
     "inspect",
     "load",
+    "plan",
     "summarize",
     "trim",
 ]
@@ -47,6 +51,7 @@ __all__ = [
 # A public name may not also be the name of a submodule: importing that would put the module in its place.
 _HOMES = {
     "Recipe": "abridged.recipe",
+    "classify": "abridged.tasks.classification",
     "compress": "abridged.pipeline",
     "evaluate": "abridged.pipeline",
     "evaluate_summaries": "abridged.pipeline",
@@ -55,11 +60,18 @@ _HOMES = {
     "generate": "abridged.evaluation.generation",
     "inspect": "abridged.checkpoint.inspect",
     "load": "abridged.checkpoint.load",
+    "plan": "abridged.pipeline",
     "summarize": "abridged.evaluation.summaries",
     "trim": "abridged.vocabulary",
 }
 
-_install_hook()  # teaches transformers the "abridged" format once it is imported, whichever comes first
+# Transformers learns the "abridged" format and our types of models once it is imported, whichever comes first.
+_after_import("transformers.quantizers.auto", "abridged.checkpoint.hf")
+_after_import(
+    "transformers.models.auto.configuration_auto",
+    "abridged.models.video.config",
+    needs=("transformers.models.auto.modeling_auto", "transformers.models.blip.configuration_blip"),
+)
 
 
 def __getattr__(name: str) -> Any:

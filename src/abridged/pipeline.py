@@ -1,62 +1,113 @@
 """The main job: from a teacher, a text and a recipe to a directory that is really small."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abridged.recipe import Recipe
+from abridged.recipe import PLANNED, Recipe
+from abridged.training.job import Job
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+    from abridged.core.measurement import Measured
     from abridged.evaluation.summaries import SearchSettings
+    from abridged.planning.plan import Plan
+    from abridged.planning.sensitivity import Way
 
 
 def compress(
     model: str | Path,
-    recipe: str | Path | dict[str, Any] | Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None,
     data: str | Path,
     output: str | Path,
-    *,
-    columns: tuple[str, ...] | None = None,
-    task: str | None = None,
-    overrides: Sequence[str] = (),
-    resume: bool = False,
-    overwrite: bool = False,
-    seed: int | None = None,
-    teacher_cache: str | Path | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Make a small student of a large teacher.
 
     Args:
-        model: the teacher: a hub name, a directory of any supported model, or `bundled`.
-        recipe: the name of a shipped recipe, a YAML file, its content, or a Recipe.
-        data: what to train on: a text (`wikitext-2`, a file or folder, or a `datasets` name), or for an encoder-decoder
-            pairs of texts (a .jsonl, .csv, .tsv or .parquet file, a folder of them, or a `datasets` name).
-        columns: of rows, which are source and target, or (text, label), or (text, second text, label).
-        task: one of GLUE's, whose files `data` has.
-        output: the directory to make. While the run lasts, its state is in OUTPUT.partial.
-        overrides: `key=value` changes to the recipe, such as `stages.0.steps=500`.
-        resume: go on with an interrupted run of the same settings; the result is that of an uninterrupted one.
-        overwrite: replace what is at `output`.
-        seed: of every stage, in place of the recipe's.
-        teacher_cache: a folder to keep the teacher's answers in, so that training does without the teacher.
+        model, recipe, data, output, options: the fields of `abridged.training.job.Job`, which says what they mean;
+            `size`, `columns`, `task`, `overrides`, `resume`, `overwrite`, `seed`, `teacher_cache` and
+            `allow_uncompressed` are options. The recipe may be None where there is a size.
 
     Returns:
         The account that is also in OUTPUT/abridged.json: recipe, teacher, data, metrics before and after, bytes.
 
     Raises:
-        AbridgedError: bad input or a fault, in one sentence.
+        AbridgedError: bad input or a fault, in one sentence; an interrupted run can go on with `resume`.
     """
-    from abridged.training.session import Session
+    return run(Job(kind="compress", model=model, recipe=recipe, data=data, output=output, **options))
 
-    chosen = Recipe.load(recipe, overrides)
-    with Session(model, chosen, data, output, columns, task, resume, overwrite, seed, teacher_cache) as session:
-        for number, stage in session.remaining_stages():
-            methods = session.prepare(number, stage)
-            session.train(number, stage, methods)
-            session.finish(number, methods)
-        return session.save()
+
+def plan(
+    model: str | Path,
+    size: int | str,
+    data: str | Path,
+    *,
+    recipe: str | Path | Mapping[str, Any] | Recipe = PLANNED,
+    overrides: Sequence[str] = (),
+    way: "Way" = "interpolated",
+    tokens: int | None = None,
+    columns: tuple[str, ...] | None = None,
+    task: str | None = None,
+) -> "Plan":
+    """Choose the bits of each matrix for a size, before any training.
+
+    Args:
+        model, data, columns, task: as in `compress`; the training part of the data is read.
+        size: of the weights' file: bytes, or such as "40MB" (of 2^20).
+        recipe, overrides: how the model is compressed otherwise: quantiser, activations, training.
+        way: how sensitivity is found, see `abridged.planning.sensitivity`.
+        tokens: of the training data that are read for it, about; 2,048 if None.
+
+    Raises:
+        AbridgedError: bad input; a size that cannot be had, or that needs no compression.
+    """
+    from abridged.planning.make import TOKENS, make_plan
+
+    loaded = Recipe.load(recipe, overrides)
+    return make_plan(model, size, data, loaded, way=way, tokens=tokens or TOKENS, columns=columns, task=task)
+
+
+def finetune(model: str | Path, data: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:
+    """Train `model` on `data`, and write a Hugging Face directory to `output`.
+
+    A language model goes on with a text; an encoder-decoder learns from pairs of texts, or, where `data` is one text,
+    to restore it from noise, as BART does; an encoder learns to label texts. Without a `recipe` it learns from hard
+    labels alone. A recipe whose stages have methods compresses what it trains, as `compress` does.
+
+    Args:
+        model, data, output, options: the fields of `abridged.training.job.Job`, which says what they mean.
+
+    Returns:
+        The account that is also in OUTPUT/abridged.json: settings, data, and measurements before and after. Where there
+        are several processes, the main one alone measures, writes, and returns more than {}.
+
+    Raises:
+        AbridgedError: bad input or a fault, in one sentence; an interrupted run can go on with `resume`.
+    """
+    return run(Job(kind="finetune", model=model, data=data, output=output, **options))
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Do a job, from a job to a directory.
+
+    Returns:
+        The account that is also in OUTPUT/abridged.json; {} in all processes but the main one.
+
+    Raises:
+        AbridgedError: bad input or a fault, in one sentence; an interrupted run can go on with `resume`.
+    """
+    from abridged.planning.make import planned
+    from abridged.training.opened import Opened
+    from abridged.training.plan import announce
+    from abridged.training.publisher import Publisher
+    from abridged.training.stages import Stages
+
+    with Opened(planned(job)) as opened:
+        announce(opened)
+        stages = Stages(opened)
+        publisher = Publisher(opened, stages)
+        stages.run()
+        return publisher.publish()
 
 
 def evaluate(
@@ -67,32 +118,50 @@ def evaluate(
     stride: int | None = None,
     columns: tuple[str, ...] | None = None,
     task: str | None = None,
-) -> dict[str, Any]:
+    limit: int | None = None,
+) -> "Measured":
     """Perplexity of a compressed directory or of any language model on the test part of a text; of pairs, that of the
     targets; of a model that labels texts, the metrics of its task.
 
+    Args:
+        limit: the most to read: tokens of a text, else pairs, texts or questions.
+
     Returns:
-        See `abridged.evaluation.perplexity.perplexity`, `abridged.evaluation.references.reference_perplexity` and
+        See `abridged.evaluation.perplexity.perplexity`, `abridged.evaluation.perplexity.reference_perplexity` and
         `abridged.evaluation.scores.score`.
 
     Raises:
         AbridgedError: the model or the data cannot be read, or they do not fit each other.
     """
+    from abridged.core.names import public_name
+    from abridged.core.settings import settings_to_read
+    from abridged.data.opening import open_data
+    from abridged.models.load import load_model, load_tokenizer
+    from abridged.models.video.load import load_video_model
     from abridged.tasks import task_for
+    from abridged.training.plan import announce_reading
 
-    loaded, tokenizer = load_model(model)
-    return task_for(loaded, tokenizer, data, columns, task).evaluate(loaded, context, stride)
+    settings_to_read(context)
+    opened = open_data(data, columns, task)
+    if opened.kind == "videos":
+        loaded = load_video_model(model, None, answers=not opened.as_videos().has_captions)
+        tokenizer = load_tokenizer(model, loaded)
+    else:
+        loaded, tokenizer = load_model(model)
+    found = task_for(loaded, tokenizer, opened)
+    announce_reading(loaded, public_name(model), found.data, context)
+    return found.evaluate(loaded, context, stride, limit)
 
 
 def evaluate_summaries(
     model: str | Path,
     data: str | Path,
     *,
-    columns: tuple[str, str] | None = None,
+    columns: tuple[str, ...] | None = None,
     limit: int | None = None,
     settings: "SearchSettings | None" = None,
     show: Callable[[int, int], None] = lambda done, of: None,
-) -> dict[str, Any]:
+) -> "Measured":
     """ROUGE of what an encoder-decoder writes for the sources of pairs, on their test part.
 
     Args:
@@ -105,22 +174,24 @@ def evaluate_summaries(
     Raises:
         AbridgedError: as `evaluate`, or rouge-score is not installed.
     """
-    from abridged.data.pairs import load_pairs
+    from abridged.data.opening import open_data
     from abridged.evaluation.summaries import SearchSettings, require_rouge, rouge, summarize
+    from abridged.models.load import load_model
 
     require_rouge()
-    pairs = load_pairs(data, columns).to_evaluate[:limit]
+    opened = open_data(data, columns).as_pairs()
+    opened.announce(measured=True)
+    pairs = opened.to_evaluate[:limit]
     loaded, tokenizer = load_model(model)
     settings = settings or SearchSettings()
     sources = [pair.source for pair in pairs]
     written = summarize(loaded, tokenizer, sources, settings, lambda done: show(done, len(pairs)))
-    return {
-        **rouge(written.texts, pairs),
-        "pairs": len(pairs),
-        "sources_cut": written.cut,
-        "tokens_per_second": written.tokens / max(written.seconds, 1e-9),
-        "settings": settings.arguments(loaded),
-    }
+    return rouge(written.texts, pairs).also(
+        pairs=len(pairs),
+        sources_cut=written.cut,
+        tokens_per_second=written.tokens / max(written.seconds, 1e-9),
+        settings=settings.arguments(loaded),
+    )
 
 
 def probe(
@@ -148,20 +219,26 @@ def probe(
         AbridgedError: as `evaluate`, or `pruned` was not pruned.
     """
     from abridged.checkpoint.files import RECORD, checked_directory, read_json, safe_file
-    from abridged.errors import AbridgedError
+    from abridged.core.errors import AbridgedError
+    from abridged.core.settings import settings_to_read
+    from abridged.data.opening import open_data
     from abridged.evaluation.probe import against_masks, probe_heads
+    from abridged.models.load import load_model
+    from abridged.storage.compressed import heads_in
     from abridged.tasks import task_for
-    from abridged.training.settings import TrainingSettings
 
     masks = None
     if pruned is not None:
         record = read_json(safe_file(checked_directory(pruned), RECORD))
         try:
-            masks = dict(record["methods"]["prune"]["heads"])
+            masks = heads_in(record)
         except (KeyError, TypeError, ValueError):
             raise AbridgedError(f"{pruned} was not pruned: its {RECORD} says nothing of heads") from None
+    opened = open_data(data, columns, task)
     loaded, tokenizer = load_model(model)
-    examples = task_for(loaded, tokenizer, data, columns, task).examples(TrainingSettings(context=context))
+    read = task_for(loaded, tokenizer, opened)
+    read.data.announce()
+    examples = read.examples(settings_to_read(context))
     order = examples.order(0, 4)
     batches = (examples.batch(order[i : min(i + 4, limit)]) for i in range(0, min(limit, len(examples)), 4))
     found = probe_heads(loaded, batches, tokenizer.all_special_ids)
@@ -169,22 +246,3 @@ def probe(
         return against_masks(found, masks)
     heads = [{"module": path, "head": i, **row} for path, rows in found.items() for i, row in enumerate(rows)]
     return {"heads": heads}
-
-
-def load_model(model: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A compressed directory (packed) or any language model or encoder-decoder (dense), with its tokenizer.
-
-    Raises:
-        AbridgedError: one of them cannot be loaded, or they do not fit each other.
-    """
-    from abridged.models import load_any, load_tokenizer
-
-    loaded = load_any(model)
-    return loaded, load_tokenizer(model, loaded)
-
-
-def finetune(model: str | Path, data: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:
-    """Train a full-precision model on a text or on pairs: see `abridged.training.finetune.finetune`."""
-    from abridged.training import finetune as module
-
-    return module.finetune(model, data, output, **options)

@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticUndefined
 
-from abridged.errors import AbridgedError
+from abridged.core import shipped
+from abridged.core.errors import AbridgedError
+from abridged.core.settings import BlockSettings, Settings, TrainingSettings
+from abridged.core.settings_text import apply_overrides, build, nearest, nested_model, parse_yaml, registered
+from abridged.core.text import read_text
 from abridged.methods import METHODS
 from abridged.objectives import OBJECTIVES
-from abridged.settings_text import apply_overrides, build, nearest, nested_model, parse_yaml, registered
-from abridged.training.settings import TrainingSettings
 
-SHIPPED = Path(__file__).parent / "recipes"
+PLANNED = "best-2-2-8"
+"""The recipe in which bits are planned where nobody names one."""
 
 
-class Stage(BaseModel):
+class Stage(Settings):
     """One round of training: what changes the student, what it is asked to match, and how it is optimised."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field("", description="what this stage does, in a few words; shown while it runs")
     methods: dict[str, Any] = Field(description="compression methods by name, each with its settings")
@@ -39,6 +40,12 @@ class Stage(BaseModel):
         description="whom the student learns from: the full-precision model, or what the stage before has made of it "
         "(distillation through falling precision, as in BiT)",
     )
+    runner: Literal["whole", "blocks"] = Field(
+        default="whole",
+        description="who carries the stage out: whole holds the model in memory; blocks has one block of it at a time, "
+        "from safetensors on disk, and trains it, if at all, to put out what the teacher's block does",
+    )
+    blocks: BlockSettings = Field(default_factory=BlockSettings, description="what the runner blocks reads")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="optimisation settings")
 
     @field_validator("methods", mode="before")
@@ -51,6 +58,11 @@ class Stage(BaseModel):
     def _objectives(cls, value: Any, info: ValidationInfo) -> dict[str, Any]:
         return _registered_parts(OBJECTIVES, "objective", value, f"{_where(info)}objectives")
 
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _blocks(cls, value: Any, info: ValidationInfo) -> Any:
+        return build(BlockSettings, {} if value is None else value, f"{_where(info)}blocks")
+
     @field_validator("training", mode="before")
     @classmethod
     def _training(cls, value: Any, info: ValidationInfo) -> Any:
@@ -58,7 +70,11 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def _has_a_purpose(self) -> Stage:
-        if self.trains and not self.objectives:
+        if self.runner == "blocks" and (self.objectives or self.teacher != "original"):
+            raise ValueError(
+                "a stage of the runner blocks learns from the original teacher's blocks alone: it has no objectives"
+            )
+        if self.trains and not self.objectives and self.runner == "whole":
             raise ValueError("a stage that trains needs at least one objective (training.steps: 0 does not train)")
         return self
 
@@ -68,14 +84,30 @@ class Stage(BaseModel):
         return bool(self.training.epochs or self.training.steps)
 
 
-class Recipe(BaseModel):
-    """A whole compression run. `Recipe.load("quantgpt-2-2-8")` reads one that is shipped."""
+class Expected(Settings):
+    """What `abridged plan` expects of a recipe that it has written; nothing is done by it, and a report compares."""
 
-    model_config = ConfigDict(extra="forbid")
+    size: int = Field(ge=1, description="bytes that were asked for")
+    file_bytes: int = Field(ge=1, description="of the weights' file")
+    loss: float = Field(
+        ge=0, description="divergence from the original's answers before any training, in nats a token (or an example)"
+    )
+    way: str = Field("", description="how sensitivity was found: measured, interpolated or fisher")
+    tokens: int = Field(0, ge=0, description="on how many tokens (or examples)")
+    front: list[tuple[int, float]] = Field(default_factory=list, description="other sizes: bytes and loss of each")
+
+
+class Recipe(Settings):
+    """A whole compression run. `Recipe.load("quantgpt-2-2-8")` reads one that is shipped."""
 
     name: str = Field(description="the recipe's name, as in the file name")
     description: str = Field("", description="one or two sentences on what it is for")
     paper: str = Field("", description="the publication it follows")
+    model: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of a model of videos that an image-text model is made into, such as scale (see LiteVL)",
+    )
+    expected: Expected | None = Field(None, description="what a plan expects of it, where it comes from one")
     stages: list[Stage] = Field(min_length=1, description="what is done, in order")
 
     @field_validator("stages", mode="before")
@@ -86,6 +118,8 @@ class Recipe(BaseModel):
         stages = [build(Stage, stage, f"{_where(info)}stages.{i}") for i, stage in enumerate(value)]
         if stages and stages[0].teacher == "previous":
             raise AbridgedError(f"{_where(info)}stages.0.teacher: the first stage has none before it")
+        if len(stages) > 1 and any(stage.runner == "blocks" for stage in stages):
+            raise AbridgedError(f"{_where(info)}stages: a stage of the runner blocks must be the only one")
         return stages
 
     @classmethod
@@ -105,25 +139,60 @@ class Recipe(BaseModel):
             data, origin = dict(source), "recipe"
         else:
             path = find(source)
-            data, origin = parse_yaml(read(path), str(path)), f"recipe {path.name}"
+            data, origin = parse_yaml(read_text(path), str(path)), f"recipe {path.name}"
         if not isinstance(data, dict):
             raise AbridgedError(f"{origin}: expected keys and values at the top, such as `stages:`")
         full = [expand(one) for override in overrides for one in reach_methods(override, data)]
-        return apply_overrides(cls, data, full, origin)
+        return apply_overrides(cls, data, [*counted_in_steps(full, r"stages\.[^.]+\.training\."), *full], origin)
 
     @staticmethod
     def names() -> list[str]:
         """The shipped recipes' names, sorted."""
-        return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+        return shipped.names()
 
     @staticmethod
     def text(name_or_path: str | Path) -> str:
         """The commented YAML of a recipe, as written."""
-        return read(find(name_or_path))
+        return read_text(find(name_or_path))
+
+    @classmethod
+    def plain(cls, training: TrainingSettings) -> Recipe:
+        """One stage of hard labels, without methods: fine-tuning."""
+        return cls(name="finetune", stages=[{"methods": {}, "objectives": {"labels": {}}, "training": training}])
+
+    @property
+    def has_methods(self) -> bool:
+        """Whether anything is compressed."""
+        return any(method.stores for stage in self.stages for method in stage.methods.values())
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether the model is never held whole."""
+        return any(stage.runner == "blocks" for stage in self.stages)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any stage learns from the model that it began with."""
+        return any(objective.needs_teacher for stage in self.stages for objective in stage.objectives.values())
 
     def describe(self) -> str:
         """The recipe as YAML with every setting spelled out, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+    def compact(self) -> str:
+        """The recipe as YAML with what was set in it, and what occurs again as an alias."""
+        seen: dict[str, Any] = {}
+
+        def shared(value: Any) -> Any:
+            if isinstance(value, list):
+                return [shared(inner) for inner in value]
+            if not isinstance(value, dict) or not value:
+                return value
+            own = {key: shared(inner) for key, inner in value.items()}
+            return seen.setdefault(repr(own), own)
+
+        data = shared(self.model_dump(mode="json", exclude_unset=True))
+        return yaml.safe_dump(data, sort_keys=False, width=120, default_flow_style=None)
 
     def warnings(self) -> list[str]:
         """What a person should know before running this recipe, one sentence each; usually nothing."""
@@ -145,19 +214,9 @@ def find(name_or_path: str | Path) -> Path:
             raise AbridgedError(f"recipe file {path} does not exist")
         return path
     if str(name_or_path) in Recipe.names():
-        return SHIPPED / f"{name_or_path}.yaml"
+        return shipped.FOLDER / f"{name_or_path}.yaml"
     hint = nearest(str(name_or_path), Recipe.names())
     raise AbridgedError(f"unknown recipe {str(name_or_path)!r}{hint}; `abridged recipes` lists all of them")
-
-
-def read(path: Path) -> str:
-    """The text of a recipe file; AbridgedError if it cannot be read or is not text."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise AbridgedError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise AbridgedError(f"{path}: not UTF-8 text") from None
 
 
 def expand(override: str) -> str:
@@ -167,6 +226,15 @@ def expand(override: str) -> str:
         lambda m: f"{m[1]}training.{m[2]}" if m[2] in TrainingSettings.model_fields else m[0],
         override,
     )
+
+
+def counted_in_steps(overrides: Sequence[str], where: str = "") -> list[str]:
+    """Overrides that take epochs away wherever those given ask for steps, which would do nothing beside them.
+
+    where: a regular expression for what stands before "steps".
+    """
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    return [f"{key.removesuffix('steps')}epochs=null" for key in keys if re.fullmatch(f"{where}steps", key)]
 
 
 def reach_methods(override: str, data: Mapping[str, Any]) -> list[str]:
@@ -179,7 +247,7 @@ def reach_methods(override: str, data: Mapping[str, Any]) -> list[str]:
         for i, stage in enumerate(data["stages"])
         if isinstance(stage, Mapping) and isinstance(stage.get("methods"), Mapping)
         for name in stage["methods"]
-        if name in METHODS and first in METHODS[name].model_fields
+        if name in METHODS and first in {*METHODS[name].model_fields, *METHODS[name].renamed}
     ]
     return found or [override]
 
@@ -196,10 +264,11 @@ class Key(NamedTuple):
 def all_keys() -> Iterator[Key]:
     """Every key of a recipe, in order, with its type, default and description."""
     yield from _keys_of(Recipe, "", skip=("stages",))
-    yield from _keys_of(Stage, "stages.N.", skip=("methods", "objectives", "training"))
+    yield from _keys_of(Stage, "stages.N.", skip=("methods", "objectives", "blocks", "training"))
     for group, registry in (("methods", METHODS), ("objectives", OBJECTIVES)):
         for name in registry:
             yield from _keys_of(registered(registry, name), f"stages.N.{group}.{name}.")
+    yield from _keys_of(BlockSettings, "stages.N.blocks.")
     yield from _keys_of(TrainingSettings, "stages.N.training.")
 
 

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import pre_tokenizers
 
+from abridged.core.errors import AbridgedError
+from abridged.core.names import public_name, resolve
+from abridged.core.record import RECORD, environment
+from abridged.core.settings import TrainingSettings
 from abridged.data.blocks import tokenize
+from abridged.data.opening import open_data
 from abridged.data.text import load_text
-from abridged.errors import AbridgedError
-from abridged.models import load_dense, load_tokenizer, public_name
+from abridged.models.load import load_dense, load_tokenizer
 from abridged.tasks import task_for
-from abridged.training.record import environment
-from abridged.training.settings import TrainingSettings
 from abridged.training.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -61,17 +63,23 @@ def trim(
     Raises:
         AbridgedError: bad input, or a tokenizer of a kind that cannot be changed; in one sentence.
     """
-    work = Workspace(output, overwrite=overwrite)
+    work = Workspace(output, overwrite=overwrite, inputs=(resolve(model), data, also))
+    opened = open_data(data, columns, task)
     dense = load_dense(model)
     tokenizer = load_tokenizer(model, dense)
-    read = task_for(dense, tokenizer, data, columns, task)
+    read = task_for(dense, tokenizer, opened)
+    read.data.announce()
     counts = count_tokens(read.examples(TrainingSettings()))
-    further = counts if also is None else Counter(tokenize(tokenizer, load_text(also).train).tolist())
+    further = counts
+    if also is not None:
+        text = load_text(also)
+        text.announce()
+        further = Counter(tokenize(tokenizer, text.train).tolist())
     used = {token for token, count in further.items() if count >= min_count}
     if also is not None:
         used |= counts.keys()
     with work:
-        finished = work.folder / work.output.name
+        finished = work.finished
         tokenizer.save_pretrained(finished)
         kept = trim_tokenizer(finished, used)
         sizes = {"vocabulary": dense.config.vocab_size, "parameters": dense.num_parameters()}
@@ -87,9 +95,9 @@ def trim(
             **{what: {"before": before, "after": after[what]} for what, before in sizes.items()},
             "environment": environment(),
         }
-        (finished / "abridged.json").write_text(json.dumps(record, indent=1))
+        (finished / RECORD).write_text(json.dumps(record, indent=1))
         load_tokenizer(finished, dense)  # what is written is what can be read
-        work.publish(finished)
+        work.publish()
     return record
 
 
@@ -98,10 +106,9 @@ def count_tokens(examples: Examples) -> Counter[int]:
     counts: Counter[int] = Counter()
     for start in range(0, len(examples), _AT_ONCE):
         batch = examples.batch(torch.arange(start, min(start + _AT_ONCE, len(examples))))
-        for ids in (batch.input_ids, batch.source_ids):
-            if ids is not None:
-                found, times = ids.unique(return_counts=True)
-                counts.update(dict(zip(found.tolist(), times.tolist(), strict=True)))
+        for ids in batch.tokens:
+            found, times = ids.unique(return_counts=True)
+            counts.update(dict(zip(found.tolist(), times.tolist(), strict=True)))
     return counts
 
 

@@ -30,4 +30,4 @@ def checkpoint(saved, tmp_path):
 @pytest.fixture(autouse=True)
 def reference(monkeypatch):
     """What is saved is compared bit for bit: the kernels sum in another order than the student does in training."""
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)

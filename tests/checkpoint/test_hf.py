@@ -16,7 +16,6 @@ from transformers import AutoModel, AutoModelForCausalLM
 import abridged
 from abridged.checkpoint.files import read_header
 from abridged.checkpoint.pack import pack_model
-from abridged.checkpoint.packing import unpack
 from abridged.checkpoint.save import save_checkpoint
 from abridged.checkpoint.skeleton import packed_modules
 from students import IDS, logits, quantized_student
@@ -25,12 +24,22 @@ SETTINGS = {
     "1 bit": {"weights": {"bits": 1}, "embeddings": {"bits": 1}},
     "2 bits": {},
     "2 bits base3": {"weights": {"packing": "base3"}, "embeddings": {"packing": "base3"}},
-    "2 bits balanced, rows": {"weights": {"quantizer": "paretoq", "granularity": "row"}},
+    "2 bits balanced, rows": {"weights": {"quantizer": "paretoq", "granularity": "per_channel"}},
     "4 bits, groups, FP16 scales": {
-        "weights": {"bits": 4, "granularity": "group", "group_size": 16, "scale_dtype": "float16"},
-        "embeddings": {"bits": 4, "granularity": "group", "group_size": 8},
+        "weights": {"bits": 4, "granularity": "per_group", "group_size": 16, "scale_dtype": "float16"},
+        "embeddings": {"bits": 4, "granularity": "per_group", "group_size": 8},
     },
     "8 bits": {"weights": {"bits": 8}, "embeddings": {"bits": 8}},
+    "5 bits, 3 for embeddings": {"weights": {"bits": 5}, "embeddings": {"bits": 3}},
+    "zero points": {
+        "weights": {"bits": 3, "quantizer": "minmax", "symmetric": False, "granularity": "per_group", "group_size": 16},
+        "embeddings": {"bits": 6, "quantizer": "lsq", "symmetric": False, "scale_dtype": "float16"},
+    },
+    "zero points, 2 and 8 bits": {
+        "weights": {"bits": 2, "quantizer": "lsq", "symmetric": False, "initialization": "weighted"},
+        "embeddings": {"bits": 8, "quantizer": "minmax", "symmetric": False},
+        "gptq": True,
+    },
     "weights alone": {"embeddings": {"bits": None}, "activations": {"bits": None}},
     "embeddings alone, per token": {"weights": {"bits": None}, "activations": {"quantizer": "dynamic"}},
     "FP16 rest": {"unquantized": "float16"},
@@ -66,7 +75,7 @@ def test_stored_levels_times_scales_are_the_training_weights_exactly(case):
     for path, packed in packed_modules(AutoModelForCausalLM.from_pretrained(directory)).items():
         source = student.get_submodule(path).source
         assert torch.equal(packed.dequantized(), source())
-        assert torch.equal(unpack(packed.weight, *packed.storage), source.stored().levels)
+        assert torch.equal(packed.packed.levels(), source.stored().levels)
 
 
 def test_load_save_load_is_byte_identical(case, tmp_path):
@@ -80,8 +89,8 @@ def test_load_save_load_is_byte_identical(case, tmp_path):
 
 def test_tied_matrix_is_shared_and_written_once(saved):
     model = AutoModelForCausalLM.from_pretrained(saved)
-    assert model.lm_head.weight is model.transformer.wte.weight
-    assert model.lm_head.weight_scale is model.transformer.wte.weight_scale
+    assert model.lm_head.codes is model.transformer.wte.codes
+    assert model.lm_head.scales is model.transformer.wte.scales
     names = read_header(saved / "model.safetensors")
     assert [name for name in names if name.startswith("lm_head")] == [
         "lm_head.input_quantizer.scale",
@@ -105,7 +114,7 @@ def test_weights_stay_packed_in_memory(saved):
 def test_half_precision_loads_and_keeps_scales_in_fp32(student, saved, dtype):
     model = AutoModelForCausalLM.from_pretrained(saved, dtype=dtype)
     assert model.transformer.wpe.weight.dtype == dtype
-    assert {module.weight_scale.dtype for module in packed_modules(model).values()} == {torch.float32}
+    assert {module.scales.dtype for module in packed_modules(model).values()} == {torch.float32}
     assert model.lm_head.input_quantizer.scale.dtype == torch.float32
     output = logits(model)
     assert output.dtype == dtype
@@ -114,12 +123,12 @@ def test_half_precision_loads_and_keeps_scales_in_fp32(student, saved, dtype):
 
 def test_casting_a_loaded_model_keeps_scales(student, saved):
     model = AutoModelForCausalLM.from_pretrained(saved)
-    scales = {path: module.weight_scale.clone() for path, module in packed_modules(model).items()}
+    scales = {path: module.scales.clone() for path, module in packed_modules(model).items()}
     model.to(torch.bfloat16)
     assert logits(model).dtype == torch.bfloat16
     for path, module in packed_modules(model).items():
-        assert torch.equal(module.weight_scale, scales[path])
-    assert model.lm_head.weight_scale is model.transformer.wte.weight_scale
+        assert torch.equal(module.scales, scales[path])
+    assert model.lm_head.scales is model.transformer.wte.scales
 
 
 def test_sharded_save_loads_the_same(student, tmp_path):

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import abridged
 from abridged.checkpoint.inspect import inspect, part_of
 from abridged.checkpoint.save import save_checkpoint
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from students import quantized_student
 
 PARAMETERS = 128 * 32 + 32 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32

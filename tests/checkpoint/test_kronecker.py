@@ -6,19 +6,19 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from abridged import families
 from abridged.checkpoint.files import read_header
-from abridged.checkpoint.format import parse_spec
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters.dense import dense_model, export_dense
-from abridged.families import anatomy_of
 from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.quantization.method import Quantize
 from abridged.runtime.kronecker import KroneckerBlocks, KroneckerEmbedding, factored_modules
 from abridged.runtime.modules import PackedEmbedding, PackedLinear
+from abridged.storage.format import parse_spec
 from students import IDS, logits
 
 CASES = {
@@ -40,10 +40,9 @@ def student(kronecker, quantize):
             parameter.add_(0.05 * torch.randn_like(parameter))
     methods = [Kronecker.model_validate(kronecker)]
     methods += [] if quantize is None else [Quantize.model_validate(quantize)]
-    for method in methods:
-        method.prepare(model, anatomy_of(model), lambda model: model(IDS))
-    for method in methods:
-        method.finish(model)
+    attached = [method.build(model, families.view(model), lambda model: model(IDS)) for method in methods]
+    for method in attached:
+        method.finish()
     return model.eval()
 
 
@@ -71,8 +70,11 @@ def test_load_save_load_is_byte_identical(case, tmp_path):
 def test_each_factor_is_written_once_and_shared(case):
     _, directory = case
     model = load(directory)
-    assert model.lm_head.left.weight is model.transformer.wte.left.weight
-    assert model.lm_head.right.weight is model.transformer.wte.right.weight
+    for side in ("left", "right"):
+        head, embedding = (module.get_submodule(side) for module in (model.lm_head, model.transformer.wte))
+        own = dict(embedding.named_parameters(recurse=False))
+        assert own
+        assert all(getattr(head, name) is parameter for name, parameter in own.items())
     names = [name for name in read_header(directory / "model.safetensors") if name.startswith("lm_head")]
     assert all("input_quantizer" in name for name in names)
 

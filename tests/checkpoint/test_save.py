@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 from abridged.checkpoint.load import load
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from students import logits, quantized_student
 
 

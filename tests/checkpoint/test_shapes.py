@@ -8,14 +8,14 @@ import pytest
 import torch
 import transformers
 
+from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged.core.errors import AbridgedError
 from abridged.methods.pruning.method import Prune
 from abridged.methods.quantization.method import Quantize
-from checkpoint.test_load import change_config
+from forgery import change_config
 from pruned import IDS, MASK, MODELS, answer, build, parts, small
 
 RECORD = {"recipe": {"name": "test"}, "teacher": "tiny", "seed": 0}
@@ -27,8 +27,10 @@ def saved(name, directory, quantized=False):
         bits = {"bits": 4, "initialization": "least_squares"}
         method = Quantize.model_validate({"weights": bits, "embeddings": bits, "activations": {"attention": True}})
         more = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
-        method.prepare(model, anatomy_of(model), lambda model: model(input_ids=IDS, attention_mask=MASK, **more))
-        method.finish(model)
+        attached = method.build(
+            model, families.view(model), lambda model: model(input_ids=IDS, attention_mask=MASK, **more)
+        )
+        attached.finish()
     save_checkpoint(model.eval(), directory, None, RECORD)
     return model
 
@@ -36,12 +38,12 @@ def saved(name, directory, quantized=False):
 @pytest.mark.parametrize("quantized", [False, True], ids=["pruned", "pruned and quantised"])
 @pytest.mark.parametrize("name", MODELS)
 def test_saved_and_loaded_it_answers_the_same(name, quantized, tmp_path, monkeypatch):
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     model = saved(name, tmp_path / "small", quantized)
     loaded = load(tmp_path / "small")
     assert type(loaded) is type(model)
     assert torch.allclose(answer(loaded), answer(model), atol=1e-5)
-    assert anatomy_of(loaded) == anatomy_of(model)
+    assert families.view(loaded) == families.view(model)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "bart"])
@@ -81,8 +83,8 @@ def test_ratios_are_against_the_model_before(tmp_path):
 def test_a_budget_of_bytes_is_that_of_the_file(share, tmp_path):
     model = build("bert")
     method = Prune.model_validate({"budget": {"bytes": share}, "masks": "magnitude"})
-    method.prepare(model, anatomy_of(model), lambda model: None)
-    facts = method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: None)
+    facts = attached.finish().facts["prune"]
     save_checkpoint(model.eval(), tmp_path / "small", None, RECORD)
     size = inspect(tmp_path / "small")["file_bytes"]
     assert 0.9 * facts["asked"] < size <= facts["reached"] <= facts["asked"]

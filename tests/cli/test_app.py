@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 import abridged as package
 from abridged.cli import app as command
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.recipe import Recipe
 
-VERBS = ("finetune", "compress", "evaluate", "generate", "summarize", "inspect", "export", "bench", "recipes", "probe")
+VERBS = (
+    "finetune", "compress", "evaluate", "generate", "summarize", "classify", "augment", "trim", "inspect", "probe",
+    "export", "bench", "recipes", "index", "search", "plan",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -70,6 +73,18 @@ def test_it_answers_within_half_a_second(abridged, arguments):
     assert min(times) <= 0.5, times
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"]])
+def test_what_needs_no_model_imports_no_torch(arguments):
+    code = f"import sys; sys.argv = ['abridged', *{arguments}]; from abridged.cli import main\ntry: main()\n"
+    code += "except SystemExit: pass\nprint(sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr
+
+
+def test_the_verbs_are_those_of_the_command():
+    assert set(typer.main.get_command(command.app).commands) == set(VERBS)
+
+
 def test_help_names_every_verb(abridged):
     text = abridged("--help").stdout
     assert [verb for verb in VERBS if verb not in text] == []
@@ -82,7 +97,7 @@ def test_every_verb_has_help(abridged, verb):
     assert "Usage: " in run.stdout
 
 
-@pytest.mark.parametrize("verb", ["finetune", "compress", "evaluate", "inspect", "export", "recipes"])
+@pytest.mark.parametrize("verb", ["finetune", "compress", "plan", "evaluate", "inspect", "export", "recipes"])
 def test_every_verb_that_measures_has_json(abridged, verb):
     assert "--json" in abridged(verb, "--help").stdout
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from abridged.core.errors import AbridgedError
 from abridged.data import blocks as module
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.examples import Order
 from abridged.data.tokenizer import END_OF_TEXT, learn_tokenizer
-from abridged.errors import AbridgedError
 
 TEXT = "".join(f"the {i}th line — with a dash\n" for i in range(200))
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abridged.core.errors import AbridgedError
 from abridged.data.blocks import tokenize
 from abridged.data.denoising import MASKED_WORDS, Denoising, Vocabulary, infill, permute_sentences
 from abridged.data.pairs import Specials
-from abridged.errors import AbridgedError
 
 SPECIALS = Specials(before=(0,), after=(2,), start=2, pad=1)
 #: Every third entry begins a word, every seventh ends a sentence; 99 is the mask.

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from abridged.core.errors import AbridgedError
+from abridged.data.opening import open_data
 from abridged.data.pairs import (
     Pair,
     Specials,
     TokenPairs,
-    load_pairs,
-    looks_like_pairs,
     pad,
     read_documents,
 )
-from abridged.errors import AbridgedError
 
 SPECIALS = Specials(before=(0,), after=(2,), start=2, pad=1)
 ROWS = [{"document": f"text {i}", "summary": f"sum {i}", "id": i} for i in range(40)]
@@ -40,19 +39,19 @@ def write_rows(path, rows):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
 def test_every_kind_of_file_gives_the_same_pairs(suffix, tmp_path):
     path = write_rows(tmp_path / f"pairs{suffix}", ROWS)
-    found = load_pairs(path)
+    found = open_data(path).as_pairs()
     assert found.columns == ("document", "summary")
     assert found.train + found.validation == [Pair(f"text {i}", f"sum {i}") for i in range(40)]
     assert len(found.validation) == 2
     assert found.test is found.validation
     assert found.to_evaluate == found.train + found.validation
-    assert looks_like_pairs(path, None)
+    assert open_data(path).has_pairs
 
 
 def test_a_folder_has_its_parts_by_name(tmp_path):
     for split, rows in {"train": ROWS[:30], "dev": ROWS[30:35], "test": ROWS[35:]}.items():
         write_rows(tmp_path / f"{split}.jsonl", rows)
-    found = load_pairs(tmp_path)
+    found = open_data(tmp_path).as_pairs()
     assert [len(part) for part in (found.train, found.validation, found.test)] == [30, 5, 5]
     assert found.to_evaluate == found.test
 
@@ -60,15 +59,15 @@ def test_a_folder_has_its_parts_by_name(tmp_path):
 def test_columns_can_be_named_and_references_come_along(tmp_path):
     rows = [{"id": "7", "summary": "s", "references": ["a", " ", 3, "b "]}] * 2
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    found = load_pairs(path, ("id", "summary"))
+    found = open_data(path, ("id", "summary")).as_pairs()
     assert found.train == [Pair("7", "s", ("a", "b"))]
-    assert not looks_like_pairs(path, None)
-    assert looks_like_pairs(path, ("id", "summary"))
+    assert not open_data(path).has_pairs
+    assert open_data(path, ("id", "summary")).has_pairs
 
 
 def test_rows_without_both_texts_are_dropped_and_counted(tmp_path):
     rows = [*ROWS, {"document": " ", "summary": "x"}, {"document": "x", "summary": None}]
-    found = load_pairs(write_rows(tmp_path / "rows.jsonl", rows))
+    found = open_data(write_rows(tmp_path / "rows.jsonl", rows)).as_pairs()
     assert found.dropped == 2
     assert len(found.train + found.validation) == 40
 
@@ -76,7 +75,7 @@ def test_rows_without_both_texts_are_dropped_and_counted(tmp_path):
 def test_a_reference_that_is_missing_in_a_row_is_dropped_and_a_missing_column_named(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [*ROWS, {"document": "x"}])
     with pytest.raises(AbridgedError, match="has no column 'summary': it has document"):
-        load_pairs(path)
+        open_data(path).as_pairs()
 
 
 @pytest.mark.parametrize(
@@ -92,12 +91,12 @@ def test_a_reference_that_is_missing_in_a_row_is_dropped_and_a_missing_column_na
 def test_files_that_hold_no_pairs(content, message, tmp_path):
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(AbridgedError, match=message):
-        load_pairs(tmp_path / "rows.jsonl")
+        open_data(tmp_path / "rows.jsonl").as_pairs()
 
 
 def test_what_is_not_there():
     with pytest.raises(AbridgedError, match="no such file or folder"):
-        load_pairs("nowhere.csv")
+        open_data("nowhere.csv").as_pairs()
     with pytest.raises(AbridgedError, match="no such file"):
         read_documents(__import__("pathlib").Path("nowhere.txt"))
 
@@ -105,7 +104,7 @@ def test_what_is_not_there():
 def test_an_unknown_dataset(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *names: (_ for _ in ()).throw(ValueError("not here\nmore")))
     with pytest.raises(AbridgedError, match=r"no pairs called 'somebody/pairs'.*\(not here\)"):
-        load_pairs("somebody/pairs")
+        open_data("somebody/pairs", ("a", "b"))
 
 
 def test_a_dataset_by_name(monkeypatch):
@@ -116,10 +115,10 @@ def test_a_dataset_by_name(monkeypatch):
         return {"train": ROWS[:30], "test": ROWS[30:]}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    found = load_pairs("xsum")
+    found = open_data("xsum").as_pairs()
     assert asked == [("EdinburghNLP/xsum", None)]
     assert (len(found.train), len(found.validation), len(found.test)) == (28, 2, 10)
-    load_pairs("owner/name:part", ("document", "summary"))
+    open_data("owner/name:part", ("document", "summary")).as_pairs()
     assert asked[1] == ("owner/name", "part")
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from abridged.core.errors import AbridgedError
 from abridged.data.squad import Question, TokenQuestions, exact_match, load_squad, overlap, squad_scores
-from abridged.errors import AbridgedError
 
 TEXT = "One line of a text. Another line, which is longer, of the same text! And a third? Yes."
 

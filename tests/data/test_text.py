@@ -5,8 +5,8 @@ import lzma
 
 import pytest
 
+from abridged.core.errors import AbridgedError
 from abridged.data.text import count_words, load_text, sentences
-from abridged.errors import AbridgedError
 
 LINES = [f"line {i} of the text" for i in range(100)]
 TEXT = "\n".join(LINES) + "\n"
@@ -43,6 +43,33 @@ WRITERS = {
     "text.jsonl": write_jsonl,
     "text.parquet": write_parquet,
 }
+
+
+def test_a_line_ends_where_the_file_says_so_and_nowhere_else(tmp_path):
+    """A mark of the byte order is no text, and U+2028, a form feed or U+0085 part no lines."""
+    whole = "one.\u2028 two\x0c three\x85 four five six\n"
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + whole.replace("\n", "\r\n").encode())
+    (tmp_path / "b.txt.xz").write_bytes(lzma.compress(b"\xef\xbb\xbf" + whole.replace("\n", "\r\n").encode()))
+    assert load_text(tmp_path / "a.txt").to_evaluate == load_text(tmp_path / "b.txt.xz").to_evaluate == whole
+    assert sentences("= a \u2028= b c d e.\nf g h i")[-1] == "f g h i"
+    assert len(sentences("a b c\x0cd e")) == 1
+
+
+def test_texts_of_rows_are_their_column_whatever_holds_them(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"one, two",0\nthree,1\n')
+    (tmp_path / "a.tsv").write_text("text\tlabel\none, two\t0\nthree\t1\n")
+    (tmp_path / "a.json").write_text('[{"text": "one, two"}, {"text": "three"}]')
+    assert {load_text(tmp_path / f"a.{kind}").to_evaluate for kind in ("csv", "tsv", "json")} == {"one, two\nthree"}
+
+
+def test_what_a_folder_gave_is_told(tmp_path):
+    for name in ("train-a.txt", "valid.txt", "notes.txt"):
+        (tmp_path / name).write_text(name * 10)
+    told = load_text(tmp_path).describe()
+    assert told.endswith("; characters of train-a.txt 110, valid.txt 90; nothing of notes.txt")
+    (tmp_path / "train-test.txt").write_text("a")
+    with pytest.raises(AbridgedError, match=r"path of .*train-test.txt names two parts, train and test"):
+        load_text(tmp_path)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -91,12 +118,12 @@ def test_files_of_a_folder_without_parts_are_one_text(tmp_path):
     [
         ("empty.txt", b"", "is empty"),
         ("blank.txt", b" \n\n ", "is empty"),
-        ("binary.txt", b"\xff\xfe\x00", "cannot read text"),
-        ("broken.txt.xz", b"not compressed", "cannot read text"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": ', "cannot read text"),
-        ("other.jsonl", b'{"words": "a"}\n', "line 1 is not an object"),
+        ("binary.txt", b"\xff\xfe\x00", "cannot read .*binary.txt: not UTF-8 text .invalid start byte at byte 0"),
+        ("broken.txt.xz", b"not compressed", "cannot read .*broken.txt.xz: Input format not supported"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": ', "cannot read rows from .*broken.jsonl: line 2: Expecting value"),
+        ("other.jsonl", b'{"words": "a"}\n', "line 1 of .*other.jsonl has no text in a column 'text': it has words"),
         ("list.jsonl", b"[1]\n", "line 1 is not an object"),
-        ("broken.parquet", b"PAR1", "cannot read text"),
+        ("broken.parquet", b"PAR1", "cannot read rows from"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, message):
@@ -110,7 +137,7 @@ def test_a_parquet_file_without_a_text_column(tmp_path):
     from datasets import Dataset
 
     Dataset.from_dict({"words": ["a"]}).to_parquet(str(tmp_path / "a.parquet"))
-    with pytest.raises(AbridgedError, match="cannot read text"):
+    with pytest.raises(AbridgedError, match=r"row 1 of .*a\.parquet has no text in a column 'text': it has words"):
         load_text(tmp_path / "a.parquet")
 
 

@@ -7,7 +7,7 @@ from tokenizers.decoders import ByteLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.evaluation.generation import Sampler, generate
 
 CONTEXT = 32
@@ -69,8 +69,13 @@ def test_one_candidate_is_greedy(model, tokenizer):
 
 def test_it_ends_where_the_positions_do(model, tokenizer):
     run = generate(model, tokenizer, "x" * (CONTEXT - 5), max_new_tokens=100, temperature=0)
+    assert not run.is_cut
     list(run)
     assert run.tokens == 5
+    assert run.is_cut
+    run = generate(model, tokenizer, "x" * (CONTEXT - 5), max_new_tokens=5, temperature=0)
+    list(run)
+    assert not run.is_cut  # as many as were asked
 
 
 def test_closing_it_stops_the_model(model, tokenizer):

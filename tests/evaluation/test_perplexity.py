@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from abridged.core.errors import AbridgedError
 from abridged.data.blocks import tokenize
 from abridged.data.tokenizer import learn_tokenizer
-from abridged.errors import AbridgedError
 from abridged.evaluation.perplexity import negative_log_likelihood, perplexity
 
 TEXT = "".join(f"line {i * i} is short\n" for i in range(30))
@@ -119,3 +119,12 @@ def test_a_token_array_is_not_changed(model, tokenizer):
     before = tokens.copy()
     negative_log_likelihood(model, tokens, 16, 8)
     assert np.array_equal(tokens, before)
+
+
+def test_a_limit_counts_tokens(model, tokenizer):
+    some, whole = (perplexity(model, tokenizer, TEXT, limit=limit) for limit in (40, None))
+    tokens = tokenize(tokenizer, TEXT)
+    assert (some["tokens"], whole["tokens"]) == (40, len(tokens) - 1)
+    assert some["words"] < whole["words"]
+    nll, _ = negative_log_likelihood(model, tokens[:41], CONTEXT, CONTEXT)
+    assert some["perplexity"] == pytest.approx(math.exp(nll / 40))

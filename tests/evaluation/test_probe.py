@@ -10,6 +10,7 @@ from abridged.data.batch import Batch
 from abridged.evaluation.probe import MEASURES, against_masks, probe_heads
 from abridged.report.collect import picture_heads
 from abridged.report.plots import heads
+from abridged.storage.compressed import RankedHeads
 from pruned import IDS, MASK, build, parts, small
 
 SPECIAL = 7
@@ -19,7 +20,7 @@ def batch():
     ids = IDS.clone()
     ids[0, 3] = ids[0, 5] = SPECIAL
     ids[1] = torch.where(ids[1] == SPECIAL, 8, ids[1])
-    return Batch(ids, torch.zeros(2, dtype=torch.int64), torch.arange(2), attention_mask=MASK)
+    return Batch.of(ids, torch.zeros(2, dtype=torch.int64), torch.arange(2), attention_mask=MASK)
 
 
 def by_hand(p, ids, mask, head):
@@ -56,7 +57,7 @@ def test_measures_are_those_of_a_plain_loop(name):
 def test_batches_count_by_their_tokens():
     model, whole = build("bert"), batch()
     each = zip(whole.input_ids, whole.labels, whole.index, MASK, strict=True)
-    rows = [Batch(*(part.unsqueeze(0) for part in one)) for one in each]
+    rows = [Batch.of(*(part.unsqueeze(0) for part in one)) for one in each]
     together, apart = (probe_heads(model, batches, [SPECIAL]) for batches in ([whole], rows))
     for path in together:
         for ours, theirs in zip(together[path], apart[path], strict=True):
@@ -65,7 +66,7 @@ def test_batches_count_by_their_tokens():
 
 def test_causal_models_and_cut_ones():
     model = build("gpt2")
-    ids = Batch(IDS, IDS, torch.arange(2))
+    ids = Batch.of(IDS, IDS, torch.arange(2))
     found = probe_heads(model, [ids], [])
     first = found["transformer.h.0.attn"][0]
     assert 0 < first["special"] < 1  # the first token's share
@@ -77,7 +78,7 @@ def test_causal_models_and_cut_ones():
 
 def test_an_encoder_decoder_looks_three_ways():
     model = build("bart")
-    pair = Batch(IDS[:, :6], IDS[:, :6], torch.arange(2), source_ids=IDS, source_mask=MASK)
+    pair = Batch.of(IDS[:, :6], IDS[:, :6], torch.arange(2), source_ids=IDS, source_mask=MASK)
     found = probe_heads(model, [pair], [SPECIAL])
     assert set(found) == set(parts(model, "attention"))
     across = [row for path, rows in found.items() if "encoder_attn" in path for row in rows]
@@ -86,7 +87,7 @@ def test_an_encoder_decoder_looks_three_ways():
 
 def test_correlation_with_masks():
     rows = [{"special": s, "current": 0.1, "previous": 0.0, "entropy": 1.0} for s in (0.9, 0.6, 0.3, 0.2)]
-    masks = {"a": {"scores": [-3.0, 1.0], "kept": [1], "queries": 2}}
+    masks = {"a": RankedHeads([-3.0, 1.0], [1], 2)}
     found = against_masks({"a": rows, "b": rows}, masks)
     assert [head["removed"] for head in found["heads"]] == [True, True, False, False]
     assert found["correlation"]["special"] == pytest.approx(-0.894, abs=1e-3)

@@ -40,6 +40,14 @@ def test_what_is_constant_tells_nothing(name):
     assert METRICS[name](zeros, np.array([0, 1, 0, 1, 0])) == 0.0
 
 
+def test_each_metric_is_called_as_the_field_calls_it():
+    found = score(tuple(METRICS), GUESS, TRUE).measurements
+    titles = {"accuracy": "accuracy", "f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
+    assert {m.name: m.title for m in found} == {**titles, "score": ""}
+    assert [m.name for m in found if m.headline] == ["score"]
+    assert {m.better for m in found} == {"higher"}
+
+
 def test_the_score_is_the_mean():
     found = score(("accuracy", "f1"), GUESS, TRUE)
     assert found["score"] == (found["accuracy"] + found["f1"]) / 2

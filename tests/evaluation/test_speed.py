@@ -8,13 +8,15 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner
 
+from abridged import families
 from abridged.checkpoint.save import save_checkpoint
 from abridged.cli.app import app
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.evaluation.speed import bench, in_turns, memory
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
-from abridged.models import load_dense
+from abridged.models.load import load_dense
+from abridged.runtime.decoding import prepared
+from abridged.runtime.kernels import kernels
 from students import quantized_student
 from teachers import write_bart
 
@@ -41,6 +43,18 @@ def test_bench_measures_the_packed_and_the_dense_model(small):
     assert measured["packed"]["file_bytes"] < measured["dense"]["file_bytes"]
     shown = CliRunner().invoke(app, command)
     assert "dense, FP32" in shown.output
+    assert f"fast steps: {'yes' if measured['fast_steps'] else 'no, because'}" in shown.output
+
+
+@pytest.mark.skipif(kernels() is None, reason="the kernels were not compiled, or are not asked for")
+def test_who_asks_is_told_whether_steps_are_fast(small, monkeypatch):
+    shown = CliRunner().invoke(app, ["inspect", str(small), "--load"])
+    assert "fast steps" in shown.output
+    assert "yes" in shown.output
+    monkeypatch.setattr(prepared, "difference", lambda model, steps: 0.5)
+    told = json.loads(CliRunner().invoke(app, ["inspect", str(small), "--load", "--json"]).stdout)
+    assert told["fast_steps"] is False
+    assert told["why_not"] == "their logits are 0.5 of a standard deviation off transformers' own"
 
 
 @pytest.mark.slow
@@ -48,8 +62,8 @@ def test_an_encoder_decoder_reads_by_its_encoder_and_writes_by_beams(tmp_path):
     model = load_dense(write_bart(tmp_path / "bart", "some words to learn a tokenizer on " * 40))
     ids = torch.zeros(1, 4, dtype=torch.long)
     method = Quantize.model_validate({"activations": {"bits": 8, "quantizer": "dynamic"}})
-    method.prepare(model, anatomy_of(model), lambda model: model(input_ids=ids, decoder_input_ids=ids))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: model(input_ids=ids, decoder_input_ids=ids))
+    attached.finish()
     save_checkpoint(model.eval(), tmp_path / "small", None, {"recipe": {"name": "test"}, "teacher": "t", "seed": 0})
     measured = bench(tmp_path / "small", prompt_tokens=64, new_tokens=8, rounds=1)
     assert (measured["beams"], measured["prompt_tokens"]) == (4, 64)
@@ -66,7 +80,7 @@ def labeller(tmp_path_factory):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     model = BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=40, **sizes))
     method = Quantize.model_validate({"activations": {"bits": 8, "quantizer": "dynamic"}})
-    method.prepare(model, anatomy_of(model), lambda model: None)
+    method.build(model, families.view(model), lambda model: None)
     directory = tmp_path_factory.mktemp("labeller") / "small"
     save_checkpoint(model.eval(), directory, None, {"recipe": {"name": "test"}, "teacher": "t", "seed": 0})
     return directory

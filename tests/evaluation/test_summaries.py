@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from abridged.data.pairs import Pair, load_pairs
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.data.opening import open_data
+from abridged.data.pairs import Pair
 from abridged.evaluation import summaries as module
 from abridged.evaluation.summaries import SearchSettings, rouge, summarize
-from abridged.models import load_dense, load_tokenizer
+from abridged.models.load import load_dense, load_tokenizer
 from teachers import FABLES
 
 SEARCH = SearchSettings(max_new_tokens=12)
@@ -15,7 +16,7 @@ SEARCH = SearchSettings(max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def documents():
-    return [pair.source for pair in load_pairs(FABLES).train]
+    return [pair.source for pair in open_data(FABLES).as_pairs().train]
 
 
 def test_the_same_summaries_in_any_batch(bart, documents):

@@ -5,13 +5,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from abridged import families
 from abridged.checkpoint.save import save_checkpoint
 from abridged.cli.app import app
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.evaluation.tasks import evaluate_tasks
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
-from abridged.models import load_dense, load_tokenizer
+from abridged.models.load import load_dense, load_tokenizer
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.engine
@@ -42,8 +42,8 @@ def small(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tasks") / "small"
     model, tokenizer = load_dense("bundled"), load_tokenizer("bundled")
     method = Quantize.model_validate({"weights": {"bits": 8}, "embeddings": {"bits": 8}, "activations": {"bits": None}})
-    method.prepare(model, anatomy_of(model), lambda model: None)
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: None)
+    attached.finish()
     save_checkpoint(model, directory, tokenizer, {"recipe": {"name": "test"}, "teacher": "bundled", "seed": 0})
     return directory
 

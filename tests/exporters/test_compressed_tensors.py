@@ -9,13 +9,13 @@ from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.checkpoint.skeleton import packed_modules
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
 from families.test_bert import answer
 from families.test_bert import student as encoder
@@ -23,13 +23,14 @@ from families.test_llama import build
 from students import IDS, logits, quantized_student
 
 WEIGHTS = {
-    "ternary by row": {"bits": 2, "granularity": "row"},
-    "ternary by tensor": {"bits": 2, "granularity": "tensor"},
-    "ternary by group": {"bits": 2, "granularity": "group", "group_size": 4},
-    "four levels": {"bits": 2, "levels": "balanced", "granularity": "row"},
-    "binary": {"bits": 1, "quantizer": "binary", "granularity": "row"},
-    "4 bits": {"bits": 4, "granularity": "row"},
-    "8 bits": {"bits": 8, "granularity": "row"},
+    "ternary by row": {"bits": 2, "granularity": "per_channel"},
+    "ternary by tensor": {"bits": 2, "granularity": "per_tensor"},
+    "ternary by group": {"bits": 2, "granularity": "per_group", "group_size": 4},
+    "four levels": {"bits": 2, "levels": "balanced", "granularity": "per_channel"},
+    "binary": {"bits": 1, "quantizer": "binary", "granularity": "per_channel"},
+    "4 bits": {"bits": 4, "granularity": "per_channel"},
+    "8 bits": {"bits": 8, "granularity": "per_channel"},
+    "6 bits": {"bits": 6, "granularity": "per_channel"},
 }
 
 
@@ -37,8 +38,8 @@ def llama_checkpoint(directory, weights, **config):
     model = build("llama", **config)
     settings = {"weights": {"scale_dtype": "float16", **weights}, "embeddings": {"bits": 8}}
     method = Quantize.model_validate({**settings, "activations": {"bits": None}})
-    method.prepare(model, anatomy_of(model), lambda model: model(IDS))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: model(IDS))
+    attached.finish()
     save_checkpoint(model.eval(), directory, None, {"recipe": {"name": "test"}, "teacher": "llama", "seed": 0})
     return directory
 
@@ -53,6 +54,13 @@ def test_transformers_loads_llama_with_the_same_logits(weights, tied, tmp_path):
     assert torch.allclose(logits(theirs), logits(ours), atol=1e-6)
 
 
+def test_zero_points_are_refused_in_a_sentence(tmp_path):
+    source = llama_checkpoint(tmp_path / "small", {"bits": 4, "quantizer": "minmax", "symmetric": False})
+    with pytest.raises(AbridgedError, match="has zero points, which transformers does not load .* --format dense"):
+        export(source, tmp_path / "out", format="compressed-tensors")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMaskedLM"])
 def test_transformers_loads_bert_with_the_same_answers(head, tmp_path):
     save_checkpoint(encoder("bert", head, activations=None), tmp_path / "small", None, {"teacher": "bert"})
@@ -65,7 +73,7 @@ def test_transformers_loads_bert_with_the_same_answers(head, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_the_package_unpacks_gpt2_to_the_same_weights(dtype, tmp_path):
-    student = quantized_student(activations={"bits": None}, weights={"bits": 2, "granularity": "row"})
+    student = quantized_student(activations={"bits": None}, weights={"bits": 2, "granularity": "per_channel"})
     save_checkpoint(student, tmp_path / "small", None, {"teacher": "gpt2"})
     account = export(tmp_path / "small", tmp_path / "out", format="compressed-tensors", dtype=dtype)
     assert account["types"] == {"int2": 8}

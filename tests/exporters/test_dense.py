@@ -1,5 +1,6 @@
 """A dense export is an ordinary model that holds the quantised values."""
 
+import json
 import subprocess
 import sys
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from abridged.checkpoint.save import save_checkpoint
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters.dense import export_dense
+from forgery import sign
 from students import IDS, logits, quantized_student
 
 NO_ACTIVATIONS = {"activations": {"bits": None}}
@@ -60,5 +62,25 @@ def test_bad_output_and_dtype(checkpoint, tmp_path):
         export_dense(directory, directory)
     with pytest.raises(AbridgedError, match="not 'int8'"):
         export_dense(directory, tmp_path / "dense", "int8")
-    with pytest.raises(AbridgedError, match="does not exist"):
+    with pytest.raises(AbridgedError, match="no such file or directory"):
         export_dense(tmp_path / "none", tmp_path / "dense")
+
+
+def test_what_chats_and_generation_depend_on_comes_along(checkpoint, tmp_path):
+    _, directory = checkpoint
+    kept = {
+        "chat_template.jinja": "{{ messages }}",
+        "tokenizer_config.json": "{}",
+        "special_tokens_map.json": '{"pad_token": "p"}',
+        "spiece.model": "pieces",
+        "additional_chat_templates/rag.jinja": "{{ documents }}",
+    }
+    (directory / "additional_chat_templates").mkdir()
+    for name, text in kept.items():
+        (directory / name).write_text(text)
+    settings = json.loads((directory / "generation_config.json").read_text()) | {"top_k": 7, "do_sample": True}
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    sign(directory)
+    export_dense(directory, tmp_path / "dense")
+    assert {name: (tmp_path / "dense" / name).read_text() for name in kept} == kept
+    assert json.loads((tmp_path / "dense" / "generation_config.json").read_text())["top_k"] == 7

@@ -1,5 +1,7 @@
 """GGUF files: what the gguf package's own reader finds in them is what the checkpoint holds, code for code."""
 
+import copy
+
 import gguf
 import numpy as np
 import pytest
@@ -9,21 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from abridged.checkpoint.code_books import CODE_BOOKS
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.checkpoint.skeleton import packed_modules
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.core.names import resolve
 from abridged.exporters import export
 from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, encode
-from abridged.families import anatomy_of
 from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.quantization.method import Quantize
-from abridged.models import resolve
+from abridged.storage.code_books import CODE_BOOKS
 
 TYPES = [*BLOCK_TYPES.items(), ("ternary", TQ1_0)]
-BITS = {"ternary": 2, "quaternary": 2, "binary": 1, "int4": 4, "int8": 8}
-LEVELS = {"ternary": "ternary", "quaternary": "balanced", "binary": None, "int4": None, "int8": None}
+BITS = {"ternary": 2, "quaternary": 2, "binary": 1, **{f"int{bits}": bits for bits in (3, 4, 5, 6, 8)}}
+BITS |= {book: int(book[4:]) for book in BLOCK_TYPES if book.startswith("uint")}
+LEVELS = {**dict.fromkeys(BITS), "ternary": "ternary", "quaternary": "balanced"}
 
 
 def read(name, data):
@@ -40,16 +43,21 @@ def read(name, data):
 def test_blocks_hold_every_code_and_scale(case, rows, scales, blocks, seed):
     book, kind = case
     draw = np.random.default_rng(seed)
-    levels = draw.choice(np.array(CODE_BOOKS[book], dtype=np.int8), (rows, scales * blocks * kind.size))
+    dtype = np.uint8 if kind.minima else np.int8
+    levels = draw.choice(np.array(CODE_BOOKS[book], dtype=dtype), (rows, scales * blocks * kind.size))
     scale = draw.uniform(1e-3, 1.0, (rows, scales)).astype(np.float16).astype(np.float32)
-    expected = levels * np.repeat(scale, blocks * kind.size, axis=1)
-    data = encode(levels, scale, kind)
-    assert np.array_equal(read(kind.name, data), expected.astype(np.float32))
+    zero = draw.choice(np.array([0.0, 1.0, 2.0], dtype=np.float32), (rows, scales)) if kind.minima else None
+    wide = np.repeat(scale, blocks * kind.size, axis=1)
+    expected = levels * wide
+    if zero is not None:  # so much of a zero point is exact in FP16
+        expected = expected - np.repeat(zero, blocks * kind.size, axis=1) * wide
+    data = encode(levels, scale, kind, zero)
+    np.testing.assert_allclose(read(kind.name, data), expected.astype(np.float32), rtol=0, atol=1e-6 * kind.minima)
     size, count = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]]
     assert (size, data.shape[1]) == (kind.size, levels.shape[1] // size * count)
 
 
-def student(book, family="gpt2", width=256, scale_dtype="float16", granularity="row"):
+def student(book, family="gpt2", width=256, scale_dtype="float16", granularity="per_channel"):
     """A random model of one layer, quantised without training."""
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 4096}
@@ -60,14 +68,21 @@ def student(book, family="gpt2", width=256, scale_dtype="float16", granularity="
         sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1, "num_attention_heads": 4}
         sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 32, "tie_word_embeddings": False}
         model = LlamaForCausalLM(LlamaConfig(**sizes, **ends))
-    matrices = {"bits": BITS[book], "levels": LEVELS[book], "granularity": granularity, "scale_dtype": scale_dtype}
+    matrices = {
+        "bits": int(book[4:]) if book.startswith("uint") else BITS[book],
+        "levels": LEVELS.get(book),
+        "granularity": granularity,
+        "scale_dtype": scale_dtype,
+    }
     matrices["quantizer"] = "binary" if book == "binary" else "dynamic"
+    if book.startswith("uint"):
+        matrices |= {"quantizer": "minmax", "symmetric": False}
     matrices = {key: value for key, value in matrices.items() if value is not None}
-    embeddings = {**matrices, "granularity": "row"}
+    embeddings = {**matrices, "granularity": "per_channel"}
     method = Quantize.model_validate({"weights": matrices, "embeddings": embeddings})
     ids = torch.randint(4096, (1, 16))
-    method.prepare(model.eval(), anatomy_of(model), lambda model: model(ids))
-    method.finish(model)
+    attached = method.build(model.eval(), families.view(model), lambda model: model(ids))
+    attached.finish()
     return model
 
 
@@ -99,9 +114,19 @@ def test_a_file_holds_what_the_checkpoint_does(book, family, tokenizer, tmp_path
     for name, path in pairs:
         tensor = tensors[f"{name}.weight"]
         assert tensor.tensor_type.name == kind
-        assert np.array_equal(read(kind, np.asarray(tensor.data)), modules[path].dequantized().numpy())
+        found, exact = read(kind, np.asarray(tensor.data)), modules[path].dequantized().numpy()
+        apart = np.abs(exact).max() * 2**-10 * BLOCK_TYPES[book].minima  # what FP16 loses of the minima
+        assert np.abs(found - exact).max() <= apart
     norms = model.transformer.ln_f if family == "gpt2" else model.model.norm
     assert np.array_equal(tensors["output_norm.weight"].data, norms.weight.detach().float().numpy())
+
+
+def test_zero_points_that_no_block_holds(tokenizer, tmp_path):
+    source = saved(student("uint6"), tmp_path / "small", tokenizer)
+    with pytest.raises(AbridgedError, match="GGUF has no block type of 6 bits with zero points; --dense-fallback"):
+        export(source, tmp_path / "small.gguf", format="gguf")
+    account = export(source, tmp_path / "small.gguf", format="gguf", dense_fallback=True)
+    assert len(account["dense"]) == 5
 
 
 def encoder(tmp_path, head="ForSequenceClassification", width=256, **config):
@@ -114,7 +139,7 @@ def encoder(tmp_path, head="ForSequenceClassification", width=256, **config):
     model = getattr(transformers, f"Bert{head}")(config).eval()
     matrices = {"bits": 2, "quantizer": "dynamic", "scale_dtype": "float16"}
     method = Quantize.model_validate({"weights": matrices, "embeddings": matrices, "positions": True})
-    method.prepare(model, anatomy_of(model), lambda model: model(torch.arange(10).view(1, -1)))
+    method.build(model, families.view(model), lambda model: model(torch.arange(10).view(1, -1)))
     return saved(model, tmp_path / "small", transformers.BertTokenizer(str(tmp_path / "vocab.txt")))
 
 
@@ -152,6 +177,9 @@ def test_of_a_bare_encoder_the_pooler_is_left_out(tmp_path):
         ({"width": 128}, "width 128 cannot be cut into TQ2_0's blocks of 256"),
         ({"head": "ForTokenClassification"}, "the head of a BertForTokenClassification"),
         ({"hidden_act": "relu"}, "activation relu"),
+        ({"is_decoder": True}, "a causal mask"),
+        ({"is_decoder": True, "add_cross_attention": True}, "a causal mask|attention across"),
+        ({"position_embedding_type": "relative_key"}, "relative positions"),
     ],
 )
 def test_encoders_that_llama_cpp_cannot_run(config, message, tmp_path):
@@ -217,7 +245,7 @@ def test_bad_requests_end_in_one_sentence(tokenizer, tmp_path):
         export(source, tmp_path / "a.gguf", format="gguf", ternary="TQ3_0")
     with pytest.raises(AbridgedError, match="has no option speed: its options are ternary, dense_fallback"):
         export(source, tmp_path / "a.gguf", format="gguf", speed=1)
-    with pytest.raises(AbridgedError, match="of float16 or float32, not 'int8'"):
+    with pytest.raises(AbridgedError, match="of float16, bfloat16 or float32, not 'int8'"):
         export(source, tmp_path / "a.gguf", format="gguf", dtype="int8")
     (tmp_path / "taken.gguf").write_text("mine")
     with pytest.raises(AbridgedError, match="exists already"):
@@ -230,7 +258,7 @@ def test_kronecker_factors_are_written_multiplied_out_and_only_so(tmp_path):
     ends = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 4096}
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=32, **ends)).eval()
     for method in (Kronecker(layers="odd"), Quantize.model_validate({"activations": {"bits": None}})):
-        method.prepare(model, anatomy_of(model), lambda model: None)
+        method.build(model, families.view(model), lambda model: None)
     save_checkpoint(model, tmp_path / "small", AutoTokenizer.from_pretrained(resolve("bundled")), {})
     with pytest.raises(AbridgedError, match="Kronecker factors, which GGUF does not have: --dtype float16"):
         export(tmp_path / "small", tmp_path / "small.gguf", "gguf", dense_fallback=True)
@@ -243,3 +271,19 @@ def test_kronecker_factors_are_written_multiplied_out_and_only_so(tmp_path):
     for name, path in found.items():
         weight = packed.transformer.get_submodule(path).dequantized().detach()
         assert np.allclose(tensors[f"{name}.weight"].reshape(weight.shape), weight.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("template", ["{{ messages }}", {"default": "{{ messages }}", "rag": "{{ documents }}"}])
+def test_chats_and_generation_are_inside(template, tokenizer, tmp_path):
+    tokenizer, model = copy.deepcopy(tokenizer), student("int4")
+    tokenizer.chat_template = template
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
+    model.generation_config.update(do_sample=True, temperature=0.5, top_k=7)
+    export(saved(model, tmp_path / "small", tokenizer), tmp_path / "small.gguf", format="gguf")
+    fields = gguf.GGUFReader(tmp_path / "small.gguf").fields
+    told = {name: fields[f"tokenizer.{name}"].contents() for name in ("chat_template", "ggml.eot_token_id")}
+    assert told == {"chat_template": "{{ messages }}", "ggml.eot_token_id": 5}
+    assert fields["general.sampling.top_k"].contents() == 7
+    assert fields["general.sampling.temp"].contents() == 0.5
+    if isinstance(template, dict):
+        assert fields["tokenizer.chat_template.rag"].contents() == "{{ documents }}"

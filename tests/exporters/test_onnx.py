@@ -1,15 +1,19 @@
 """ONNX files in onnxruntime: what they answer, what they hold, and how large they are."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+import architectures as models
+from abridged import families
 from abridged.checkpoint.load import load
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
+from abridged.models.load import load_tokenizer
 from families.test_bert import HEADS, IDS, MASK, build, save
 from students import quantized_student
 
@@ -17,20 +21,24 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.engine
 WEIGHTS = {
-    "binary": {"bits": 1, "quantizer": "binary", "granularity": "row"},
-    "ternary": {"bits": 2, "granularity": "tensor"},
-    "four levels": {"bits": 2, "levels": "balanced", "granularity": "row"},
-    "groups": {"bits": 4, "granularity": "group", "group_size": 16},
-    "8 bits": {"bits": 8, "granularity": "row"},
+    "binary": {"bits": 1, "quantizer": "binary", "granularity": "per_channel"},
+    "ternary": {"bits": 2, "granularity": "per_tensor"},
+    "four levels": {"bits": 2, "levels": "balanced", "granularity": "per_channel"},
+    "groups": {"bits": 4, "granularity": "per_group", "group_size": 16},
+    "8 bits": {"bits": 8, "granularity": "per_channel"},
+    "5 bits": {"bits": 5, "granularity": "per_channel"},
+    "zero points": {"bits": 4, "quantizer": "minmax", "symmetric": False, "granularity": "per_group", "group_size": 16},
+    "zero points, 3 bits": {"bits": 3, "quantizer": "minmax", "symmetric": False, "granularity": "per_channel"},
+    "zero points, 6 bits": {"bits": 6, "quantizer": "minmax", "symmetric": False, "granularity": "per_channel"},
 }
 
 
 def exported(tmp_path, kind="bert", head="ForSequenceClassification", weights="ternary"):
     model = build(kind, head)
-    by_row = {**WEIGHTS[weights], "granularity": "row", "group_size": None}
+    by_row = {**WEIGHTS[weights], "granularity": "per_channel", "group_size": None}
     settings = {"weights": WEIGHTS[weights], "embeddings": by_row, "activations": {"bits": None}, "positions": True}
     method = Quantize.model_validate(settings)
-    method.prepare(model, anatomy_of(model), lambda model: None)
+    method.build(model, families.view(model), lambda model: None)
     source = save(model.eval(), tmp_path / "small")
     account = export(source, tmp_path / "small.onnx", format="onnx")
     return dense_model(load(source), torch.float32), account
@@ -77,10 +85,37 @@ def test_the_weights_are_integers_and_the_file_is_small(tmp_path):
     assert b"/" + b"transformers" not in (tmp_path / "small.onnx").read_bytes()  # nor what files it was made by
 
 
-def test_what_writes_text_is_refused(tmp_path):
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", ["gpt2", "llama", "gemma3", pytest.param("flan-t5", marks=pytest.mark.slow)])
+def test_a_stock_model_that_writes_text(case, tmp_path):
+    model = models.build(case)
+    model.save_pretrained(tmp_path / "stock")
+    tokenizer = load_tokenizer("bundled")
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path / "stock")
+    account = export(tmp_path / "stock", tmp_path / "model.onnx", format="onnx")
+    assert account["types"] == {}
+    assert "keeps no cache" in account["notes"][0]
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    kept = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert kept["chat_template"] == "{{ messages }}"
+    assert kept["special_tokens"]["eos_token"] == tokenizer.eos_token_id
+    assert kept["generation_config"]["eos_token_id"] == model.generation_config.eos_token_id
+    assert kept["tokenizer"]["model"]["vocab"] == json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    wanted = [given.name for given in session.get_inputs()]
+    for rows, length in ((2, 10), (1, 19)):
+        ids = torch.randint(1, 4096, (rows, length))
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        given |= {"decoder_input_ids": ids[:, :5]} if model.config.is_encoder_decoder else {}
+        with torch.no_grad():
+            ours = model(**given).logits
+        theirs = session.run(["logits"], {name: given[name].numpy() for name in wanted})[0]
+        assert np.allclose(theirs, ours, atol=1e-3)
+
+
+def test_nothing_is_written_over(tmp_path):
     source = save(quantized_student(activations={"bits": None}).eval(), tmp_path / "small")
-    with pytest.raises(AbridgedError, match="knows encoders, and a GPT2LMHeadModel writes text"):
-        export(source, tmp_path / "small.onnx", format="onnx")
     (tmp_path / "taken.onnx").write_text("mine")
     with pytest.raises(AbridgedError, match="exists already"):
         export(source, tmp_path / "taken.onnx", format="onnx")
+    assert (tmp_path / "taken.onnx").read_text() == "mine"

@@ -5,10 +5,11 @@ import torch
 
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters import export
-from abridged.methods.pruning.layout import HIDDEN
-from abridged.methods.pruning.masked import masks_of
+from abridged.families.layout import HIDDEN
+from abridged.methods.pruning.masked import ATTRIBUTE
+from abridged.storage.compressed import compressed_of
 from pruned import answer, build, cut_to, masked, parts
 
 RECORD = {"recipe": {"name": "test"}, "teacher": "tiny", "seed": 0}
@@ -18,7 +19,7 @@ def saved(name, directory, hidden, heads=None, inner=None, removed=()):
     """A pruned model of so many hidden units; of heads and inner units, so many in every layer, or various."""
     model = build(name)
     masks, kept = masked(model, removed=removed)
-    assert masks is masks_of(model)
+    assert masks is getattr(model, ATTRIBUTE, None)
     kept[HIDDEN] = torch.arange(hidden)
     for kind, count in (("attention", heads), ("ffn", inner)):
         for path in parts(model, kind) if count else ():
@@ -42,7 +43,7 @@ def build_class(directory):
 def test_uniform_widths_reload_in_stock_transformers(name, tmp_path):
     model = saved(name, tmp_path / "small", hidden=24, heads=3, inner=20)
     dense = exported(tmp_path / "small")
-    assert not hasattr(dense, "shapes")
+    assert compressed_of(dense).shapes is None
     assert torch.allclose(answer(dense), answer(model), atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""BART: the anatomy, and the way from a random model to a packed directory that answers and searches the same."""
+"""BART: the view, and the way from a random model to a packed directory that answers and searches the same."""
 
 import json
 
@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSeq2SeqLM, BartConfig, BartForCausalLM, BartForConditionalGeneration
 
 import abridged
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.checkpoint.skeleton import packed_modules
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters.dense import dense_model
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
 
 IDS = torch.randint(4, 128, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -37,8 +37,8 @@ def build(**config):
 def student(attention=False, **config):
     model = build(**config)
     method = Quantize.model_validate({"activations": {"bits": 8, "attention": attention}})
-    method.prepare(model, anatomy_of(model), lambda model: model(input_ids=IDS, decoder_input_ids=IDS))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: model(input_ids=IDS, decoder_input_ids=IDS))
+    attached.finish()
     return model.eval()
 
 
@@ -54,26 +54,27 @@ def save(model, directory):
 
 def test_every_matrix_is_named_with_its_shape():
     model = build()
-    anatomy = anatomy_of(model)
-    positions = {f"{path}.weight" for path in anatomy.positions}
-    shapes = {f"{matrix.name}.weight": (matrix.rows, matrix.columns) for matrix in anatomy.matrices}
+    view = families.view(model)
+    positions = {f"{path}.weight" for path in view.positions}
+    shapes = {f"{matrix.name}.weight": (matrix.rows, matrix.columns) for matrix in view.matrices}
     stock = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 2 and name not in positions}
     assert shapes == stock
-    assert (anatomy.layers, len(anatomy.blocks), len(anatomy.attentions)) == (3, 3, 4)
-    for path in (*anatomy.attentions, *anatomy.blocks, *anatomy.positions):
+    assert (view.layers, len(view.blocks), len(view.attentions)) == (3, 3, 4)
+    for path in (*view.attentions, *view.blocks, *view.positions):
         model.get_submodule(path)
-    assert len({p.data_ptr() for path in anatomy.matrices[0].tied for p in [model.get_submodule(path).weight]}) == 1
+    assert len({p.data_ptr() for path in view.matrices[0].tied for p in [model.get_submodule(path).weight]}) == 1
 
 
-def test_what_is_not_the_whole_model_is_refused():
-    with pytest.raises(AbridgedError, match="BartForCausalLM is not supported"):
-        anatomy_of(BartForCausalLM(build().config))
+def test_the_decoder_alone_is_described_without_what_it_does_not_call():
+    view = families.view(BartForCausalLM(build().config))
+    assert view.blocks == ["model.decoder.layers.0"]
+    assert all(".encoder_attn." in name for name in view.bare_names)
 
 
 @pytest.mark.parametrize("attention", [False, True], ids=["plain", "quantised attention"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["as it is", "embeddings scaled"])
 def test_packed_saved_and_loaded_it_answers_as_in_training(attention, scaled, tmp_path, monkeypatch):
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     model = student(attention, scale_embedding=scaled)
     expected = logits(model)
     loaded = load(save(model, tmp_path / "small"))
@@ -90,8 +91,8 @@ def test_the_embedding_is_stored_and_held_once(tmp_path):
     modules = packed_modules(load(directory))
     owner = modules["model.shared"]
     for path in ("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"):
-        assert modules[path].weight is owner.weight
-        assert modules[path].weight_scale is owner.weight_scale
+        assert modules[path].codes is owner.codes
+        assert modules[path].scales is owner.scales
     loaded = load(directory)
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (directory / "model.safetensors").read_bytes()
@@ -114,7 +115,7 @@ def test_beams_from_packed_weights_are_those_of_the_dense_values(tmp_path):
     assert answer.shape == (2, 11)
     without = Quantize.model_validate({"activations": {"bits": None}})
     model = build()
-    without.prepare(model, anatomy_of(model), lambda model: None)
+    without.build(model, families.view(model), lambda model: None)
     packed = load(save(model.eval(), tmp_path / "weights"))
     ours = packed.generate(input_ids=IDS, attention_mask=MASK, **settings)
     dense = dense_model(packed, torch.float32)
@@ -140,15 +141,15 @@ def test_it_is_accounted_for(tmp_path):
 
 @pytest.mark.parametrize("kind", ["MBart", "Pegasus"])
 def test_its_relatives_are_packed_the_same_way(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 32}
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**sizes, **heads, vocab_size=128, init_std=0.2)
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     method = Quantize.model_validate({"activations": {"bits": 8}})
-    method.prepare(model, anatomy_of(model), lambda model: model(input_ids=IDS, decoder_input_ids=IDS))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: model(input_ids=IDS, decoder_input_ids=IDS))
+    attached.finish()
     expected = logits(model)
     loaded = load(save(model.eval(), tmp_path / "small"))
     assert type(loaded) is type(model)

@@ -1,19 +1,19 @@
-"""BERT and RoBERTa: the anatomy under every head, and the way from a random model to a packed directory."""
+"""BERT and RoBERTa: the view under every head, and the way from a random model to a packed directory."""
 
 import pytest
 import torch
 import transformers
 from transformers import BertConfig, RobertaConfig
 
+from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.checkpoint.skeleton import packed_modules
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
 from abridged.runtime.kernels import kernels
 
@@ -42,8 +42,8 @@ def student(kind, head, positions=True, attention=False, activations=8, **config
     activations = {"bits": activations, "attention": attention}
     settings = {"weights": bits, "embeddings": bits, "activations": activations, "positions": positions}
     method = Quantize.model_validate({**settings, "unquantized": "float16"})
-    method.prepare(model, anatomy_of(model), lambda model: model(input_ids=IDS, attention_mask=MASK))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: model(input_ids=IDS, attention_mask=MASK))
+    attached.finish()
     return model.eval()
 
 
@@ -62,33 +62,33 @@ def save(model, directory):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_matrix_is_named_with_its_shape(kind, head):
     model = build(kind, head)
-    anatomy = anatomy_of(model)
-    shapes = {f"{matrix.name}.weight": (matrix.rows, matrix.columns) for matrix in anatomy.matrices}
+    view = families.view(model)
+    shapes = {f"{matrix.name}.weight": (matrix.rows, matrix.columns) for matrix in view.matrices}
     labels = ("classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight")
     stock = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 2 and name not in labels}
     assert shapes == stock
-    for path in (*anatomy.attentions, *anatomy.blocks, *anatomy.positions):
+    for path in (*view.attentions, *view.blocks, *view.positions):
         model.get_submodule(path)
-    assert anatomy.context == (38 if kind == "roberta" else 40)
+    assert view.context == (38 if kind == "roberta" else 40)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("attention", [False, True], ids=["plain", "quantised attention"])
 def test_packed_saved_and_loaded_it_answers_as_in_training(kind, head, attention, tmp_path, monkeypatch):
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     model = student(kind, head, attention=attention)
     expected = answer(model)
     loaded = load(save(model, tmp_path / "small"))
     assert type(loaded) is type(model)
     assert torch.allclose(answer(loaded), expected, atol=1e-5)
-    assert len(packed_modules(loaded)) >= len(anatomy_of(model).matrices)
+    assert len(packed_modules(loaded)) >= len(families.view(model).matrices)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["reference", "kernels"])
 def test_one_bit_activations_are_stored_and_computed_as_trained(compiled, tmp_path, monkeypatch):
     if not compiled:
-        monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+        monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     sizes = {"hidden_size": 64, "intermediate_size": 128}
     model = student("bert", "ForSequenceClassification", attention=True, activations=1, **sizes)
     expected = answer(model)
@@ -121,7 +121,7 @@ def test_kernels_answer_as_the_reference(kind, tmp_path, monkeypatch):
     model = load(directory)
     assert any(getattr(m, "input_function", "identity") == "gelu" for m in model.modules())
     ours = answer(model)
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     assert torch.allclose(ours, answer(load(directory)), atol=2e-3)
 
 
@@ -149,12 +149,16 @@ def test_positions_are_packed_where_asked_and_only_there(tmp_path):
     assert sizes[0] < sizes[1]
 
 
-def test_what_cannot_be_is_refused():
-    with pytest.raises(AbridgedError, match="that is a decoder is not supported"):
-        anatomy_of(build("bert", "LMHeadModel", is_decoder=True))
-    with pytest.raises(AbridgedError, match="untied head"):
-        anatomy_of(build("bert", "ForMaskedLM", tie_word_embeddings=False))
+def test_a_decoder_and_an_untied_head_are_described_too():
+    decoder = families.view(build("bert", "LMHeadModel", is_decoder=True))
+    assert [part.kind for part in decoder.parts].count("attention") == decoder.layers
+    untied = families.view(build("bert", "ForMaskedLM", tie_word_embeddings=False))
+    assert [matrix.name for matrix in untied.matrices if matrix.part == "head"] == ["cls.predictions.decoder"]
+
+
+def test_positions_that_a_model_lacks_are_passed_over_with_a_note():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=64))
-    with pytest.raises(AbridgedError, match="positions of llama cannot be quantised"):
-        Quantize(positions=True).prepare(model, anatomy_of(model), lambda model: None)
+    made = Quantize(positions=True).build(model, families.view(model), lambda model: None).finish()
+    assert made.notes == {"quantize": ("no learned positions of llama can be quantised: passed over",)}
+    assert type(model.model.embed_tokens).__name__ == "QuantizedEmbedding"

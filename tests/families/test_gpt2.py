@@ -1,10 +1,10 @@
-"""An anatomy accounts for every parameter of the model that it describes."""
+"""An view accounts for every parameter of the model that it describes."""
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from abridged.errors import AbridgedError
-from abridged.families import SUPPORTED, anatomy_of
+from abridged import families
+from abridged.core.errors import AbridgedError
 
 
 def gpt2(**config):
@@ -15,7 +15,7 @@ def gpt2(**config):
 @pytest.mark.parametrize("config", [{}, {"n_inner": 48}], ids=["standard", "own width of the feed-forward part"])
 def test_matrices_have_the_shapes_of_the_modules(config):
     model = gpt2(**config)
-    for matrix in anatomy_of(model).matrices:
+    for matrix in families.view(model).matrices:
         weight = model.get_submodule(matrix.name).weight
         assert tuple(weight.shape) == (
             (matrix.columns, matrix.rows) if matrix.transposed else (matrix.rows, matrix.columns)
@@ -27,34 +27,33 @@ def test_matrices_have_the_shapes_of_the_modules(config):
 
 def test_every_two_dimensional_parameter_is_a_matrix_or_a_position_embedding():
     model = gpt2()
-    anatomy = anatomy_of(model)
-    named = {f"{matrix.name}.weight" for matrix in anatomy.matrices} | {f"{p}.weight" for p in anatomy.positions}
+    view = families.view(model)
+    named = {f"{matrix.name}.weight" for matrix in view.matrices} | {f"{p}.weight" for p in view.positions}
     assert named == {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
 
 
 def test_what_it_says_of_the_whole():
     model = gpt2()
-    anatomy = anatomy_of(model)
-    assert (anatomy.hidden_size, anatomy.layers, anatomy.heads, anatomy.context) == (32, 3, 4, 24)
-    assert len(anatomy.attentions) == len(anatomy.blocks) == 3
-    for path in (*anatomy.attentions, *anatomy.blocks):
+    view = families.view(model)
+    assert (view.hidden_size, view.layers, view.heads, view.context) == (32, 3, 4, 24)
+    assert len(view.attentions) == len(view.blocks) == 3
+    for path in (*view.attentions, *view.blocks):
         model.get_submodule(path)
-    fused = [matrix.name for matrix in anatomy.matrices if matrix.fused == 3]
+    fused = [matrix.name for matrix in view.matrices if matrix.fused == 3]
     assert fused == [f"transformer.h.{i}.attn.c_attn" for i in range(3)]
-    after_gelu = [matrix.name for matrix in anatomy.matrices if matrix.input == "asymmetric"]
+    after_gelu = [matrix.name for matrix in view.matrices if matrix.input == "asymmetric"]
     assert after_gelu == [f"transformer.h.{i}.mlp.c_proj" for i in range(3)]
 
 
-@pytest.mark.parametrize(
-    ("config", "word"), [({"tie_word_embeddings": False}, "untied"), ({"add_cross_attention": True}, "cross-attention")]
-)
-def test_what_no_published_gpt2_has_is_refused(config, word):
-    with pytest.raises(AbridgedError, match=word):
-        anatomy_of(gpt2(**config))
+def test_an_untied_head_is_a_matrix_of_its_own():
+    view = families.view(gpt2(tie_word_embeddings=False))
+    assert view.matrices[0].tied == ()
+    assert [(m.name, m.rows, m.columns) for m in view.matrices if m.part == "head"] == [("lm_head", 100, 32)]
 
 
-def test_an_unknown_family_is_named_beside_the_known_ones():
-    config = AutoConfig.for_model("opt", hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=1)
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(AbridgedError, match="'opt' are not supported; supported: " + ", ".join(SUPPORTED)):
-        anatomy_of(model)
+def test_layers_that_no_pass_calls_are_reached_by_nothing():
+    view = families.view(gpt2(add_cross_attention=True))
+    assert view.bare > families.MOST_BARE
+    assert all(".crossattention." in name for name in view.bare_names)
+    with pytest.raises(AbridgedError, match="h.0.crossattention.* of gpt2 are not compressed yet"):
+        families.refuse_uncompressed(view)

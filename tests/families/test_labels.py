@@ -11,11 +11,12 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.families import anatomy_of
+from abridged.families.kinds import LabelSet
 from abridged.methods.quantization.method import Quantize
-from abridged.models import LabelSet, load_dense
+from abridged.models.load import load_dense
 
 PAD = 0
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "num_labels": 3}
@@ -34,10 +35,10 @@ def build(family):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_all_but_the_head_is_described(family):
     model = build(family)
-    anatomy = anatomy_of(model)
-    assert anatomy.readers == ["score"]
-    assert not any(matrix.tied for matrix in anatomy.matrices)
-    named = {f"{matrix.name}.weight" for matrix in anatomy.matrices} | {f"{p}.weight" for p in anatomy.positions}
+    view = families.view(model)
+    assert view.readers == ["score"]
+    assert not any(matrix.tied for matrix in view.matrices)
+    named = {f"{matrix.name}.weight" for matrix in view.matrices} | {f"{p}.weight" for p in view.positions}
     assert named == {name for name, p in model.named_parameters() if p.ndim == 2} - {"score.weight"}
 
 
@@ -47,8 +48,8 @@ def test_packed_it_answers_as_in_training_also_over_padding(family, tmp_path):
     model, ids = build(family), torch.randint(1, 128, (4, 12))
     ids[0, 7:] = PAD
     method = Quantize.model_validate({"activations": {"bits": 8, "attention": True}})
-    method.prepare(model, anatomy_of(model), lambda model: model(ids))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: model(ids))
+    attached.finish()
     expected = model.eval()(ids, attention_mask=(ids != PAD).long()).logits
     save_checkpoint(model, tmp_path / "small", None, {"recipe": {"name": "test"}, "teacher": family, "seed": 0})
     for loaded in (load(tmp_path / "small"), AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")):

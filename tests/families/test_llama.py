@@ -1,12 +1,12 @@
-"""LLaMA and its relatives: the anatomy, and the way from a random model to a packed directory that answers the same."""
+"""LLaMA and its relatives: the view, and the way from a random model to a packed directory that answers the same."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
 from students import IDS, logits
 
@@ -31,12 +31,12 @@ def build(family="llama", **config):
 )
 def test_every_matrix_is_named_with_its_shape(family, config):
     model = build(family, **config)
-    anatomy = anatomy_of(model)
-    shapes = {f"{matrix.name}.weight": (matrix.rows, matrix.columns) for matrix in anatomy.matrices}
+    view = families.view(model)
+    shapes = {f"{matrix.name}.weight": (matrix.rows, matrix.columns) for matrix in view.matrices}
     assert shapes == {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim == 2}
-    for path in (*anatomy.attentions, *anatomy.blocks):
+    for path in (*view.attentions, *view.blocks):
         model.get_submodule(path)
-    tied = [matrix.tied for matrix in anatomy.matrices if matrix.tied]
+    tied = [matrix.tied for matrix in view.matrices if matrix.tied]
     assert tied == ([("lm_head",)] if model.config.tie_word_embeddings else [])
 
 
@@ -44,11 +44,11 @@ def test_every_matrix_is_named_with_its_shape(family, config):
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("attention", [False, True], ids=["plain", "quantised attention"])
 def test_packed_saved_and_loaded_it_answers_as_in_training(family, tied, attention, tmp_path, monkeypatch):
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     model = build(family, tie_word_embeddings=tied)
     method = Quantize.model_validate({"activations": {"bits": 8, "attention": attention}})
-    method.prepare(model, anatomy_of(model), lambda model: model(IDS))
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: model(IDS))
+    attached.finish()
     expected = logits(model.eval())
     save_checkpoint(model, tmp_path / "small", None, {"recipe": {"name": "test"}, "teacher": family, "seed": 0})
     loaded = load(tmp_path / "small")

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import yaml
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import abridged as package
+from abridged.data.opening import open_data
+from abridged.tasks.augment import write_rows
 from isolated import Stop
 from teachers import make_recipe, write_bert, write_reviews, write_teacher
 
@@ -34,7 +36,7 @@ def teacher(command, folder, reviews):
     ended = command("finetune", model, *arguments, *settings("steps=80", "learning_rate=3e-3"))
     assert ended.code == 0, ended.stderr
     record = json.loads(ended.stdout)
-    assert record["labels"] == ["bad", "good"]
+    assert record["data"]["labels"] == ["bad", "good"]
     assert record["validation"]["after"]["accuracy"] > 90 > record["validation"]["before"]["accuracy"]
     return folder / "teacher"
 
@@ -43,7 +45,7 @@ def teacher(command, folder, reviews):
 def recipe(folder):
     objectives = {"logits": {"weight": 1.0}, "hidden": {"weight": 0.1}, "attention": {"weight": 0.1, "loss": "mse"}}
     quantize = {"weights": {"bits": 1}, "embeddings": {"bits": 1}, "positions": True, "unquantized": "float16"}
-    quantize["compensate"] = True
+    quantize["gptq"] = True
     made = make_recipe(stages=1, objectives=objectives, quantize=quantize, steps=20, learning_rate=3e-3)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(made))
     return folder / "recipe.yaml"
@@ -70,8 +72,10 @@ def test_the_account_and_the_report(compressed, folder):
 
 
 def test_what_was_measured_is_what_was_stored(compressed, command, folder, reviews):
-    ended = command("evaluate", folder / "small", "--data", reviews, "--json")
+    write_rows(open_data(reviews).as_labelled().test, folder / "held-out.tsv")
+    ended = command("evaluate", folder / "small", "--data", folder / "held-out.tsv", "--json")
     assert ended.code == 0, ended.stderr
+    assert "; 24 to measure" in ended.stderr
     measured = json.loads(ended.stdout)
     assert measured["accuracy"] == compressed["metrics"]["student"]["accuracy"]
 
@@ -89,6 +93,9 @@ def test_classify(compressed, command, folder):
     assert all(sum(row.values()) == pytest.approx(1) for row in rows)
     model = AutoModelForSequenceClassification.from_pretrained(small)
     assert model.config.id2label == {0: "bad", 1: "good"}
+    texts = ["plot plot dull scene", "", "plot plot fine scene"]
+    found = package.classify(model, AutoTokenizer.from_pretrained(small), texts)
+    assert [row == pytest.approx(other, abs=1e-6) for row, other in zip(found, rows, strict=True)] == [True] * 3
     assert package.inspect(small)["ratio"] > 3
 
 
@@ -138,7 +145,7 @@ def test_a_teacher_of_other_labels_gets_a_new_head(command, folder, teacher):
     files = ["finetune", teacher, "--data", strange, "--output", folder / "three", "--json"]
     ended = command(*files, *settings("steps=2"))
     assert ended.code == 0, ended.stderr
-    assert json.loads(ended.stdout)["labels"] == ["no", "perhaps", "yes"]
+    assert json.loads(ended.stdout)["data"]["labels"] == ["no", "perhaps", "yes"]
 
 
 def test_a_gpt2_learns_to_label_and_is_packed(command, folder, reviews, recipe):
@@ -163,15 +170,21 @@ def test_a_gpt2_learns_to_label_and_is_packed(command, folder, reviews, recipe):
     ("arguments", "message"),
     [
         (["classify", "bundled", "text"], "does not label texts"),
-        (["evaluate", "bundled", "--data", "{reviews}", "--task", "sst2"], "does not label texts"),
+        (["evaluate", "bundled", "--data", "{reviews}", "--task", "sst2"], "with the files of sst2"),
+        (["evaluate", "bundled", "--data", "{glue}", "--task", "sst2"], "does not label texts"),
         (["evaluate", "{small}", "--data", "{folder}", "--task", "sst3"], "no task called 'sst3'"),
+        (["evaluate", "{small}", "--data", "{reviews}", "--context", "1"], "a context of 1 is too short"),
         (["generate", "{small}", "text"], "a BertForSequenceClassification writes no text"),
         (["classify", "{small}", "--file", "nowhere.txt"], "cannot read nowhere.txt"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(compressed, command, folder, reviews, arguments, message):
-    filled = [a.format(small=folder / "small", reviews=reviews, folder=folder) for a in arguments]
+    glue = folder / "glue"
+    glue.mkdir(exist_ok=True)
+    for part in ("train", "dev"):
+        (glue / f"{part}.tsv").write_text("sentence\tlabel\n" + "good\t1\nbad\t0\n" * 10)
+    filled = [a.format(small=folder / "small", reviews=reviews, folder=folder, glue=glue) for a in arguments]
     ended = command(*filled)
     assert ended.code == 1
     assert message in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+    assert len(ended.said) == 1

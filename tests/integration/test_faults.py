@@ -4,7 +4,10 @@ import subprocess
 
 import pytest
 
+import abridged
 import isolated
+import tiny
+from abridged.core.errors import AbridgedError
 from isolated import Stop
 from teachers import write_teacher, write_text
 
@@ -27,7 +30,7 @@ def assert_one_sentence(ended, *words):
     assert ended.code == 1, ended.stderr
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
-    lines = [line for line in ended.stderr.splitlines() if line.strip() and not line.startswith(("stage", "warning"))]
+    lines = [line for line in ended.said if not line.startswith("warning")]
     assert len(lines) == 1, ended.stderr
     assert lines[0].startswith("abridged: ")
     for word in words:
@@ -96,9 +99,10 @@ def test_an_output_that_exists(compress, tmp_path):
 def test_an_output_is_replaced_only_when_its_successor_is_whole(compress, tmp_path):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "precious").write_text("")
-    for point in ("loop:Trainer.step", "session:write_report", "workspace:Workspace.publish"):
+    (tmp_path / "student" / "abridged.json").write_text("{}")
+    for point in ("loop:Trainer.step", "publisher:write_report", "workspace:Workspace.publish"):
         assert compress("--overwrite", stop=Stop(f"abridged.training.{point}")).code == -9
-        assert [p.name for p in (tmp_path / "student").iterdir()] == ["precious"]
+        assert {p.name for p in (tmp_path / "student").iterdir()} == {"precious", "abridged.json"}
     assert compress("--resume").code == 0  # the interrupted run had been allowed to replace it
     assert "precious" not in [p.name for p in (tmp_path / "student").iterdir()]
 
@@ -121,12 +125,11 @@ def test_two_runs_into_one_directory(compress, tmp_path):
 def test_a_loss_that_is_not_finite(compress, tmp_path):
     ended = compress("--set", "stages.0.learning_rate=1e30", "--set", "stages.0.warmup=0")
     assert ended.code == 1
-    said = [line for line in ended.stderr.splitlines() if not line.startswith("stage") and line.strip()]
-    assert "back to step 0, at a tenth of the learning rate" in said[0]
-    assert "also at a tenth" in said[-1]
+    assert "back to step 0, at a tenth of the learning rate" in ended.said[0]
+    assert "also at a tenth" in ended.said[-1]
     assert "Traceback" not in ended.stderr
     state = tmp_path / "student.partial" / "state.safetensors"
-    assert f"the last good checkpoint, of step 0, is {state}" in said[-1]
+    assert f"the last good checkpoint, of step 0, is {state}" in ended.said[-1]
     assert state.exists()
     assert not (tmp_path / "student").exists()
 
@@ -183,3 +186,31 @@ def test_evaluate_says_what_is_wrong(tmp_path, teacher):
         ([tmp_path / "nowhere", "--data", short], "cannot load the model"),
     ):
         assert_one_sentence(isolated.abridged("evaluate", *arguments, folder=tmp_path / "process"), word)
+
+
+def test_a_model_that_would_be_left_half_as_it_is_is_refused_before_its_weights_are_looked_for(compress, tmp_path):
+    kind, config = tiny.REFUSED["mixtral"]()
+    config.architectures = [kind.__name__]
+    config.save_pretrained(tmp_path / "mixtral")
+    assert_one_sentence(compress(model=tmp_path / "mixtral"), "the experts of mixtral are not compressed yet: 78 %")
+    assert_one_sentence(compress("--allow-uncompressed", model=tmp_path / "mixtral"), "cannot load the model")
+
+
+@pytest.mark.parametrize("command", ["trim", "finetune", "export dense", "export gguf"])
+def test_a_full_disk_whoever_writes(tmp_path, teacher, text, command):
+    """What libraries raise then is as many kinds as there are libraries."""
+    verb, _, form = command.partition(" ")
+    more = ["--format", form, "--dtype", "float32"] if form else ["--data", text]
+    more += ["--set", "context=16", "--set", "steps=0"] if verb == "finetune" else []
+    ended = isolated.abridged(
+        verb, teacher, "--output", tmp_path / "out" / "student", *more, folder=tmp_path / "process", file_limit=20_000
+    )
+    assert_one_sentence(ended, "cannot write", "is the disk full?" if form == "gguf" else "File too large")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_disk_that_nobody_may_write_is_found_before_the_model_is_read(small_disk, tmp_path):
+    place = small_disk(100, "ro")
+    for form in ("dense", "gguf", "onnx", "compressed-tensors"):
+        with pytest.raises(AbridgedError, match="nothing can be written in"):
+            abridged.export("no/model", place / "student", form)

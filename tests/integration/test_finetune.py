@@ -91,7 +91,7 @@ def test_gradient_checkpointing_makes_the_same_teacher(finetune, tmp_path):
         ({"architecture": "gtp2"}, "cannot make a model"),
         ({"model": {"n_embed": 32}}, "unknown key model.n_embed, did you mean 'n_embd'?"),
         ({"tokenizer": {}}, "vocab_size"),
-        ({"training": {"step": 1}}, "unknown key step"),
+        ({"training": {"step": 1}}, "unknown key training.step"),
         ({"modle": {}}, "unknown key modle"),
     ],
 )

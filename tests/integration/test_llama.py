@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import abridged
 from abridged.checkpoint.load import load
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
 

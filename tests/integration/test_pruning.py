@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import abridged
 from abridged.cli.app import app
-from abridged.errors import AbridgedError
-from abridged.pipeline import load_model
+from abridged.core.errors import AbridgedError
+from abridged.models.load import load_model
 from abridged.recipe import Recipe
 from abridged.training.loop import Trainer
 

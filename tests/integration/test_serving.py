@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from abridged import families
 from abridged.checkpoint.save import save_checkpoint
 from abridged.exporters import export
-from abridged.families import anatomy_of
-from abridged.models import load_dense, load_tokenizer
+from abridged.models.load import load_dense, load_tokenizer
 from abridged.recipe import Recipe
 
 pytestmark = pytest.mark.engine
@@ -27,8 +27,8 @@ def small(tmp_path_factory):
     model = load_dense("bundled")
     ids = tokenizer("The river runs through the town .", return_tensors="pt")["input_ids"]
     for method in Recipe.load("best-ternary-2-2-8").stages[-1].methods.values():
-        method.prepare(model, anatomy_of(model), lambda model: model(ids))
-        method.finish(model)
+        attached = method.build(model, families.view(model), lambda model: model(ids))
+        attached.finish()
     save_checkpoint(model.eval(), directory, tokenizer, {"recipe": {"name": "t"}, "teacher": "bundled", "seed": 0})
     return directory
 

@@ -45,7 +45,7 @@ def teacher(command, folder):
     ended = command("finetune", folder / "denoised", *pairs, *settings("steps=60", "learning_rate=3e-3"))
     assert ended.code == 0, ended.stderr
     record = json.loads(ended.stdout)
-    assert record["columns"] == ["text", "summary"]
+    assert record["data"]["columns"] == ["text", "summary"]
     assert record["validation"]["before"]["perplexity"] > record["validation"]["after"]["perplexity"]
     assert "lose their ends" in ended.stderr
     return folder / "teacher"
@@ -108,8 +108,9 @@ def test_summarize(compressed, command, folder):
         "16 documents are longer" in ended.stderr or "of 16 documents are longer than the model reads" in ended.stderr
     )
     (folder / "one.txt").write_text("A crow found a pitcher with a little water.")
-    ended = command("summarize", small, folder / "one.txt", "--json")
+    ended = command("summarize", small, folder / "one.txt", "--json", "--max-new-tokens", "400")
     assert ended.code == 0, ended.stderr
+    assert "end after 95 tokens" in ended.stderr
     assert len(json.loads(ended.stdout)["summaries"]) == 1
     (folder / "empty.txt").write_text("\n")
     ended = command("summarize", small, folder / "empty.txt")
@@ -135,7 +136,7 @@ def test_bad_input_ends_in_one_sentence(compressed, command, folder, arguments, 
     ended = command(*filled)
     assert ended.code == 1
     assert message in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
+    assert len(ended.said) == 1
 
 
 def test_columns_are_two(command):

@@ -7,7 +7,7 @@ from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.methods.quantization.settings import WeightSettings
 
 
-@pytest.mark.parametrize(("granularity", "group_size", "scales"), [("row", None, 6), ("group", 4, 12)])
+@pytest.mark.parametrize(("granularity", "group_size", "scales"), [("per_channel", None, 6), ("per_group", 4, 12)])
 def test_each_scale_has_its_gamma(granularity, group_size, scales):
     torch.manual_seed(0)
     settings = WeightSettings(
@@ -30,6 +30,6 @@ def test_error_is_no_larger_than_with_one_gamma():
     weight = torch.randn(16, 32) * torch.rand(16, 1)
     errors = {}
     for gamma in ("matrix", "scale"):
-        settings = WeightSettings(bits=2, granularity="row", gamma=gamma, initialization="least_squares")
+        settings = WeightSettings(bits=2, granularity="per_channel", gamma=gamma, initialization="least_squares")
         errors[gamma] = (QuantizedWeight(weight, 1, settings, "w")() - weight).square().sum()
     assert errors["scale"] <= errors["matrix"] * 1.001

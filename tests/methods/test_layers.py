@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged.core.errors import AbridgedError
 from abridged.methods.layers import DropLayers, every_other
 from abridged.methods.quantization.method import Quantize
 
@@ -21,7 +21,7 @@ def gpt2(layers=4):
 
 
 def drop(model, **settings):
-    DropLayers.model_validate(settings).prepare(model, anatomy_of(model), None)
+    DropLayers.model_validate(settings).build(model, families.view(model), None)
     return model
 
 
@@ -42,7 +42,7 @@ def test_every_other_layer_as_distilgpt2_s_authors_do(layers, kept):
 
 def test_the_layers_that_stay_answer_and_decode_in_order():
     model, whole = drop(gpt2(), keep=[1, 3]), gpt2()
-    assert model.config.num_hidden_layers == len(model.transformer.h) == anatomy_of(model).layers == 2
+    assert model.config.num_hidden_layers == len(model.transformer.h) == families.view(model).layers == 2
     for ours, theirs in zip(model.transformer.h, (whole.transformer.h[1], whole.transformer.h[3]), strict=True):
         assert torch.equal(ours.mlp.c_fc.weight, theirs.mlp.c_fc.weight)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_the_layers_that_stay_answer_and_decode_in_order():
 def test_it_is_stored_with_fewer_layers(quantized, tmp_path):
     model = drop(gpt2())
     if quantized:
-        Quantize().prepare(model, anatomy_of(model), lambda model: model(IDS))
+        Quantize().build(model, families.view(model), lambda model: model(IDS))
     save_checkpoint(model.eval(), tmp_path / "small", None, {})
     for loaded in (load(tmp_path / "small"), AutoModelForCausalLM.from_pretrained(tmp_path / "small")):
         assert len(loaded.transformer.h) == 2

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
-from abridged.methods.lockstep import Inputs, in_lockstep, target
+from abridged.core.errors import AbridgedError
+from abridged.methods.lockstep import Inputs, in_lockstep, target, token_weights
 
 PATHS = ["transformer.h.0.mlp.c_fc", "transformer.h.1.attn.c_attn"]
 
@@ -46,3 +46,25 @@ def test_the_target_has_the_outputs_of_the_inputs_in_full_precision():
     assert target(weight, moments, None, "layer")[0] is weight
     with pytest.raises(AbridgedError, match="the inputs of layer are not all finite"):
         target(weight, x.t() @ x, (z * torch.nan).t() @ x, "layer")
+
+
+def test_one_massive_token_counts_no_more_than_the_cap():
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    x[0] *= 1000
+    weights = token_weights(x, 10.0)
+    energy = x.square().mean(1)
+    assert float((x[0] * weights[0]).square().mean()) == pytest.approx(10 * float(energy.median()), rel=1e-4)
+    assert torch.equal(weights[1:][energy[1:] <= 10 * energy.median()], torch.ones(63, 1))
+    sparse = torch.zeros(64, 8)
+    sparse[0] = 1.0
+    assert torch.equal(token_weights(sparse, 10.0), torch.ones(64, 1))  # most tokens are nothing: no cap
+
+
+def test_what_the_layers_are_told_is_capped_in_both_models_alike(model, ids):
+    told = {}
+    for cap in (None, 1e-3):
+        take = lambda path, moments, crossed, cap=cap: told.update({cap: (moments, crossed)})  # noqa: E731
+        in_lockstep(model, copy.deepcopy(model), PATHS[:1], lambda m, tokens=None: m(ids), take, "test", cap=cap)
+    moments, crossed = told[1e-3]
+    assert torch.allclose(moments, crossed, rtol=1e-4)  # the same model: Z is X
+    assert float(moments.trace()) < 0.01 * float(told[None][0].trace())

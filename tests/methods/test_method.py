@@ -5,18 +5,18 @@ import copy
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.core.errors import AbridgedError
 from abridged.methods import METHODS
 from abridged.methods.quantization.activations import LearnedActivation
 from abridged.methods.quantization.modules import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from abridged.runtime.activations import DynamicActivation
+from abridged.storage.compressed import compressed_of
+from abridged.storage.view import Matrix
 
 
 def prepared(model, calibrate, **settings):
-    method = METHODS["quantize"](**settings)
-    method.prepare(model, anatomy_of(model), calibrate)
-    return method
+    return METHODS["quantize"](**settings).build(model, families.view(model), calibrate)
 
 
 def sources(model):
@@ -59,7 +59,7 @@ def test_forward_is_the_model_with_quantised_weights(model, calibrate, ids):
         parameter.add_(0.02 * torch.randn_like(parameter))
     student = copy.deepcopy(model)
     prepared(student, calibrate, weights={"bits": 4}, activations={"bits": None}, positions=True)
-    for matrix in anatomy_of(model).matrices:
+    for matrix in families.view(model).matrices:
         weight = student.get_submodule(matrix.name).source()
         model.get_submodule(matrix.name).weight.copy_(weight.t() if matrix.transposed else weight)
     assert torch.allclose(student(ids).logits, model(ids).logits, atol=1e-5)
@@ -86,12 +86,19 @@ def test_exceptions_are_quantised_otherwise_by_part_or_path(model, calibrate):
 
 def test_exceptions_reach_the_factors_of_a_matrix(model, calibrate):
     kronecker = METHODS["kronecker"](form="low_rank", matrices=["embedding", "ffn"])
-    kronecker.prepare(model, anatomy_of(model), calibrate)
+    kronecker.build(model, families.view(model), calibrate)
     prepared(model, calibrate, exceptions={"embedding.right": {"bits": 8}, "ffn.left": {"bits": 4}})
     wte, up = model.transformer.wte, model.transformer.h[0].mlp.c_fc
     assert (wte.left.source.settings.bits, wte.right.source.settings.bits) == (2, 8)
     assert model.lm_head.right.source is wte.right.source
     assert (up.left.source.settings.bits, up.right.source.settings.bits) == (4, 2)
+
+
+def test_a_path_that_begins_as_a_part_is_called_names_its_matrix():
+    pooler = Matrix("pooler.dense", "linear", "pooler", None, 4, 4)  # of a BertModel
+    assert pooler.is_called("pooler.dense")
+    assert pooler.is_called("pooler")
+    assert not pooler.is_called("pooler.left")
 
 
 @pytest.mark.parametrize("pattern", ["pooler", "embedding.right", "*.c_nothing"])
@@ -113,7 +120,7 @@ def test_prepared_parts_of_the_head_make_its_logits(model, calibrate):
 
 @pytest.mark.parametrize("activations", [{"attention": True}, {"quantizer": "dynamic"}, {"clip_gradient": "full"}])
 def test_every_parameter_is_trained_and_generation_works(model, calibrate, ids, activations):
-    method = prepared(model, calibrate, activations=activations)
+    attached = prepared(model, calibrate, activations=activations)
     model.train()
     with torch.autocast("cpu", torch.bfloat16):
         model(ids, labels=ids).loss.backward()
@@ -121,7 +128,7 @@ def test_every_parameter_is_trained_and_generation_works(model, calibrate, ids, 
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    groups = method.parameter_groups(model)
+    groups = attached.parameter_groups()
     learned = activations.get("quantizer") != "dynamic"
     assert len(groups["scale"]) == 9
     # each layer: three symmetric inputs and one with two ends; Q, K, V, and two ends of the probabilities; the head
@@ -203,11 +210,11 @@ def test_finish_rounds_only_what_is_stored_as_it_is(model, calibrate):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    method = prepared(model, calibrate, unquantized="float16")
+    attached = prepared(model, calibrate, unquantized="float16")
     masters = [source.weight.clone() for source in sources(model)]
     clip = model.lm_head.input_quantizer.high_base.clone()
-    method.finish(model)
-    assert model.unquantized_dtype == "float16"
+    attached.finish()
+    assert compressed_of(model).unquantized_dtype == "float16"
     for parameter in (
         model.transformer.wpe.weight,
         model.transformer.h[0].mlp.c_fc.bias,

@@ -1,4 +1,4 @@
-"""Every quantiser: values on its grid, METHODS' scales, and the gradients of METHODS' formulas in float64."""
+"""Every quantiser: values on its grid, its published scale, and the gradients of the published formulas in float64."""
 
 import math
 
@@ -8,23 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from abridged.checkpoint.code_books import CODE_BOOKS
-from abridged.errors import AbridgedError
-from abridged.methods.quantization.fake import FakeQuantize
-from abridged.methods.quantization.least_squares import squared_error
-from abridged.methods.quantization.modules import QuantizedWeight
-from abridged.methods.quantization.quantizers import build_quantizer
+from abridged.core.errors import AbridgedError
+from abridged.methods.quantization.fake import FakeQuantize, squared_error
+from abridged.methods.quantization.modules import FakeQuantizer, QuantizedWeight
+from abridged.methods.quantization.quantizers import QUANTIZERS, WIDTHS, Quantizer
 from abridged.methods.quantization.settings import WeightSettings
+from abridged.storage.code_books import CODE_BOOKS
 
-QUANTIZERS = ("dynamic", "lsq", "pact", "laq", "twn", "minmax", "paretoq", "binary", "tbt")
+NAMES = ("dynamic", "lsq", "pact", "laq", "twn", "minmax", "paretoq", "binary", "tbt")
 
 
 def all_forms():
-    for quantizer in QUANTIZERS:
-        for bits in (1, 2, 4, 8):
-            for levels in (None, "ternary", "balanced"):
+    for quantizer in NAMES:
+        for bits in WIDTHS:
+            for grid in ({}, {"levels": "ternary"}, {"levels": "balanced"}, {"symmetric": False}):
                 try:
-                    yield WeightSettings(bits=bits, quantizer=quantizer, levels=levels, granularity="row")
+                    yield WeightSettings(bits=bits, quantizer=quantizer, **grid, granularity="per_channel")
                 except ValidationError:
                     continue
 
@@ -33,7 +32,14 @@ FORMS = list(all_forms())
 
 
 def name_of(form):
-    return f"{form.quantizer}-{form.bits}-{form.levels}"
+    return f"{form.quantizer}-{form.bits}-{form.grid}"
+
+
+def test_a_quantizer_is_registered_by_its_class_alone():
+    assert tuple(QUANTIZERS) == NAMES
+    with pytest.raises(TypeError, match="silent lacks a description"):
+        type("Silent", (Quantizer,), {"name": "silent", "__doc__": "Says nothing of itself where recipes are listed."})
+    assert "silent" not in QUANTIZERS
 
 
 def weights(rows=6, columns=40, seed=0):
@@ -42,28 +48,31 @@ def weights(rows=6, columns=40, seed=0):
 
 
 def with_granularity(form, granularity):
-    group = {"group_size": 8} if granularity == "group" else {"group_size": None}
+    group = {"group_size": 8} if granularity == "per_group" else {"group_size": None}
     return WeightSettings(**{**form.model_dump(), "granularity": granularity, **group})
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_training_sees_exactly_what_is_stored(form, granularity):
     for scale_dtype in ("float32", "float16"):
         chosen = with_granularity(form, granularity).model_copy(update={"scale_dtype": scale_dtype})
         source = QuantizedWeight(weights(), 3, chosen, "w")
         stored, seen = source.stored(), source()
-        assert stored.levels.dtype == torch.int8
+        assert stored.levels.dtype == (torch.int8 if chosen.symmetric else torch.uint8)
         assert stored.scale.dtype == torch.float32
         assert set(stored.levels.unique().tolist()) <= set(CODE_BOOKS[stored.code_book])
-        assert stored.scale.shape == ({"tensor": 3, "row": 6, "group": 30}[granularity],)
-        lines = stored.levels.float().view(len(stored.scale), -1) * stored.scale.unsqueeze(1)
+        assert stored.scale.shape == ({"per_tensor": 3, "per_channel": 6, "per_group": 30}[granularity],)
+        zero = torch.zeros_like(stored.scale) if stored.zero is None else stored.zero
+        assert set(zero.unique().tolist()) <= {0, *CODE_BOOKS[stored.code_book]}
+        lines = stored.levels.float().view(len(stored.scale), -1) - zero.unsqueeze(1)
+        lines = lines * stored.scale.unsqueeze(1)
         assert torch.equal(lines.view(6, 40), seen)
         if scale_dtype == "float16":
             assert torch.equal(stored.scale, stored.scale.half().float())
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 def test_gathered_rows_are_those_of_the_whole(form, granularity):
     source = QuantizedWeight(weights(), 1, with_granularity(form, granularity), "w")
@@ -94,7 +103,7 @@ def test_weights_that_are_not_finite_are_named(bad):
 
 def test_group_that_does_not_divide_a_row_is_an_error():
     with pytest.raises(AbridgedError, match="group_size 7"):
-        QuantizedWeight(weights(), 1, WeightSettings(granularity="group", group_size=7), "w")
+        QuantizedWeight(weights(), 1, WeightSettings(granularity="per_group", group_size=7), "w")
 
 
 @given(
@@ -105,13 +114,14 @@ def test_group_that_does_not_divide_a_row_is_an_error():
 def test_any_weights_land_on_the_grid(form, values):
     source = QuantizedWeight(torch.tensor([values]), 1, form, "w")
     stored = source.stored()
-    assert torch.equal(stored.levels.float() * stored.scale, source())
+    zero = 0 if stored.zero is None else stored.zero
+    assert torch.equal((stored.levels.float() - zero) * stored.scale, source())
     assert set(stored.levels.unique().tolist()) <= set(CODE_BOOKS[stored.code_book])
 
 
 def quantise(quantizer, matrix, bits=2, **rest):
-    form = WeightSettings(bits=bits, quantizer=quantizer, granularity="row", **rest)
-    return build_quantizer(form, matrix, 1)
+    form = WeightSettings(bits=bits, quantizer=quantizer, granularity="per_channel", **rest)
+    return FakeQuantizer(form, matrix, 1)
 
 
 def test_values_follow_the_formulas():
@@ -145,7 +155,7 @@ def test_values_follow_the_formulas():
 def test_laq_is_a_fixed_point_of_its_alternation():
     w = weights(columns=2000)
     for bits, n in ((2, 1), (4, 7)):
-        levels, scale = quantise("laq", w, bits).levels(w)
+        levels, scale, _ = quantise("laq", w, bits).levels(w)
         b = levels.double()
         assert torch.allclose((b * w).sum(1) / b.square().sum(1), scale.double(), rtol=2e-2)
         assert levels.abs().max() == n
@@ -161,14 +171,14 @@ def test_fused_matrices_have_gammas_of_their_own():
     assert torch.allclose(source.stored().scale, expected)
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row"])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+@pytest.mark.parametrize("bits", WIDTHS[1:])
 @pytest.mark.parametrize("full", [True, False])
 def test_gamma_gradient_is_the_papers(bits, full, granularity):
     w = weights(4, 64, seed=3).double()
-    w = w if granularity == "row" else w.view(1, -1)
+    w = w if granularity == "per_channel" else w.view(1, -1)
     form = WeightSettings(bits=bits, granularity=granularity, scale_gradient="full" if full else "clipped_only")
-    quantizer = build_quantizer(form, w, 1).double()
+    quantizer = FakeQuantizer(form, w, 1).double()
     quantizer.gamma.data.fill_(0.8)
     grad = torch.randn_like(w)
     leaf = w.clone().requires_grad_()
@@ -184,9 +194,88 @@ def test_gamma_gradient_is_the_papers(bits, full, granularity):
     assert torch.equal(leaf.grad, torch.where(outside, 0.0, grad))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_a_zero_point_reaches_from_the_smallest_weight_to_the_largest(bits):
+    w = torch.tensor([[-1.0, 0.25, 3.0], [1.0, 2.0, 3.0], [-3.0, -2.0, -1.0]])
+    top, low, high = 2**bits - 1, torch.tensor([[-1.0], [0.0], [-3.0]]), torch.tensor([[3.0], [3.0], [0.0]])
+    scale = (high - low) / top
+    zero = torch.round(-low / scale)
+    expected = (torch.clamp(torch.round(w / scale) + zero, 0, top) - zero) * scale
+    for quantizer in ("minmax", "lsq"):
+        quantised = quantise(quantizer, w, bits, symmetric=False)
+        torch.testing.assert_close(quantised(w), expected)
+        assert torch.equal(quantised.fit(w).zero, zero)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_affine_gradients_are_lsq_plus_s(full):
+    """Against autograd of LSQ+'s own formula, with the levels' rounding passed straight through."""
+    w, grad = weights(3, 64, seed=4).double(), weights(3, 64, seed=5).double()
+    form = WeightSettings(
+        bits=3, quantizer="lsq", granularity="per_channel", symmetric=False,
+        scale_gradient="full" if full else "clipped_only",
+    )  # fmt: skip
+    quantizer = FakeQuantizer(form, w, 1).double()
+    quantizer.scale.data.mul_(0.6)
+    leaf = w.clone().requires_grad_()
+    quantizer(leaf).backward(grad)
+
+    fit = quantizer.fit(w)
+    scale, low = (value.detach().clone().requires_grad_() for value in (fit.scale, -fit.zero * fit.scale))
+    own = w.clone().requires_grad_()
+    units = (own - low) / scale
+    inside = (units > 0) & (units < 7)
+    level = units.clamp(0, 7)
+    ((level + (level.round() - level).detach()) * scale + low).backward(grad)
+    torch.testing.assert_close(leaf.grad, own.grad)
+    beyond = (grad * level.detach() * ~inside).sum(1)
+    expected = scale.grad.flatten() if full else beyond
+    torch.testing.assert_close(quantizer.scale.grad, expected * quantizer.quantizer.gradient_scale)
+    torch.testing.assert_close(quantizer.low.grad, low.grad.flatten() * quantizer.quantizer.gradient_scale)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_weighted_start_loses_least_where_it_counts(symmetric):
+    """Against every clip of a fine grid, and against the start that counts all errors alike."""
+    w = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)) + (0 if symmetric else 0.7)
+    importance = torch.logspace(-3, 1, 64)
+    form = {"bits": 3, "quantizer": "lsq", "granularity": "per_channel", "symmetric": symmetric}
+
+    def lost(values):
+        return (importance * (values - w).square()).sum(1)
+
+    def started(initialization):
+        source = QuantizedWeight(w.clone(), 1, WeightSettings(**form, initialization=initialization), "w", importance)
+        return lost(source().detach())
+
+    found = started("weighted")
+    assert bool((found <= started("own") + 1e-9).all())
+    assert float(found.sum()) < 0.9 * float(started("least_squares").sum())
+    best = torch.full((5,), math.inf)
+    shares = torch.linspace(0.2, 1.0, 41)
+    low, high = w.amin(1, keepdim=True).clamp_max(0), w.amax(1, keepdim=True).clamp_min(0)
+    for first in shares:
+        for second in shares if not symmetric else [first]:
+            if symmetric:
+                scale, zero, ends = w.abs().amax(1, keepdim=True) * first / 3, 0.0, (-3, 3)
+            else:
+                scale = (high * second - low * first) / 7
+                zero, ends = (-low * first / scale).round(), (0, 7)
+            best = torch.minimum(best, lost(((w / scale + zero).round().clamp(*ends) - zero) * scale))
+    assert float(found.sum()) <= 1.15 * float(best.sum())
+
+
+def test_what_has_no_zero_point_says_so():
+    with pytest.raises(ValidationError, match="choice of the quantizers lsq and minmax, not of dynamic"):
+        WeightSettings(bits=4, symmetric=False)
+    for wrong in ({"bits": 1}, {"bits": 2, "levels": "ternary"}, {"center": True}):
+        with pytest.raises(ValidationError, match="needs 2 bits or more, and goes without levels and center"):
+            WeightSettings(**{"bits": 4, "quantizer": "lsq", "symmetric": False, **wrong})
+
+
 def test_lsq_gradient_is_that_of_its_surrogate():
     w = weights(3, 64, seed=4).double()
-    quantizer = build_quantizer(WeightSettings(bits=4, quantizer="lsq", granularity="row"), w, 1).double()
+    quantizer = FakeQuantizer(WeightSettings(bits=4, quantizer="lsq", granularity="per_channel"), w, 1).double()
     quantizer.scale.data.mul_(0.5)
     grad = torch.randn_like(w)
     leaf = w.clone().requires_grad_()
@@ -202,7 +291,7 @@ def test_lsq_gradient_is_that_of_its_surrogate():
 
 def test_pact_learns_its_clip_from_outside_only():
     w = weights(3, 64, seed=5).double()
-    quantizer = build_quantizer(WeightSettings(bits=4, quantizer="pact", granularity="row"), w, 1).double()
+    quantizer = FakeQuantizer(WeightSettings(bits=4, quantizer="pact", granularity="per_channel"), w, 1).double()
     quantizer.scale.data.mul_(0.3)
     grad = torch.randn_like(w)
     quantizer(w).backward(grad)
@@ -212,7 +301,7 @@ def test_pact_learns_its_clip_from_outside_only():
 
 def test_paretoq_gradient_is_the_reference_codes():
     w = weights(3, 64, seed=6).double()
-    quantizer = build_quantizer(WeightSettings(quantizer="paretoq", granularity="row"), w, 1).double()
+    quantizer = FakeQuantizer(WeightSettings(quantizer="paretoq", granularity="per_channel"), w, 1).double()
     quantizer.scale.data.mul_(0.4)
     grad = torch.randn_like(w)
     leaf = w.clone().requires_grad_()
@@ -237,9 +326,9 @@ def test_binary_scale_gradient_is_exact_calculus():
 
 def test_straight_through_passes_every_gradient():
     w = weights().requires_grad_()
-    form = WeightSettings(weight_gradient="straight_through", granularity="row")
+    form = WeightSettings(weight_gradient="straight_through", granularity="per_channel")
     grad = torch.randn_like(w)
-    build_quantizer(form, w.detach(), 1)(w).backward(grad)
+    FakeQuantizer(form, w.detach(), 1)(w).backward(grad)
     assert torch.equal(w.grad, grad)
 
 
@@ -247,7 +336,7 @@ def test_rounding_a_scale_to_half_passes_its_gradient():
     w = weights(1, 64)
     grads = []
     for scale_dtype in ("float32", "float16"):
-        quantizer = build_quantizer(WeightSettings(bits=8, scale_dtype=scale_dtype), w, 1)
+        quantizer = FakeQuantizer(WeightSettings(bits=8, scale_dtype=scale_dtype), w, 1)
         quantizer(w).sum().backward()
         grads.append(quantizer.gamma.grad)
     assert grads[1].abs() > 0
@@ -260,9 +349,14 @@ def test_least_squares_start_is_the_best_of_many(quantizer, bits, levels):
     torch.manual_seed(0)
     w = torch.distributions.StudentT(4.0).sample((2, 3000)) * 0.02  # heavy tails, so many local minima at 8 bits
     form = WeightSettings(
-        bits=bits, quantizer=quantizer, levels=levels, granularity="row", initialization="least_squares", center=False
+        bits=bits,
+        quantizer=quantizer,
+        levels=levels,
+        granularity="per_channel",
+        initialization="least_squares",
+        center=False,
     )
-    made = build_quantizer(form, w, fused=2)
+    made = FakeQuantizer(form, w, fused=2)
     scale = made.fit(w).scale.detach()
     found = squared_error(w, scale, made.grid)
     for factor in torch.linspace(0.3, 3.0, 120):
@@ -271,8 +365,8 @@ def test_least_squares_start_is_the_best_of_many(quantizer, bits, levels):
 
 def test_shared_gamma_minimises_the_sum_over_rows():
     w = weights(8, 200, seed=9)
-    form = WeightSettings(granularity="row", initialization="least_squares")
-    made = build_quantizer(form, w, fused=1)
+    form = WeightSettings(granularity="per_channel", initialization="least_squares")
+    made = FakeQuantizer(form, w, fused=1)
     assert made.gamma.shape == (1,)
     scale = made.fit(w).scale.detach()
     found = squared_error(w, scale, made.grid).sum()
@@ -281,7 +375,7 @@ def test_shared_gamma_minimises_the_sum_over_rows():
 
 @pytest.mark.parametrize(
     "form",
-    [WeightSettings(), WeightSettings(bits=1), WeightSettings(quantizer="paretoq", granularity="row")],
+    [WeightSettings(), WeightSettings(bits=1), WeightSettings(quantizer="paretoq", granularity="per_channel")],
     ids=name_of,
 )
 def test_compiled_without_graph_breaks_and_equal_to_eager(form):

@@ -17,8 +17,8 @@ from abridged.methods.quantization.settings import ActivationSettings, Embedding
         ({"bits": 1, "quantizer": "minmax"}, "minmax has no 1-bit form"),
         ({"bits": 2, "quantizer": "binary"}, "bits must be 1"),
         ({"bits": 8, "quantizer": "tbt"}, "bits must be 1 or 2"),
-        ({"bits": 3}, "bits"),
-        ({"granularity": "group"}, "group_size"),
+        ({"bits": 7}, "bits"),
+        ({"granularity": "per_group"}, "group_size"),
         ({"group_size": 8}, "group_size"),
         ({"bits": 4, "levels": "balanced"}, "2 bits only"),
         ({"quantizer": "twn", "levels": "balanced"}, "ternary at 2 bits"),
@@ -63,8 +63,8 @@ def test_every_setting_is_described():
 
 def test_embeddings_have_a_scale_per_row_by_default():
     method = METHODS["quantize"](embeddings={"bits": 4})
-    assert method.embeddings.granularity == "row"
-    assert method.weights.granularity == "tensor"
+    assert method.embeddings.granularity == "per_channel"
+    assert method.weights.granularity == "per_tensor"
 
 
 def test_torch_is_not_needed_to_read_settings():

@@ -40,7 +40,7 @@ def batch():
     ids = torch.randint(0, VOCABULARY, (3, CONTEXT + 1))
     labels = ids[:, 1:].clone()
     labels[1, 5:] = -100
-    return Batch(ids[:, :-1], labels, torch.tensor([3, 0, 4]))
+    return Batch.of(ids[:, :-1], labels, torch.tensor([3, 0, 4]))
 
 
 @pytest.fixture

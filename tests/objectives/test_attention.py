@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
-from abridged.errors import AbridgedError
-from abridged.objectives.attention import AttentionDistillation
 from abridged.objectives.base import Outputs, StudentForward, outputs_of
+from abridged.objectives.layers import AttentionDistillation
 from abridged.objectives.settings import Attention, Hidden
 
 
@@ -27,7 +27,7 @@ def pairs():
     labels[1, 4:] = -100
     mask = torch.ones(2, 9, dtype=torch.int64)
     mask[0, 5:] = 0
-    return Batch(ids, labels, torch.arange(2), source_ids=source, source_mask=mask)
+    return Batch.of(ids, labels, torch.arange(2), source_ids=source, source_mask=mask)
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
@@ -52,7 +52,8 @@ def test_padding_counts_neither_in_the_encoder_nor_in_the_decoder(pairs, context
     teacher = bart(1, encoder_layers=4)
     before = system(pairs, system.teach(teacher, pairs))[1]
     assert set(before) == {"attention", "hidden"}
-    other = Batch(pairs.input_ids.clone(), pairs.labels, pairs.index, None, pairs.source_ids.clone(), pairs.source_mask)
+    source = pairs.source_ids.clone()
+    other = Batch.of(pairs.input_ids.clone(), pairs.labels, pairs.index, None, source, pairs.source_mask)
     other.source_ids[0, 5:] = 7
     other.input_ids[1, 5:] = 9
     after = system(other, system.teach(teacher, other))[1]

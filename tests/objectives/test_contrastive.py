@@ -10,11 +10,10 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
-from abridged.errors import AbridgedError
-from abridged.objectives.bank import Bank
 from abridged.objectives.base import CachedOutputs, Head, ObjectiveContext, Outputs
-from abridged.objectives.contrastive import ContrastiveDistillation
+from abridged.objectives.contrastive import Bank, ContrastiveDistillation
 from abridged.objectives.settings import Contrastive
 
 ALONE = SimpleNamespace(num_processes=1)
@@ -85,7 +84,7 @@ def test_number_of_negatives(batch, context):
 def test_same_word_is_no_negative(context):
     """In a sequence of one word only the positive is left: the loss is exactly 0."""
     ids = torch.full((3, 8), 4)
-    batch = Batch(ids, ids, torch.arange(3))
+    batch = Batch.of(ids, ids, torch.arange(3))
     assert term_of(context, bank="none")(outputs(1), outputs(2), batch) == 0
 
 
@@ -157,7 +156,7 @@ def test_evaluation_leaves_the_bank_alone(batch, context):
 
 
 def test_accumulated_passes_reach_the_bank_together(batch, context):
-    halves = [Batch(batch.input_ids[p], batch.labels[p], batch.index[p]) for p in (slice(0, 1), slice(1, 3))]
+    halves = [Batch.of(batch.input_ids[p], batch.labels[p], batch.index[p]) for p in (slice(0, 1), slice(1, 3))]
     student, teacher = outputs(1), outputs(2)
     whole, parts = term_of(context), term_of(context)
     whole(student, teacher, batch)
@@ -174,7 +173,7 @@ def test_state_comes_back_exactly(batch, context):
     for seed in (1, 2):
         term(outputs(seed), outputs(0), batch)
         term.after_step(ALONE)
-    other(outputs(5), outputs(0), Batch(batch.input_ids, batch.labels, torch.tensor([1, 2, 3])))
+    other(outputs(5), outputs(0), Batch.of(batch.input_ids, batch.labels, torch.tensor([1, 2, 3])))
     other.after_step(ALONE)  # must be forgotten
     state = {name: tensor.clone() for name, tensor in term.state_dict().items()}
     assert len(state["bank.rows"]) == batch.counted.sum()
@@ -231,7 +230,7 @@ SIZES = ObjectiveContext(hidden_size=16, teacher_hidden_size=16, vocab_size=11, 
 def two_steps(bank, given, mine, accelerator):
     """The term's state after two steps on some of the sequences."""
     term, head = term_of(SIZES, bank=bank), Head(torch.nn.Linear(16, 11, bias=False))
-    batch = Batch(given["ids"][mine], given["labels"][mine], given["index"][mine])
+    batch = Batch.of(given["ids"][mine], given["labels"][mine], given["index"][mine])
     for name in ("first", "second"):
         term(Outputs(given[name][mine], head), Outputs(given["teacher"][mine], head), batch)
         term.after_step(accelerator)

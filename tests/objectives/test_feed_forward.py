@@ -4,15 +4,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.core.errors import AbridgedError
 from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.layers import DropLayers
 from abridged.methods.quantization.method import Quantize
-from abridged.models import set_checkpointing
-from abridged.objectives.base import CachedOutputs, StudentForward
-from abridged.objectives.feed_forward import Recorder
+from abridged.objectives.base import CachedOutputs, Recorder, StudentForward
 from abridged.objectives.settings import FeedForward
+from abridged.training.modes import set_checkpointing
 
 
 def hooks(model):
@@ -34,7 +33,7 @@ def test_mean_squared_error_over_layers_and_tokens_that_count(student, teacher, 
 
 @pytest.mark.parametrize("method", [Kronecker(), Quantize(), DropLayers(keep=[1])], ids=lambda m: type(m).__name__)
 def test_it_follows_whatever_a_method_puts_there(method, student, teacher, batch, context):
-    method.prepare(student, anatomy_of(student), lambda model: model(**batch.model_inputs))
+    method.build(student, families.view(student), lambda model: model(**batch.model_inputs))
     student.requires_grad_(True)
     system = StudentForward(student, {"feed_forward": FeedForward()}, context)
     total, _ = system(batch, system.teach(teacher, batch))

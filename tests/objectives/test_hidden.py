@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.objectives.base import outputs_of
-from abridged.objectives.hidden import HiddenDistillation
-from abridged.objectives.layers import layer_map, layer_maps
+from abridged.objectives.layers import HiddenDistillation, layer_map, layer_maps
 from abridged.objectives.settings import Hidden
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.objectives.base import CachedOutputs, TopLogits, outputs_of
 from abridged.objectives.logits import LogitDistillation, tsld_weights
 from abridged.objectives.settings import Logits

@@ -1,7 +1,18 @@
 import numpy as np
 import pytest
 
-from abridged.report.data import HeadPicture, ModelRow, PartBytes, ReportData, SampleGroup
+from abridged.evaluation.perplexity import perplexities
+from abridged.report.data import (
+    Confusion,
+    HeadPicture,
+    ModelRow,
+    PartBytes,
+    PlanOutcome,
+    ReportData,
+    SampleGroup,
+    Strip,
+    VideoPicture,
+)
 from abridged.report.pictures import matrix_picture, token_picture
 
 WORDS = [
@@ -33,6 +44,12 @@ def ternary(generator: np.random.Generator, rows: int, columns: int, scales: int
     scale = 1.2 * np.abs(weight.reshape(scales, -1)).mean(1)
     levels = np.round(np.clip(weight.reshape(scales, -1) / scale[:, None], -1, 1)).reshape(rows, columns)
     return weight, levels.astype(np.int8), scale.astype(np.float32)
+
+
+def perplexities_of(per_token: float, per_word: float):
+    """As measured of ten thousand tokens, which made as many words as give that."""
+    words = round(10_000 * np.log(per_token) / np.log(per_word))
+    return perplexities(10_000 * float(np.log(per_token)), 10_000, words)
 
 
 def make_report(layers: int = 4) -> ReportData:
@@ -98,12 +115,15 @@ def make_report(layers: int = 4) -> ReportData:
         base_model="bundled",
         data="wikitext-2",
         date="2026-01-02",
-        evaluation={"perplexity": 57.1, "context": 256, "stride": 128, "tokens": 301_234, "words": 245_569},
+        evaluation={"context": 256, "stride": 128, "tokens": 301_234, "words": 245_569},
         summary=[
-            ModelRow("teacher", "teacher", 44.21, 96.4, 18_400_000, 1.0, 32.0),
-            ModelRow("round to nearest, 2 bits", "rounded", 18_344.2, 91_000.3, 1_310_000, 14.0, 2.28),
-            ModelRow("student, quantgpt-2-2-8", "student", 50.12, 112.7, 1_310_000, 14.0, 2.28),
+            ModelRow("teacher", "teacher", perplexities_of(44.21, 96.4), 18_400_000, 1.0, 32.0),
+            ModelRow("round to nearest, 2 bits", "rounded", perplexities_of(18_344.2, 91_000.3), 1_310_000, 14.0, 2.28),
+            ModelRow("student, quantgpt-2-2-8", "student", perplexities_of(50.12, 112.7), 1_310_000, 14.0, 2.28),
         ],
+        plan=PlanOutcome(
+            1_310_720, 0.12, 1_310_000, 0.1255, True, "interpolated", 512, [(990_000, 0.9), (2_000_000, 0.1)]
+        ),
         metrics=metrics,
         stages=["weights to four bits", "weights and embeddings to two bits"],
         parts=[
@@ -131,11 +151,24 @@ def make_report(layers: int = 4) -> ReportData:
             correlation=-0.4,
             each={"attention on the current token": -0.3, "entropy": None},
         ),
+        videos=clips(generator),
         modules=modules,
         directory="small-gpt2",
         machine={"machine": "x86_64, 2 cores", "torch": "2.13.0"},
         costs={"training": "6 min 12 s", "peak memory": "1,234 MB"},
     )
+
+
+def clips(generator: np.random.Generator) -> VideoPicture:
+    """Four clips as three models see them: the student nearly as the teacher."""
+    teacher = generator.uniform(-1, 1, (4, 4))
+    names = {"teacher": teacher, "untrained": teacher[::-1], "student": 0.9 * teacher}
+    strips = [
+        Strip(f"a {colour} circle moves left", [b"a", b"b"], {name: one[i, :2] for name, one in names.items()})
+        for i, colour in enumerate(("red", "blue"))
+    ]
+    mistaken = {"teacher": 0.02, "untrained": 0.5, "student": 0.04}
+    return VideoPicture(strips, names, np.eye(4, dtype=bool), [Confusion("left", "right", 20, mistaken)])
 
 
 @pytest.fixture(name="make_report")

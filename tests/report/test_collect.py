@@ -1,18 +1,22 @@
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.save import save_checkpoint
+from abridged.core.measurement import Measured
 from abridged.data.batch import Batch
 from abridged.data.tokenizer import learn_tokenizer
-from abridged.families import anatomy_of
+from abridged.evaluation.perplexity import perplexities
 from abridged.recipe import Recipe
 from abridged.report.collect import collect, hidden_states, picture_tokens, picture_weights, read_metrics
 from abridged.report.data import SampleGroup
 from abridged.report.page import write_report
+from abridged.storage.compressed import record
 from students import IDS, quantized_student
 
 TERNARY = {"weights": {"bits": 2}, "embeddings": {"bits": 2}}
@@ -20,11 +24,11 @@ TERNARY = {"weights": {"bits": 2}, "embeddings": {"bits": 2}}
 
 def batch_of(ids):
     tokens = torch.tensor([ids])
-    return Batch(tokens, tokens, torch.zeros(1, dtype=torch.int64))
+    return Batch.of(tokens, tokens, torch.zeros(1, dtype=torch.int64))
 
 
 def by_name(student):
-    return {f"{p.name} {p.block}".strip(): p for p in picture_weights(student, anatomy_of(student))}
+    return {f"{p.name} {p.block}".strip(): p for p in picture_weights(student, families.view(student))}
 
 
 def test_every_matrix_is_pictured_and_fused_ones_by_block():
@@ -50,8 +54,8 @@ def test_gamma_is_the_learned_one():
     ("weights", "levels"),
     [
         ({"bits": 1, "quantizer": "binary"}, [-1, 1]),
-        ({"bits": 2, "quantizer": "paretoq", "granularity": "row"}, [-0.75, -0.25, 0.25, 0.75]),
-        ({"bits": 4, "quantizer": "lsq", "granularity": "group", "group_size": 16}, [i / 7 for i in range(-7, 8)]),
+        ({"bits": 2, "quantizer": "paretoq", "granularity": "per_channel"}, [-0.75, -0.25, 0.25, 0.75]),
+        ({"bits": 4, "quantizer": "lsq", "granularity": "per_group", "group_size": 16}, [i / 7 for i in range(-7, 8)]),
         ({"bits": 2, "quantizer": "twn"}, [-1, 0, 1]),
     ],
     ids=["binary", "paretoq", "lsq", "twn"],
@@ -85,13 +89,14 @@ def test_hidden_states_of_a_narrower_student_are_in_the_units_of_its_teacher():
     student, batch = quantized_student(**TERNARY), batch_of(IDS[0].tolist())
     own, width = hidden_states(student, batch), 40
     student.config.hidden_size = width
-    student.hidden_units = torch.arange(4, 4 + own.shape[1])
+    record(student, hidden_units=torch.arange(4, 4 + own.shape[1]))
     picked = hidden_states(student, batch)
     np.testing.assert_array_equal(picked[:, 4 : 4 + own.shape[1]], own)
     assert picked.shape == (len(own), width)
     assert not picked[:, :4].any()
-    student.hidden_units = torch.randn(width, own.shape[1])  # combinations
-    np.testing.assert_allclose(hidden_states(student, batch), own @ student.hidden_units.numpy().T, rtol=1e-5)
+    mixed = torch.randn(width, own.shape[1])  # combinations
+    record(student, hidden_units=mixed)
+    np.testing.assert_allclose(hidden_states(student, batch), own @ mixed.numpy().T, rtol=1e-5)
 
 
 def test_a_cut_off_last_line_of_the_metrics_is_passed_over(tmp_path):
@@ -111,25 +116,29 @@ def test_from_a_student_to_a_page(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     lines = [{"event": "train", "stage": 0, "step": 1, "loss": 2.0, "lr": 1e-3}]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    measured = {"perplexity": 30.0, "word_perplexity": 70.0, "tokens": 1000, "words": 700, "context": 32, "stride": 16}
+
+    def measured(perplexity):
+        counts = {"tokens": 1000, "words": 700, "context": 32, "stride": 16}
+        return Measured(perplexities(1000 * math.log(perplexity), 1000, 700), **counts)
+
     data = collect(
         recipe=Recipe.load("quantgpt-2-2-8"),
         base_model=str(tmp_path / "my-teacher"),
         data="wikitext-2",
         directory=directory,
         account=inspect(directory),
-        teacher_metrics=measured,
-        student_metrics={**measured, "perplexity": 36.0},
-        rounded_metrics={**measured, "perplexity": 900.0},
+        teacher_metrics=measured(30.0),
+        student_metrics=measured(36.0),
+        rounded_metrics=measured(900.0),
         metrics=metrics,
-        matrices=picture_weights(student, anatomy_of(student)),
+        matrices=picture_weights(student, families.view(student)),
         tokens=picture_tokens(tokenizer, ids, {"teacher": teacher, "student": hidden_states(student, batch_of(ids))}),
         samples=[SampleGroup.of("The river", {"teacher": " runs", "student": " runs"})],
         environment={"versions": {"torch": "2"}, "hardware": {"cores": 2}},
         seconds={"training": 12.5},
         peak_memory={"peak memory": 2**30},
     )
-    assert [row.perplexity for row in data.summary] == [30.0, 900.0, 36.0]
+    assert [row.measurements[0].value for row in data.summary] == pytest.approx([30.0, 900.0, 36.0])
     assert sum(part.file_bytes for part in data.parts) == data.summary[-1].file_bytes
     assert data.costs == {"training": "12 s", "peak memory": "1,024.0 MB"}
     page = write_report(directory / "report.html", data).read_text()

@@ -1,3 +1,4 @@
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -5,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from abridged.evaluation.perplexity import perplexities
 from abridged.report.data import ModelRow, ReportData, SampleGroup
 from abridged.report.page import render, write_report
 from abridged.report.pictures import token_picture
@@ -17,7 +19,7 @@ HOSTILE = ["</text><script>alert(1)</script>", "$\\frac{1}$", '" onload="alert(1
 class Page(HTMLParser):
     """The elements and attributes of a page, as a browser would find them."""
 
-    VOID = {"meta", "br", "use", "path", "rect"}
+    VOID = {"meta", "br", "use", "path", "rect", "img"}
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -53,9 +55,10 @@ def test_every_section_is_there_and_tags_are_balanced(report):
 def test_the_page_needs_nothing_else(report):
     html = render(report)
     page = Page(html)
-    assert not {"script", "link", "img", "iframe", "object", "image", "base"} & {tag for tag, _ in page.tags}
+    assert not {"script", "link", "iframe", "object", "image", "base"} & {tag for tag, _ in page.tags}
     assert all(value.startswith("#") for value in page.values("href"))
-    assert not page.values("src")
+    assert len(page.values("src")) == 4
+    assert all(value.startswith("data:image/jpeg;base64,") for value in page.values("src"))
     style = " ".join(page.values("style")) + html[html.index("<style>") : html.index("</style>")]
     assert "@import" not in style
     assert all(found.startswith("#") for found in re.findall(r"url\(([^)]*)", style))
@@ -75,7 +78,7 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(report):
 def test_figures_take_the_pages_colours(report):
     html = render(report)
     figures = re.findall(r"<svg.*?</svg>", html, flags=re.S)
-    assert len(figures) == 3 + 3 + len(report.matrices) + 3
+    assert len(figures) == 1 + 3 + 3 + len(report.matrices) + 3 + 2
     for figure in figures:
         ElementTree.fromstring(figure)
         assert "#0a0b" not in figure
@@ -89,13 +92,14 @@ def test_hostile_text_stays_text(make_report, tmp_path):
     clean = Page(render(report))
     report.title = report.recipe = report.base_model = report.data = report.directory = hostile
     report.recipe_description = report.paper = report.date = hostile
-    report.summary[1] = ModelRow(hostile, "rounded", 3.0)
+    report.summary[1] = ModelRow(hostile, "rounded", perplexities(math.log(3.0), 1, 1))
     report.samples = [SampleGroup.of(hostile, {hostile: hostile, "student": hostile}, hostile)]
     report.machine = {hostile: hostile}
     report.modules[0]["name"] = hostile
     report.parts[0].name = hostile
     for matrix, text in zip(report.matrices, HOSTILE, strict=False):
         matrix.name = matrix.block = text
+    report.videos.strips[0].caption = report.videos.confusions[0].true = hostile
     labels = [text + str(index) for text in HOSTILE for index in range(3)]
     cloud = np.random.default_rng(0).normal(size=(len(labels), 4))
     report.tokens = token_picture(labels, {hostile: ("teacher", cloud), "student": ("student", cloud)})
@@ -113,11 +117,24 @@ def test_hostile_text_stays_text(make_report, tmp_path):
         ElementTree.fromstring(figure)
 
 
+def test_clips_are_told_of_by_each_model(report):
+    html = render(report)
+    section = html[html.index('<section id="videos">') :].partition("</section>")[0]
+    texts = re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", "", section, flags=re.S))
+    cells = texts[texts.index("left") :]
+    assert re.search(r"left\s+right\s+20\s+2\u202f%\s+50\u202f%\s+4\u202f%", texts), cells
+    for name in ("teacher", "untrained", "student"):
+        assert all(f"{value:.2f}" in texts for value in report.videos.strips[1].cosines[name])
+    found = re.findall(r"correlation with the teacher\s+(\S+)", texts)
+    assert found[-1] == "1.00"  # the student's are the teacher's, times 0.9
+    assert found[0] != "1.00"
+
+
 def test_absent_data_leaves_its_section_out():
     html = render(ReportData(title="nothing"))
     page = Page(html)
     assert "section" not in [tag for tag, _ in page.tags]
-    only = Page(render(ReportData(title="one", summary=[ModelRow("teacher", "teacher", 20.0)])))
+    only = Page(render(ReportData(title="one", summary=[ModelRow("teacher", "teacher", perplexities(3.0, 1, 1))])))
     assert only.values("id") == ["summary"]
 
 
@@ -144,8 +161,8 @@ def test_a_large_model_is_shown_by_some_of_its_layers(make_report):
 
 
 def test_what_was_lost_follows_the_numbers():
-    teacher = ModelRow("teacher", "teacher", 20.0, 40.0, 32 * 2**20, 1.0, 32.0)
-    rounded = ModelRow("rounded", "rounded", 2000.0, None, 2**21, 16.0, 2.0)
+    teacher = ModelRow("teacher", "teacher", perplexities(math.log(20.0), 1, 1), 32 * 2**20, 1.0, 32.0)
+    rounded = ModelRow("rounded", "rounded", perplexities(math.log(2000.0), 1, 1), 2**21, 16.0, 2.0)
     text = " ".join(what_was_lost(ReportData("t", summary=[teacher, rounded, _student(25.0)])))
     assert "16.0 times less" in text
     assert "25.0\u202f%" in text
@@ -156,7 +173,7 @@ def test_what_was_lost_follows_the_numbers():
 
 
 def _student(perplexity: float) -> ModelRow:
-    return ModelRow("student", "student", perplexity, None, 2**21, 16.0, 2.0)
+    return ModelRow("student", "student", perplexities(math.log(perplexity), 1, 1), 2**21, 16.0, 2.0)
 
 
 def test_no_half_written_report(tmp_path, report):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.runtime.activations import DynamicActivation, StaticActivation, build_activation
 
 

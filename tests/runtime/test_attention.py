@@ -5,11 +5,22 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from abridged.runtime import ops
+from abridged.runtime import kernels as module
 from abridged.runtime.activations import DynamicActivation, StaticActivation
 from abridged.runtime.attention import ON_KERNELS, QuantizedAttention, attention
+
+AUTO = {"t5": T5ForConditionalGeneration, "gemma2": Gemma2ForCausalLM}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +58,31 @@ def test_without_quantizers_it_is_eager_attention(eager, ids):
         a, b = (m(ids, output_attentions=True, **kwargs) for m in (eager, model))
         assert torch.allclose(a.logits, b.logits, atol=1e-6)
         assert torch.allclose(a.attentions[1], b.attentions[1], atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_a_family_adds_to_the_scores_is_there(ids):
+    """T5's relative positions and Gemma 2's soft cap, made so large that they matter."""
+    torch.manual_seed(0)
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+    gemma = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    capped = {"attn_logit_softcapping": 0.5, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 1}
+    for config, given in (
+        (T5Config(vocab_size=128, **t5), {"decoder_input_ids": ids[:, :5]}),
+        (Gemma2Config(vocab_size=128, **gemma, **capped), {}),
+    ):
+        model = AUTO[config.model_type]._from_config(config, attn_implementation="eager").eval()
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+        expected = model(ids, **given).logits
+        model.set_attn_implementation("abridged")
+        assert torch.allclose(model(ids, **given).logits, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+def test_sinks_are_refused(ids):
+    query = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="sinks"):
+        attention(torch.nn.Identity(), query, query, query, None, s_aux=torch.zeros(2))
 
 
 @torch.no_grad()
@@ -114,10 +150,10 @@ class Counted:
 
 @pytest.fixture
 def kernels(monkeypatch):
-    if ops.kernels() is None or not ops.kernels()._attends_all:
+    if module.kernels() is None or not module.kernels()._attends_all:
         pytest.skip("no kernels for attention")
-    counted = Counted(ops.kernels())
-    monkeypatch.setattr(ops, "kernels", lambda: counted)
+    counted = Counted(module.kernels())
+    monkeypatch.setattr(module, "kernels", lambda: counted)
     return counted
 
 

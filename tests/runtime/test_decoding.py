@@ -2,18 +2,21 @@
 
 import copy
 import inspect
+import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.families import anatomy_of
+from abridged.core.errors import AbridgedError
 from abridged.methods.quantization.method import Quantize
 from abridged.runtime import kernels as module
 from abridged.runtime.decoding import Forward
-from abridged.runtime.decoding.base import Steps
+from abridged.runtime.decoding.steps import Steps
 from families.test_llama import build
 from students import IDS, quantized_student
 
@@ -37,11 +40,10 @@ def make(case, directory):
     if family == "gpt2":
         model = quantized_student(activations=activations)
     else:
-        window = {"sliding_window": None} if family == "mistral" else {}  # a sliding one goes the stock way
-        model = build(family, tie_word_embeddings=variant == "tied", **window)
+        model = build(family, tie_word_embeddings=variant == "tied")
         method = Quantize.model_validate({"activations": activations})
-        method.prepare(model, anatomy_of(model), lambda model: model(IDS))
-        method.finish(model)
+        attached = method.build(model, families.view(model), lambda model: model(IDS))
+        attached.finish()
     save_checkpoint(model.eval(), directory / "small", None, {"recipe": {"name": "test"}, "teacher": "t", "seed": 0})
     return load(directory / "small")
 
@@ -159,7 +161,7 @@ def test_hooks_and_replaced_modules_are_seen(gpt2, monkeypatch):
     counting = Counting(monkeypatch)
     seen = []
     handle = gpt2.transformer.h[0].mlp.register_forward_hook(lambda *_: seen.append(1))
-    assert gpt2.forward._steps.intact() is False
+    assert gpt2.forward.prepared().intact() is False
     handle.remove()
 
     class Doubled(nn.Module):
@@ -214,7 +216,7 @@ def test_the_signature_is_the_stock_one(gpt2):
 
 
 def test_without_kernels_nothing_is_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: None)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: None)
     model = make("gpt2", tmp_path)
     assert "forward" not in vars(model)
     assert type(model.transformer.h[0].mlp.act).__name__ == "NewGELUActivation"
@@ -232,3 +234,56 @@ def test_a_halved_cache_costs_little(gpt2):
     assert out.past_key_values.layers[0].keys.dtype == torch.bfloat16
     assert out.logits.dtype == torch.float32
     assert (torch.cat(logits, dim=1) - exact).abs().mean() < 0.01 * exact.std()
+
+
+LONG = torch.zeros(1, 33, dtype=torch.long)
+BEYOND = {
+    "text": lambda model: model(LONG),
+    "step": lambda model: model(
+        input_ids=LONG[:, :1], past_key_values=model(LONG[:, :32], use_cache=True).past_key_values, use_cache=True
+    ),
+    "generate": lambda model: model.generate(LONG[:, :30], max_new_tokens=9, min_new_tokens=9, pad_token_id=0),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("call", BEYOND.values(), ids=BEYOND)
+def test_beyond_the_positions_there_is_a_sentence(call, gpt2):
+    with pytest.raises(AbridgedError, match="the text has 33 tokens, and the model's positions end after 32"):
+        call(gpt2)
+
+
+def test_beyond_the_vocabulary_there_is_a_sentence(gpt2):
+    with pytest.raises(AbridgedError, match="token 128 is none of the 128 of the model's vocabulary"):
+        gpt2(torch.tensor([[5, 128]]))
+
+
+@pytest.mark.parametrize("way", ["copy", "pickle", "torch.save"])
+def test_a_copy_takes_its_own_steps(way, gpt2, monkeypatch):
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = gpt2.generate(IDS[:1, :5], **settings)  # its steps are made
+    if way == "copy":
+        other = copy.deepcopy(gpt2)
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(gpt2))
+    else:
+        torch.save(gpt2, stored := io.BytesIO())
+        stored.seek(0)
+        other = torch.load(stored, weights_only=False)
+    for parameter in gpt2.parameters():
+        parameter.data.zero_()
+    counting = Counting(monkeypatch)
+    assert torch.equal(other.generate(IDS[:1, :5], **settings), expected)
+    assert counting.steps == 5
+    assert other.forward.model is other
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_torch_export_takes_the_model_itself(strict, gpt2):
+    length = {1: torch.export.Dim("length", min=2, max=32)}
+    given = {"input_ids": IDS, "use_cache": False}
+    shapes = {"input_ids": length, "use_cache": None}
+    program = torch.export.export(gpt2, (), given, dynamic_shapes=shapes, strict=strict)
+    short = gpt2(IDS[:, :9], use_cache=False).logits
+    assert torch.allclose(program.module()(input_ids=IDS[:, :9], use_cache=False).logits, short, atol=1e-4)

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
 from abridged.data.text import load_text
-from abridged.families import anatomy_of
-from abridged.models import load_dense, load_tokenizer
+from abridged.models.load import load_dense, load_tokenizer
 from abridged.recipe import Recipe
 from abridged.runtime import kernels as module
 from abridged.runtime.kernels import PATHS, Kernels
@@ -35,8 +35,8 @@ def directory(request, ids, tmp_path_factory):
     """The bundled teacher as the recipe begins with it."""
     model = load_dense("bundled")
     for method in Recipe.load(request.param).stages[-1].methods.values():
-        method.prepare(model, anatomy_of(model), lambda model: model(ids[:2]))
-        method.finish(model)
+        attached = method.build(model, families.view(model), lambda model: model(ids[:2]))
+        attached.finish()
     where = tmp_path_factory.mktemp("students") / request.param
     save_checkpoint(model.eval(), where, None, {"recipe": {"name": request.param}, "teacher": "bundled", "seed": 0})
     return where
@@ -45,7 +45,7 @@ def directory(request, ids, tmp_path_factory):
 @torch.no_grad()
 def measure(directory, ids, monkeypatch, kernels, moved=0.0):
     """Perplexity, and the likeliest token at each place."""
-    monkeypatch.setattr("abridged.runtime.ops.kernels", lambda: kernels)
+    monkeypatch.setattr("abridged.runtime.kernels.kernels", lambda: kernels)
     model = load(directory)
     model.transformer.wpe.weight *= 1 + moved * torch.sign(model.transformer.wpe.weight)
     logits = model(ids, use_cache=False).logits

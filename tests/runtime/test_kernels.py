@@ -8,12 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from abridged.checkpoint.code_books import CODE_BOOKS
-from abridged.checkpoint.packing import pack
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.runtime import kernels as module
-from abridged.runtime import ops
-from abridged.runtime.kernels import PATHS, VARIABLE, Kernels
+from abridged.runtime import ops  # noqa: F401  (defines torch.ops.abridged)
+from abridged.runtime.activations import INPUT_FUNCTIONS, Rounding
+from abridged.runtime.backends import BACKENDS, Cpu, Reference, choose
+from abridged.runtime.kernels import PATHS, VARIABLE, Held, Kernels
+from abridged.runtime.weight import PackedWeight
+from abridged.storage.code_books import CODE_BOOKS, has_zero_points
+from abridged.storage.matrix import Storage
+from abridged.storage.packing import pack, pack_zeros
+from packed import drawn
 
 LIBRARY = module._library()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled")
@@ -22,93 +27,112 @@ RUNNING = [path for i, path in enumerate(PATHS) if LIBRARY is not None and LIBRA
 
 
 def packed_matrix(rows, columns, book, packing, scales, seed=0):
-    """(codes, scales, bias) of a random matrix."""
-    generator = torch.Generator().manual_seed(seed)
-    levels = torch.tensor(CODE_BOOKS[book])
-    drawn = levels[torch.randint(len(levels), (rows, columns), generator=generator)]
-    scale = torch.rand(scales, generator=generator) + 0.1
-    return pack(drawn, book, packing), scale, torch.randn(rows, generator=generator)
+    """(weight, bias) of a random matrix."""
+    bias = torch.randn(rows, generator=torch.Generator().manual_seed(seed))
+    return drawn(rows, columns, book, packing, scales, seed)[0], bias
+
+
+#: (backend, path through the kernels), of all that this machine has.
+WAYS = [("reference", None), *(("cpu", path) for path in RUNNING)]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way[1] or way[0])
+def backend(request, monkeypatch):
+    """A registered backend, with the kernels by one path."""
+    name, path = request.param
+    if path is not None:
+        compiled = Kernels(LIBRARY, path)
+        monkeypatch.setattr(module, "kernels", lambda: compiled)
+    return next(backend for backend in BACKENDS if backend.name == name)
 
 
 def inputs(kind):
-    """(input scale, zero point, bits) of a kind of activation quantiser."""
+    """What a kind of activation quantiser does."""
     scale = torch.tensor([0.021])
     return {
-        "dynamic 8": (None, None, 8),
-        "dynamic 4": (None, None, 4),
-        "static 8": (scale, None, 8),
-        "static 4": (scale * 16, None, 4),
-        "asymmetric 8": (scale, torch.tensor([9], dtype=torch.int32), 8),
-        "asymmetric 4": (scale * 16, torch.tensor([3], dtype=torch.int32), 4),
+        "dynamic 8": Rounding(8),
+        "dynamic 4": Rounding(4),
+        "static 8": Rounding(8, scale),
+        "static 4": Rounding(4, scale * 16),
+        "asymmetric 8": Rounding(8, scale, torch.tensor([9], dtype=torch.int32)),
+        "asymmetric 4": Rounding(4, scale * 16, torch.tensor([3], dtype=torch.int32)),
+        "static 1": Rounding(1, scale * 16),
+        "asymmetric 1": Rounding(1, scale * 16, torch.tensor([0], dtype=torch.int32)),
     }[kind]
 
 
-KINDS = ["dynamic 8", "dynamic 4", "static 8", "static 4", "asymmetric 8", "asymmetric 4"]
+KINDS = ["dynamic 8", "dynamic 4", "static 8", "static 4", "asymmetric 8", "asymmetric 4", "static 1", "asymmetric 1"]
 
 
-def compare(path, tokens, rows, columns, book, packing, scales, kind, dtype=torch.float32, bias=True, seed=0):
-    """A kernel's answer must be the reference's in double precision, but for rounding."""
-    storage = (rows, columns, book, packing)
-    codes, scale, offset = packed_matrix(*storage, scales, seed)
+def compare(backend, tokens, rows, columns, book, packing, scales, kind, dtype=torch.float32, bias=True, seed=0):
+    """A backend's answer must be the product in double precision, but for rounding."""
+    weight, offset = packed_matrix(rows, columns, book, packing, scales, seed)
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
-    kernels = Kernels(LIBRARY, path)
-    assert kernels.serves_linear(x, scales, *storage)
-    offset = offset if bias else None
-    ours = kernels.linear(x, codes, scale, offset, *inputs(kind), *storage)
+    rounding, offset = inputs(kind), offset if bias else None
+    assert backend.supports(weight, x, rounding)
+    ours = backend.linear(backend.prepare(weight), x, offset, rounding)
     assert ours.dtype == dtype
     assert ours.shape == (tokens, rows)
-    rounded = ops._quantized_linear(x.float(), codes, scale, None, *inputs(kind), *storage)  # for its error handling
-    assert rounded.shape == ours.shape
-    weight = ops.dequantize(codes, scale, *storage).double()
-    input_scale, zero, bits = inputs(kind)
-    levels = ops.level_range(bits, zero is None)
-    q = ops.quantize_per_token(x.float(), levels[1]) if input_scale is None else ops.quantize_static(
-        x.float(), input_scale, zero, *levels
-    )  # fmt: skip
-    exact = q.double() @ weight.T
-    size = q.double().abs() @ weight.abs().T
+    q = rounding.apply(x.float()).double()
+    if backend.name == "reference" and dtype != torch.float32:
+        q = q.to(dtype).double()  # it goes on with what the model computes in
+    dense = weight.dequantize().double()
+    exact, size = q @ dense.T, q.abs() @ dense.abs().T
     if bias:
         exact, size = exact + offset.double(), size + offset.double().abs()
     tolerance = 1e-6 if dtype == torch.float32 else 2**-8
     error = (ours.double() - exact).abs()
     limit = tolerance * (size if dtype == torch.float32 else exact.abs()) + 1e-6 * size
+    if backend.name == "reference" and dtype != torch.float32:
+        limit = limit + tolerance * size  # its weights are rounded to that type, too
     assert bool((error <= limit).all()), f"{(error / size).max():.2e}"
 
 
-@pytest.mark.parametrize("path", RUNNING)
 @pytest.mark.parametrize(("book", "packing"), STORAGES)
-def test_every_input(path, book, packing):
+def test_every_input(backend, book, packing):
     for kind, tokens in itertools.product(KINDS, (1, 3, 40)):
-        compare(path, tokens, 37, 200, book, packing, 37, kind)
+        compare(backend, tokens, 37, 200, book, packing, 37, kind)
 
 
-@pytest.mark.parametrize("path", RUNNING)
 @pytest.mark.parametrize(("book", "packing"), STORAGES)
-def test_every_granularity(path, book, packing):
+def test_every_granularity(backend, book, packing):
     groups = [] if packing == "base3" else [36 * 2, 36 * 4, 36 * 8]
     for scales, kind, tokens in itertools.product((1, 3, 36, *groups), ("dynamic 8", "asymmetric 8"), (2, 33)):
-        compare(path, tokens, 36, 512, book, packing, scales, kind)
+        compare(backend, tokens, 36, 512, book, packing, scales, kind)
 
 
-@pytest.mark.parametrize("path", RUNNING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_types(path, dtype):
+def test_types(backend, dtype):
     for tokens in (1, 20):
-        compare(path, tokens, 50, 128, "ternary", "bits", 50, "static 8", dtype, bias=False)
+        compare(backend, tokens, 50, 128, "ternary", "bits", 50, "static 8", dtype, bias=False)
+
+
+def test_the_choice_among_backends(monkeypatch):
+    weight, _ = packed_matrix(5, 64, "ternary", "bits", 5)
+    x, ids, rounding = torch.zeros(1, 64), torch.tensor([1]), Rounding(8)
+    compiled = Kernels(LIBRARY)
+    monkeypatch.setattr(module, "kernels", lambda: compiled)
+    assert isinstance(choose(weight, x, rounding), Cpu)
+    assert isinstance(choose(weight, ids), Cpu)
+    assert isinstance(choose(weight, x), Reference)  # inputs that stay as they are
+    assert isinstance(choose(weight, x.double(), rounding), Reference)
+    assert isinstance(choose(weight, x.to("meta"), rounding), Reference)
+    monkeypatch.setattr(module, "kernels", lambda: None)
+    assert isinstance(choose(weight, x, rounding), Reference)
 
 
 @pytest.mark.parametrize("path", RUNNING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("function", ["gelu_tanh", "gelu"])
 def test_a_function_on_the_way(path, dtype, function):
-    storage = (128, 128, "int8", "bits")
-    identity, one = pack(torch.eye(128, dtype=torch.int8), "int8", "bits"), torch.ones(1)
-    kernels = Kernels(LIBRARY, path)
+    codes, one = pack(torch.eye(128, dtype=torch.int8), "int8", "bits"), torch.ones(1)
+    identity = PackedWeight(codes, one, Storage(128, 128, "int8", "bits", 1))
+    kernels, reference, held = Kernels(LIBRARY, path), Reference(), Held.of(identity)
     for low, high, step in ((-12, 0, 0.18 / 127), (-1, 1, 1 / 127), (-50, 100, 100 / 127)):
         x = torch.linspace(low, high, 40 * 128).view(40, 128).to(dtype)
         for tokens in (1, 40):
-            given = (x[:tokens].contiguous(), identity, one, None, torch.tensor([step]), None, 8, *storage, function)
-            ours, expected = kernels.linear(*given).float(), ops._quantized_linear(*given).float()
+            given = (x[:tokens].contiguous(), None, Rounding(8, torch.tensor([step])), function)
+            ours, expected = kernels.linear(held, *given).float(), reference.linear(identity, *given).float()
             wrong = (ours - expected).abs() > (1e-5 if dtype == torch.float32 else 2**-8) * expected.abs()
             assert wrong.float().mean() < 0.002  # values in the middle of two codes may go to either
             assert ((ours - expected).abs() < 1.02 * step + 2**-7 * expected.abs()).all()
@@ -167,6 +191,31 @@ def test_attention_of_many_queries(path, batch, heads, queries, length, width, m
     assert torch.allclose(ours.double(), exact.transpose(1, 2), atol=1e-5)
 
 
+@pytest.mark.parametrize("path", RUNNING)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["query", "key", "all keys"])
+@pytest.mark.parametrize("mask", ["none", "causal", "all but the first"])
+def test_attention_to_what_is_not_finite_is_what_torch_makes_of_it(path, number, where, mask):
+    """NaN stays NaN; an infinite score leaves nothing finite, one of minus infinity the others."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.rand(1, 2, 40, 24, generator=generator) for _ in range(3))  # above 0: an infinity keeps its sign
+    (q if where == "query" else k)[:, :, slice(None) if where == "all keys" else 20, 3] = number
+    seen = torch.ones(1, 1, 40, 40).bool()
+    if mask == "causal":
+        seen = seen.tril()
+    if mask == "all but the first":
+        seen[..., 1:, 0] = False
+    scores = (q.double() @ k.double().transpose(-1, -2) * 0.3).masked_fill(~seen, -torch.inf)
+    exact = torch.softmax(scores, dim=-1) @ v.double()
+    kernels = Kernels(LIBRARY, path)
+    if mask == "causal":
+        one = kernels.attend(q[:, :, 20:21], k[:, :, :21], v[:, :, :21], 0.3)
+        assert torch.allclose(one.double(), exact[:, :, 20], atol=1e-5, equal_nan=True)
+    many = kernels.attend_all(q, k, v, None if mask == "causal" else seen, mask == "causal", 0.3)
+    if path != "portable":
+        assert torch.allclose(many.double(), exact.transpose(1, 2), atol=1e-5, equal_nan=True)
+
+
 def test_attention_that_the_kernels_do_not_know_is_not_served():
     attend, x = Kernels(LIBRARY).attend_all, torch.randn(2, 4, 9, 8)
     assert attend(x.bfloat16(), x.bfloat16(), x.bfloat16(), None, False, 1.0) is None
@@ -176,10 +225,10 @@ def test_attention_that_the_kernels_do_not_know_is_not_served():
         assert attend(x, x, x, mask, False, 1.0) is None
 
 
-def test_an_unknown_function_is_refused():
-    codes, scale, bias = packed_matrix(5, 64, "ternary", "bits", 5)
+def test_an_unknown_function_is_refused(backend):
+    weight, bias = packed_matrix(5, 64, "ternary", "bits", 5)
     with pytest.raises(AbridgedError, match="no input function 'gelo'"):
-        ops.quantized_linear(torch.zeros(1, 64), codes, scale, bias, None, None, 8, 5, 64, "ternary", "bits", "gelo")
+        backend.linear(backend.prepare(weight), torch.zeros(1, 64), bias, Rounding(8), "gelo")
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,7 +237,10 @@ def test_an_unknown_function_is_refused():
     st.sampled_from(KINDS), st.booleans(), st.integers(0, 100),
 )  # fmt: skip
 def test_any_shape(path, tokens, rows, columns, storage, kind, per_row, seed):
-    compare(path, tokens, rows, columns, *storage, rows if per_row else 1, kind, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = Kernels(LIBRARY, path)
+        patch.setattr(module, "kernels", lambda: compiled)
+        compare(Cpu(), tokens, rows, columns, *storage, rows if per_row else 1, kind, seed=seed)
 
 
 @pytest.mark.parametrize("path", RUNNING)
@@ -196,12 +248,10 @@ def test_any_shape(path, tokens, rows, columns, storage, kind, per_row, seed):
 def test_integers_are_exact(path, book, packing):
     """With scales of 1 and whole inputs nothing is rounded, so that sums must agree to the last unit."""
     for tokens in (1, 17):
-        storage = (29, 333, book, packing)
-        codes, _, _ = packed_matrix(*storage, 29)
+        weight = packed_matrix(29, 333, book, packing, 29)[0]._replace(scales=torch.ones(29))
         x = torch.randint(-127, 128, (tokens, 333), generator=torch.Generator().manual_seed(1)).float()
-        one = torch.ones(1)
-        ours = Kernels(LIBRARY, path).linear(x, codes, torch.ones(29), None, one, None, 8, *storage)
-        assert torch.equal(ours, x @ ops.dequantize(codes, torch.ones(29), *storage).T)
+        ours = Kernels(LIBRARY, path).linear(Held.of(weight), x, None, Rounding(8, torch.ones(1)))
+        assert torch.equal(ours, x @ weight.dequantize().T)
 
 
 @pytest.mark.parametrize("path", RUNNING)
@@ -212,61 +262,61 @@ def test_the_largest_sums_fit(path, book, packing, sign):
     tokens, rows, columns = 40, 33, 3_000
     largest = max(CODE_BOOKS[book])
     codes = pack(torch.full((rows, columns), largest), book, packing)
+    zeros = pack_zeros(torch.zeros(1), book, packing) if has_zero_points(book) else None
+    weight = PackedWeight(codes, torch.ones(1), Storage(rows, columns, book, packing, 1), zeros)
     x = torch.full((tokens, columns), sign)
-    asymmetric = torch.tensor([1 / 128]), torch.tensor([128], dtype=torch.int32), 8  # down to -128 in signed bytes
-    for kind in ((None, None, 8), asymmetric):
-        y = Kernels(LIBRARY, path).linear(x, codes, torch.ones(1), None, *kind, rows, columns, book, packing)
-        level = sign if kind[0] is None else max(-128, min(127, sign * 128)) / 128
+    # down to -128 in signed bytes
+    asymmetric = Rounding(8, torch.tensor([1 / 128]), torch.tensor([128], dtype=torch.int32))
+    for rounding in (Rounding(8), asymmetric):
+        y = Kernels(LIBRARY, path).linear(Held.of(weight), x, None, rounding)
+        level = sign if rounding.scale is None else max(-128, min(127, sign * 128)) / 128
         torch.testing.assert_close(y, torch.full((tokens, rows), largest * columns * level))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_do_not_change_a_bit(threads):
-    storage = (1000, 768, "ternary", "bits")
-    codes, scale, bias = packed_matrix(*storage, 1000)
-    kernels = Kernels(LIBRARY)
+    weight, bias = packed_matrix(1000, 768, "ternary", "bits", 1000)
+    kernels, held = Kernels(LIBRARY), Held.of(weight)
     before = torch.get_num_threads()
     try:
         for tokens in (1, 64):
             x = torch.randn(tokens, 768, generator=torch.Generator().manual_seed(0))
             torch.set_num_threads(1)
-            alone = kernels.linear(x, codes, scale, bias, None, None, 8, *storage)
+            alone = kernels.linear(held, x, bias, Rounding(8))
             torch.set_num_threads(threads)
-            assert torch.equal(kernels.linear(x, codes, scale, bias, None, None, 8, *storage), alone)
+            assert torch.equal(kernels.linear(held, x, bias, Rounding(8)), alone)
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("path", RUNNING)
 def test_what_is_not_a_number_stays_so(path):
-    storage = (5, 64, "ternary", "bits")
-    codes, scale, _ = packed_matrix(*storage, 5)
+    weight, _ = packed_matrix(5, 64, "ternary", "bits", 5)
     x = torch.zeros(14, 64)
     x[3, 7] = float("nan")
-    ours = Kernels(LIBRARY, path).linear(x, codes, scale, None, torch.ones(1), None, 8, *storage)
+    ours = Kernels(LIBRARY, path).linear(Held.of(weight), x, None, Rounding(8, torch.ones(1)))
     assert ours[3].isnan().all()
     assert ours[:3].eq(0).all()
     assert ours[4:].eq(0).all()
 
 
 @pytest.mark.parametrize(("book", "packing"), STORAGES)
-def test_embedding(book, packing):
+def test_embedding(backend, book, packing):
     for scales in (1, 40, 40 if packing == "base3" else 80):
-        storage = (40, 66, book, packing)
-        codes, scale, _ = packed_matrix(*storage, scales)
+        weight, _ = packed_matrix(40, 66, book, packing, scales)
         ids = torch.tensor([[0, 39, 7], [7, 1, 20]])
-        ours = Kernels(LIBRARY).embedding(ids, codes, scale, *storage)
-        assert torch.equal(ours, ops._packed_embedding(ids, codes, scale, *storage))
-    with pytest.raises(IndexError):
-        Kernels(LIBRARY).embedding(torch.tensor([40]), codes, scale, *storage)
-    with pytest.raises(IndexError):
-        Kernels(LIBRARY).embedding(torch.tensor([-1]), codes, scale, *storage)
+        assert backend.supports(weight, ids)
+        handle = backend.prepare(weight)
+        assert torch.equal(backend.embedding(handle, ids), weight.dequantize()[ids])
+        assert torch.equal(backend.embedding(handle, ids.int()), weight.dequantize()[ids])
+    for wrong in (40, -1):
+        with pytest.raises((IndexError, RuntimeError)):
+            backend.embedding(handle, torch.tensor([wrong]))
 
 
-def test_no_tokens():
-    storage = (5, 64, "ternary", "bits")
-    codes, scale, bias = packed_matrix(*storage, 5)
-    assert ops.quantized_linear(torch.zeros(0, 64), codes, scale, bias, None, None, 8, *storage).shape == (0, 5)
+def test_no_tokens(backend):
+    weight, bias = packed_matrix(5, 64, "ternary", "bits", 5)
+    assert backend.linear(backend.prepare(weight), torch.zeros(0, 64), bias, Rounding(8)).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -274,24 +324,31 @@ def test_no_tokens():
     [
         ({"x": torch.zeros(2, 63)}, "63 columns"),
         ({"x": torch.tensor(1.0)}, "0 columns"),
-        ({"scale": torch.ones(3)}, "3 scales"),
-        ({"scale": torch.ones(0)}, "0 scales"),
+        ({"scales": torch.ones(3)}, "3 scales"),
+        ({"scales": torch.ones(0)}, "0 scales"),
+        ({"zeros": torch.zeros(2, dtype=torch.uint8)}, "no zero points"),
         ({"bias": torch.ones(4)}, "bias"),
-        ({"packed": torch.zeros(79, dtype=torch.uint8)}, "80 bytes"),
-        ({"packed": torch.zeros(80, dtype=torch.int8)}, "80 bytes"),
+        ({"codes": torch.zeros(79, dtype=torch.uint8)}, "80 bytes"),
+        ({"codes": torch.zeros(80, dtype=torch.int8)}, "80 bytes"),
+        ({"codes": torch.zeros(160, dtype=torch.uint8)[::2]}, "not contiguous"),
         ({"input_scale": torch.ones(2)}, "input's scale"),
         ({"input_scale": torch.ones(1).double()}, "input's scale"),
         ({"input_zero_point": torch.ones(1)}, "zero point"),
+        ({"input_zero_point": torch.tensor([-(2**31)], dtype=torch.int32)}, "zero point is outside of its levels"),
+        ({"input_zero_point": torch.tensor([256], dtype=torch.int32)}, "zero point is outside of its levels"),
         ({"input_bits": 16}, "16 bits"),
     ],
 )
 def test_sizes_are_checked_before_a_kernel_sees_them(change, words, monkeypatch):
-    codes, scale, bias = packed_matrix(5, 64, "ternary", "bits", 5)
-    arguments = {"x": torch.zeros(2, 64), "packed": codes, "scale": scale, "bias": bias, "input_scale": torch.ones(1),
-                 "input_zero_point": torch.zeros(1, dtype=torch.int32), "input_bits": 8}  # fmt: skip
-    monkeypatch.setattr(ops, "kernels", lambda: Kernels(LIBRARY))
+    (codes, scales, storage, zeros), bias = packed_matrix(5, 64, "ternary", "bits", 5)
+    arguments = {"x": torch.zeros(2, 64), "codes": codes, "scales": scales, "zeros": zeros, "bias": bias,
+                 "input_bits": 8, "input_scale": torch.ones(1),
+                 "input_zero_point": torch.zeros(1, dtype=torch.int32)}  # fmt: skip
+    compiled = Kernels(LIBRARY)
+    monkeypatch.setattr(module, "kernels", lambda: compiled)
+    given = {**arguments, **change}
     with pytest.raises(AbridgedError, match=words):
-        ops.quantized_linear(*{**arguments, **change}.values(), 5, 64, "ternary", "bits")
+        torch.ops.abridged.quantized_linear(*given.values(), "identity", storage.text)
 
 
 def test_a_path_that_is_not_there(monkeypatch):
@@ -328,13 +385,14 @@ def test_without_the_library_it_says_so_once(monkeypatch, capsys):
 
 
 def test_fake_implementations():
-    codes, scale, bias = packed_matrix(5, 64, "ternary", "bits", 5)
-    for arguments in (
-        (torch.randn(2, 64), codes, scale, bias, None, None, 8),
-        (torch.randn(2, 64), codes, scale, None, torch.ones(1), torch.zeros(1, dtype=torch.int32), 8),
+    (codes, scales, storage, zeros), bias = packed_matrix(5, 64, "ternary", "bits", 5)
+    x, op = torch.randn(2, 64), torch.ops.abridged.quantized_linear.default
+    for operands in (
+        (bias, *Rounding(8)),
+        (None, *Rounding(8, torch.ones(1), torch.zeros(1, dtype=torch.int32))),
     ):
-        for function in ops.INPUT_FUNCTIONS:
-            torch.library.opcheck(ops.quantized_linear.default, (*arguments, 5, 64, "ternary", "bits", function))
+        for function in INPUT_FUNCTIONS:
+            torch.library.opcheck(op, (x, codes, scales, zeros, *operands, function, storage.text))
 
 
 assert os.environ.get(VARIABLE, "auto")  # an empty value would be no path

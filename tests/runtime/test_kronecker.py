@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from abridged.runtime.factors import Factors
 from abridged.runtime.kronecker import (
     KroneckerEmbedding,
     KroneckerLinear,
     build_factored,
     factored_modules,
 )
+from abridged.storage.factors import Factors
 
 SHAPES = [
     Factors((6, 12), (2, 1)),
@@ -55,6 +55,15 @@ def test_output_and_gradients_are_those_of_the_matrix(factors, training):
 
 
 @pytest.mark.parametrize("factors", SHAPES[:4], ids=str)
+def test_its_weight_is_what_a_stock_layers_is(factors):
+    module = filled(KroneckerLinear(factors))
+    assert module.weight.shape == (module.out_features, module.in_features) == (factors.rows, factors.columns)
+    assert module.weight.dtype == torch.float64
+    assert torch.equal(module.weight.data, module.dequantized())
+    assert module.half().weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("factors", SHAPES[:4], ids=str)
 def test_gradients_by_differences(factors):
     module = filled(KroneckerLinear(factors)).eval()
     x = torch.randn(2, factors.columns, dtype=torch.float64, requires_grad=True)
@@ -63,7 +72,8 @@ def test_gradients_by_differences(factors):
 
 @pytest.mark.parametrize("factors", [f for f in SHAPES if f.right[0] == 1 and f.fused == 1], ids=str)
 def test_rows_are_looked_up_without_the_matrix(factors, monkeypatch):
-    module = filled(KroneckerEmbedding(factors, embed_scale=3.0))
+    module = filled(KroneckerEmbedding(factors))
+    module.embed_scale = 3.0
     expected = 3.0 * module.dequantized()
     monkeypatch.setattr(KroneckerEmbedding, "dequantized", None)
     ids = torch.tensor([[0, 3], [5, 0]])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
+from abridged import families
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.families import anatomy_of
 from abridged.methods.quantization.method import Quantize
 from abridged.runtime import micro_batches
 from abridged.runtime.kernels import kernels
@@ -34,7 +34,7 @@ def model(request, tmp_path):
     torch.manual_seed(0)
     model = request.param().eval()
     method = Quantize.model_validate({"activations": {"bits": 8, "quantizer": "dynamic"}})
-    method.prepare(model, anatomy_of(model), lambda model: None)
+    method.build(model, families.view(model), lambda model: None)
     save_checkpoint(model, tmp_path / "small", None, {"recipe": {"name": "test"}, "teacher": "t", "seed": 0})
     return load(tmp_path / "small")
 
@@ -90,3 +90,26 @@ def test_gradients_keep_the_batch_whole(model, monkeypatch):
     seen = rows_seen(monkeypatch, model)
     model(input_ids=IDS, attention_mask=MASK)
     assert seen == [7]
+
+
+def test_layers_that_give_more_than_states_are_asked_for_all_at_once():
+    layer = torch.nn.Linear(4, 4)
+    portions = micro_batches.Portions(layer.eval(), lambda x: (layer(x), None))
+    x = torch.randn(600, 2, 4)
+    with torch.no_grad():
+        assert torch.equal(portions(x)[0], layer(x))
+
+
+def test_what_comes_in_pairs_by_text_is_split():
+    """Cosines and sines of each text, as some layers are given them."""
+    layer, seen = torch.nn.Identity().eval(), []
+
+    def forward(x, pair):
+        seen.append(len(pair[0]))
+        return x + pair[0] * pair[1]
+
+    x, pair = torch.randn(600, 2, 4), (torch.randn(600, 2, 4), torch.randn(1, 2, 4))
+    with torch.no_grad():
+        made = micro_batches.Portions(layer, forward)(x, pair)
+    assert seen == [256, 256, 88]
+    assert torch.equal(made, x + pair[0] * pair[1])

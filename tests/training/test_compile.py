@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import abridged
-from abridged.training.hardware import can_compile
+from abridged.core.hardware import can_compile
 from teachers import QUANTIZE, make_recipe, write_bert, write_reviews
 
 QUICK = ["epochs=null", "steps=2", "batch_size=8", "compile=no"]

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from abridged.core.errors import AbridgedError
+from abridged.core.measurement import Measured, Measurement
+from abridged.core.settings import TrainingSettings
 from abridged.data.blocks import Blocks
 from abridged.data.examples import Order
-from abridged.errors import AbridgedError
-from abridged.models import set_checkpointing
 from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.objectives.settings import Labels
 from abridged.training.loop import Run, train
+from abridged.training.modes import set_checkpointing
 from abridged.training.optimizer import rate_factor
-from abridged.training.settings import TrainingSettings
 from abridged.training.workspace import Workspace
 
 CONTEXT, VOCABULARY = 8, 40
@@ -40,6 +41,10 @@ def gpt2(**config):
 def student(blocks, model=None):
     sizes = ObjectiveContext(16, 16, VOCABULARY, len(blocks), CONTEXT, 2)
     return StudentForward(model or gpt2(), {"labels": Labels()}, sizes)
+
+
+def measured(value, better="lower"):
+    return Measured([Measurement("perplexity", value, better=better, headline=True)])
 
 
 def run_of(tmp_path, blocks, system, name="out", **settings):
@@ -121,7 +126,7 @@ def test_progress_rates_and_validation(tmp_path, blocks):
     seen, values = [], iter([3.0, 1.0, 2.0])
     logged = run_of(
         tmp_path, blocks, student(blocks), steps=5, evaluate_every=2, save_every=2, warmup=0, learning_rate=1e-2,
-        validate=lambda: {"perplexity": next(values)}, before_step=seen.append,
+        validate=lambda: measured(next(values)), before_step=seen.append,
     )  # fmt: skip
     assert seen == [0, 0.2, 0.4, 0.6, 0.8]
     assert [m["step"] for m in logged if m["event"] == "train"] == [1, 2, 3, 4, 5]
@@ -131,13 +136,13 @@ def test_progress_rates_and_validation(tmp_path, blocks):
     assert all(m["tokens_per_second"] > 0 for m in logged if m["event"] == "train")
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_the_best_weights_can_be_kept(tmp_path, blocks, keep):
-    system, values, weights = student(blocks), iter([3.0, 1.0, 2.0]), []
+@pytest.mark.parametrize(("keep", "better"), [("last", "lower"), ("best", "lower"), ("best", "higher")])
+def test_the_best_weights_can_be_kept(tmp_path, blocks, keep, better):
+    system, values, weights = student(blocks), iter([3.0, 1.0, 2.0] if better == "lower" else [1.0, 3.0, 2.0]), []
 
     def validate():
         weights.append(system.model.transformer.wte.weight.detach().clone())
-        return {"perplexity": next(values)}
+        return measured(next(values), better)
 
     run_of(tmp_path, blocks, system, steps=3, evaluate_every=1, validate=validate, keep=keep, learning_rate=1e-2)
     kept = [torch.equal(system.model.transformer.wte.weight, w) for w in weights]
@@ -240,3 +245,9 @@ def test_what_is_logged_is_json(tmp_path, blocks):
     assert not list(tmp_path.glob("out.partial.tmp"))
     for line in (tmp_path / "out.partial" / "metrics.jsonl").read_text().splitlines():
         assert {"event", "stage", "step", "loss", "labels", "lr", "gradient_norm"} <= json.loads(line).keys()
+
+
+def test_a_standing_clock(tmp_path, blocks, monkeypatch):
+    monkeypatch.setattr("time.perf_counter", lambda: 1.0)
+    logged = run_of(tmp_path, blocks, student(blocks))
+    assert all(math.isfinite(m["tokens_per_second"]) for m in logged if m["event"] == "train")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from abridged.core.errors import AbridgedError
 from abridged.data.blocks import Blocks
-from abridged.errors import AbridgedError
-from abridged.models import weights_hash
+from abridged.models.load import weights_hash
 from abridged.objectives.base import ObjectiveContext, StudentForward, outputs_of
 from abridged.objectives.settings import Contrastive, Logits
 from abridged.training import offline_teacher

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from abridged.core.errors import AbridgedError
+from abridged.core.settings import TrainingSettings
 from abridged.data.blocks import Blocks
-from abridged.errors import AbridgedError
 from abridged.training.optimizer import make_optimizer, rate_factor, total_steps
-from abridged.training.settings import TrainingSettings
 
 
 def rates(steps=100, **settings):

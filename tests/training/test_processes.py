@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import isolated
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
-from abridged.errors import AbridgedError
 from abridged.training.processes import attention_for, together
 from teachers import make_recipe, write_text
 
@@ -19,41 +19,69 @@ def train_only(model, recipe, data, output, keep):
     """All stages of compress but for packing and measuring; the last training state goes to `keep`."""
     import shutil
 
-    from abridged.recipe import Recipe
-    from abridged.training.session import Session
+    from abridged.training.job import Job
+    from abridged.training.opened import Opened
+    from abridged.training.stages import Stages
 
-    with Session(model, Recipe.load(recipe), data, output) as session:
-        for number, stage in session.remaining_stages():
-            methods = session.prepare(number, stage)
-            session.train(number, stage, methods)
-            session.finish(number, methods)
-        if session.main:
+    with Opened(Job(model=model, recipe=recipe, data=data, output=output)) as opened:
+        Stages(opened).run()
+        if opened.main:
             for name in ("state.safetensors", "metrics.jsonl"):
-                shutil.copyfile(session.work.folder / name, Path(keep) / name)
+                shutil.copyfile(opened.work.folder / name, Path(keep) / name)
 
 
 def prune_only(model, recipe, overrides, data, output, keep):
     """The first stage of a recipe that prunes; each process writes which units it has kept."""
     from accelerate import PartialState
 
-    from abridged.recipe import Recipe
-    from abridged.training.session import Session
+    from abridged.storage.compressed import compressed_of
+    from abridged.training.job import Job
+    from abridged.training.opened import Opened
+    from abridged.training.stages import Stages
 
-    with Session(model, Recipe.load(recipe, overrides), data, output) as session:
-        methods = session.prepare(0, session.recipe.stages[0])
-        session.train(0, session.recipe.stages[0], methods)
-        session.finish(0, methods)
-        found = session.facts["prune"]
-        kept = [{path: head["kept"] for path, head in found["heads"].items()}, session.student.hidden_units.tolist()]
+    with Opened(Job(model=model, recipe=recipe, overrides=overrides, data=data, output=output)) as opened:
+        stages = Stages(opened)
+        stages.run_stage(0)
+        found = compressed_of(stages.student)
+        kept = [{path: ranked.kept for path, ranked in found.heads.items()}, found.hidden_units.tolist()]
         Path(keep, f"{PartialState().process_index}.json").write_text(json.dumps(kept))
+
+
+class Drawing(torch.nn.Module):
+    """Draws a number in each pass, as dropout and the noise of masks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.drawn = torch.nn.Parameter(torch.ones(1)), []
+
+    def forward(self, batch, teacher):
+        self.drawn.append(torch.rand(()).item())
+        return self.weight.square().sum(), {}
+
+
+def draw(output, keep):
+    """Some steps of a module that draws; each process writes what it has drawn."""
+    import numpy as np
+    from accelerate import PartialState
+
+    from abridged.core.settings import TrainingSettings
+    from abridged.data.blocks import Blocks
+    from abridged.training.loop import Run, train
+    from abridged.training.workspace import Workspace
+
+    rank = PartialState(cpu=True).process_index
+    system, settings = Drawing(), TrainingSettings(steps=3, batch_size=4, compile="no", save_every=100)
+    with Workspace(output, main=rank == 0) as work:
+        train(Run(system, Blocks(np.zeros(99, dtype=np.int32), 8), settings, work))
+    Path(keep, f"{rank}.json").write_text(json.dumps(system.drawn))
 
 
 def fail_in_one(which):
     """Both processes enter a block; one of them fails in it."""
     import os
 
+    from abridged.core.settings import TrainingSettings
     from abridged.training.processes import make_accelerator
-    from abridged.training.settings import TrainingSettings
 
     rank = make_accelerator(TrainingSettings()).process_index
     try:
@@ -124,6 +152,14 @@ def test_two_processes_remove_the_same_units(tmp_path, teacher, masks):
         assert ended.code == 0, ended.stderr
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
+
+
+def test_each_process_draws_numbers_of_its_own(tmp_path):
+    """Equal ones would drop the same units, and draw the same noise, on every GPU."""
+    for ended in isolated.call_all(draw, tmp_path / "out", tmp_path, folder=tmp_path / "processes"):
+        assert ended.code == 0, ended.stderr
+    drawn = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert len({number for process in drawn for number in process}) == sum(map(len, drawn))
 
 
 def test_the_command_line_in_two_processes(tmp_path, teacher, text, recipe_file):
@@ -213,6 +249,6 @@ def test_accelerate_launch(tmp_path, teacher, text, recipe_file):
 def test_short_texts_in_bf16_on_a_cpu_go_without_fused_attention(tokens, source, bf16, fused):
     ids = torch.zeros(2, tokens, dtype=torch.long)
     source_ids = None if source is None else torch.zeros(2, source, dtype=torch.long)
-    batch = Batch(input_ids=ids, labels=ids, index=torch.arange(2), source_ids=source_ids)
+    batch = Batch.of(input_ids=ids, labels=ids, index=torch.arange(2), source_ids=source_ids)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), attention_for(batch):
         assert torch.backends.cuda.flash_sdp_enabled() is fused

@@ -23,11 +23,7 @@ def files(tmp_path_factory, text, teacher):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, files):
-    """The directory that a run makes that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    ended = isolated.abridged(*files, "--output", folder / "student", folder=folder / "process")
-    assert ended.code == 0, ended.stderr
-    return folder / "student"
+    return isolated.student_of(*files, folder=tmp_path_factory.mktemp("uninterrupted"))
 
 
 def steps_of(directory):
@@ -40,12 +36,12 @@ POINTS = {
     "in the first stage": Stop(STEP, 4),
     "in the second stage": Stop(STEP, 11),
     "in the second stage, before its first checkpoint": Stop(STEP, 8),
-    "between the stages": Stop("abridged.training.session:Session.prepare", 2, signal=signal.SIGINT),
-    "while writing a checkpoint": Stop("abridged.training.workspace:_flush", 6),
+    "between the stages": Stop("abridged.training.stages:Stages.run_stage", 2, signal=signal.SIGINT),
+    "while writing a checkpoint": Stop("abridged.core.atomic:settle", 9),
     "after replacing a checkpoint": Stop("abridged.training.workspace:Workspace.save_state", 6, "after"),
     "while validating": Stop("abridged.evaluation.perplexity:negative_log_likelihood", 3, signal=signal.SIGINT),
-    "while saving": Stop("abridged.checkpoint.save:_move"),
-    "while writing the report": Stop("abridged.training.session:write_report"),
+    "while saving": Stop("abridged.checkpoint.save:_place"),
+    "while writing the report": Stop("abridged.training.publisher:write_report"),
     "before publishing": Stop("abridged.training.workspace:Workspace.publish"),
     "while publishing": Stop("os:rename", 2, "after"),
     "by a person, in a step": Stop(STEP, 9, signal=signal.SIGINT),

@@ -1,19 +1,22 @@
 """The folder beside the output: claimed by one run, never in the way of something good."""
 
+import json
+import os
+import shutil
+
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.training.workspace import Workspace
 
 STATE = {"a": torch.arange(3.0)}
 
 
-def finished(work, content="new"):
-    folder = work.folder / work.output.name
-    folder.mkdir()
-    (folder / "config.json").write_text(content)
-    return folder
+def finish(work, content="new"):
+    work.finished.mkdir(parents=True)
+    (work.finished / "config.json").write_text(content)
+    (work.finished / "abridged.json").write_text("{}")
 
 
 @pytest.fixture
@@ -32,7 +35,8 @@ def interrupted(output, **options):
 def test_what_is_published_is_all_that_stays(output):
     with Workspace(output) as work:
         work.save_state(STATE, {"stage": 0})
-        work.publish(finished(work))
+        finish(work)
+        work.publish()
     assert [p.name for p in output.parent.iterdir()] == ["student"]
     assert (output / "config.json").read_text() == "new"
 
@@ -77,6 +81,7 @@ def test_resuming_nothing_begins_anew(output):
 def test_an_output_that_exists_is_replaced_only_on_demand_and_only_in_the_end(output):
     output.mkdir(parents=True)
     (output / "config.json").write_text("old")
+    (output / "abridged.json").write_text("{}")
     with pytest.raises(AbridgedError, match="exists already"):
         Workspace(output)
     with pytest.raises(AbridgedError, match="exists already"):
@@ -84,7 +89,8 @@ def test_an_output_that_exists_is_replaced_only_on_demand_and_only_in_the_end(ou
     interrupted(output, overwrite=True)
     assert (output / "config.json").read_text() == "old"
     with Workspace(output, resume=True) as work:  # the run that was allowed to replace it goes on
-        work.publish(finished(work))
+        finish(work)
+        work.publish()
     assert (output / "config.json").read_text() == "new"
     assert [p.name for p in output.parent.iterdir()] == ["student"]
 
@@ -94,8 +100,9 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(output):
         work.save_state(STATE, {"stage": 0})
         output.mkdir()
         (output / "precious").write_text("")
+        finish(work)
         with pytest.raises(AbridgedError, match="has appeared while this run worked"):
-            work.publish(finished(work))
+            work.publish()
     assert [p.name for p in output.iterdir()] == ["precious"]
     assert (output.with_name("student.partial") / "state.safetensors").exists()
 
@@ -126,7 +133,8 @@ def test_two_that_both_looked_before_either_began(output):
         with pytest.raises(AbridgedError, match="another run is writing to"), second:
             pass
         first.save_state(STATE, {"stage": 0})
-        first.publish(finished(first))
+        finish(first)
+        first.publish()
     with pytest.raises(AbridgedError, match="exists already"), second:
         pass
     assert (output / "config.json").read_text() == "new"
@@ -139,18 +147,36 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(output):
         work.log({"event": "train"})
         work.forget_metrics_after(0, 0)
         work.check_same_run({})
-        work.publish(output)
+        work.publish()
     assert not output.parent.exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"\xff" * 100, None])
-def test_a_damaged_checkpoint(output, damage):
+@pytest.mark.parametrize("kind", ["state", "best-0", "student-0"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: b"\xff" * 100,
+        lambda whole: whole[:-4],
+        lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),  # one bit of a weight
+        lambda whole: whole.replace(b"position", b"Position"),
+        lambda whole: whole.replace(b"crc32", b"crc23"),
+        lambda whole: whole.replace(b"F32", b"I32"),
+    ],
+)
+def test_a_damaged_checkpoint(output, damage, kind):
     interrupted(output)
     with Workspace(output, resume=True) as work:
-        whole = work.state_path.read_bytes()
-        work.state_path.write_bytes(whole[:-4] if damage is None else damage)
-        with pytest.raises(AbridgedError, match="is damaged: begin anew with --overwrite"):
-            work.load_state()
+        best, student = lambda: work.load_best(0), lambda: work.load_student(0)
+        load = {"state": work.load_state, "best-0": best, "student-0": student}[kind]
+        work.save_best(0, STATE)
+        work.save_student(0, STATE)
+        assert load() is not None
+        path = work.folder / f"{kind}.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole))
+        with pytest.raises(AbridgedError, match="is missing or damaged: begin anew with --overwrite"):
+            load()
 
 
 def test_a_full_disk_while_writing_a_checkpoint_keeps_the_last(output, monkeypatch):
@@ -168,7 +194,7 @@ def test_a_full_disk_while_writing_a_checkpoint_keeps_the_last(output, monkeypat
         with pytest.raises(AbridgedError, match="is the disk full.*No space left.*free some space and --resume"):
             work.save_state(STATE, {"step": 2})
         assert work.load_state()[1] == {"step": 1}
-        assert [p.name for p in work.folder.iterdir() if p.suffix == ".tmp"] == []
+        assert {p.name for p in work.folder.iterdir()} == {"lock", "state.safetensors"}
 
 
 @pytest.mark.parametrize(("number", "hint"), [(28, "free some space and --resume"), (122, "--resume"), (13, "cannot")])
@@ -196,3 +222,154 @@ def test_metrics_are_json_whatever_they_measure(output):
         with (work.folder / "metrics.jsonl").open("a") as file:
             file.write('{"loss": 1.0, "st')  # cut short by a fault
         assert work.metrics() == [{"loss": None, "perplexity": None, "step": 1}]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "7", '{"recipe": "a"}', "[" * 100_000, None])
+def test_a_damaged_note_of_what_the_run_is(output, damage):
+    interrupted(output)
+    note = output.with_name("student.partial") / "run.json"
+    note.unlink() if damage is None else note.write_text(damage)
+    with Workspace(output, resume=True) as work:
+        with pytest.raises(AbridgedError, match=r"run.json is missing or damaged: begin anew with --overwrite"):
+            work.check_same_run({"recipe": "a"})
+        assert work.load_state() is not None
+
+
+def test_damaged_metrics_are_left_out(output):
+    interrupted(output)
+    good = {"event": "train", "stage": 0, "step": 1}
+    with Workspace(output, resume=True) as work:
+        with (work.folder / "metrics.jsonl").open("ab") as file:
+            for line in (b"\xff\xfe", b"7", b"[]", b'{"step": "1"}', b'{"step": 1, "stage": null}', b"[" * 100_000):
+                file.write(line + b"\n")
+        assert work.metrics() == [good]
+        work.forget_metrics_after(0, 1)
+        assert (work.folder / "metrics.jsonl").read_text() == json.dumps(good) + "\n"
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    "work_on",
+    [
+        lambda work: work.save_state(STATE, {"stage": 0}),
+        lambda work: work.log({"step": 1}),
+        lambda work: work.forget_metrics_after(0, 1),
+        lambda work: work.publish(),
+    ],
+    ids=["saving", "logging", "forgetting", "publishing"],
+)
+def test_the_folder_removed_under_a_run(output, work_on, again):
+    """Whether or not another run has begun there since, whose folder it then is."""
+
+    def removed():
+        with Workspace(output) as work:
+            work.save_state(STATE, {"stage": 0})
+            shutil.rmtree(work.folder)
+            if again:
+                interrupted(output)
+            work_on(work)
+
+    with pytest.raises(AbridgedError, match=r"student.partial was removed while the run worked"):
+        removed()
+    assert (output.with_name("student.partial") / "state.safetensors").exists() == again
+    assert not output.exists()
+
+
+def test_files_removed_under_a_run_are_one_sentence(output):
+    with (
+        pytest.raises(AbridgedError, match=r"cannot write to .*student.partial: No such file"),
+        Workspace(output) as work,
+    ):
+        (work.finished / "config.json").write_text("its folder has not been made")
+
+
+def test_somebody_elses_folder_is_not_taken_for_a_runs(output):
+    folder = output.with_name("student.partial")
+    folder.mkdir(parents=True)
+    Workspace(output)  # an empty one is what a run leaves that was killed at once
+    (folder / "precious").write_text("")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(AbridgedError, match="is something else: move it away"):
+            Workspace(output, **options)
+    shutil.move(folder, output.with_name("elsewhere"))
+    folder.symlink_to(output.with_name("elsewhere"))
+    with pytest.raises(AbridgedError, match="is something else: move it away"):
+        Workspace(output, overwrite=True)
+    assert (output.with_name("elsewhere") / "precious").exists()
+
+
+def test_what_was_at_the_output_comes_back_where_its_successor_does_not(output, monkeypatch):
+    with Workspace(output) as work:
+        finish(work, "old")
+        work.publish()
+
+    def replaced():
+        with Workspace(output, overwrite=True) as work:
+            finish(work)
+            work.publish()
+
+    rename = os.rename
+
+    def fails(source, target):
+        if str(source).endswith("finished/student"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(AbridgedError, match="Input/output error"):
+        replaced()
+    assert (output / "config.json").read_text() == "old"
+    assert [p.name for p in output.parent.iterdir()] == ["student"]
+
+
+def test_rights_are_those_that_umask_says(output):
+    from safetensors.torch import save_file
+
+    before = os.umask(0o027)
+    try:
+        with Workspace(output) as work:
+            finish(work)
+            save_file(STATE, work.finished / "model.safetensors")  # 0600 by itself
+            work.publish()
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in output.iterdir()} == {"0o640"}
+    assert output.stat().st_mode & 0o777 == 0o750
+
+
+def test_other_libraries_are_told_and_another_version_is_refused(output):
+    with Workspace(output) as work:
+        assert work.check_same_run({"version": "0.1"}, {"torch": "2.0"}) == []
+        work.save_state(STATE, {"stage": 0})
+    with Workspace(output, resume=True) as work:
+        assert work.check_same_run({"version": "0.1"}, {"torch": "2.0"}) == []
+        (told,) = work.check_same_run({"version": "0.1"}, {"torch": "2.1"})
+        assert told == "the run was begun with torch 2.0: it goes on, but not bit for bit"
+        with pytest.raises(AbridgedError, match=r"its version \(0.1\) differ from the interrupted run's"):
+            work.check_same_run({"version": "0.2"}, {"torch": "2.0"})
+
+
+def test_a_damaged_position(output):
+    interrupted(output)
+    with Workspace(output, resume=True) as work:
+        whole = work.state_path.read_bytes()
+        work.state_path.write_bytes(whole.replace(b'step\\": 1', b'step\\": 0'))
+        assert work.state_path.read_bytes() != whole
+        with pytest.raises(AbridgedError, match="damaged"):
+            work.load_state()
+
+
+def test_the_lock_is_the_last_to_go(output, monkeypatch):
+    """A run that is killed while it cleans up leaves a folder that is still known for a run's."""
+    gone = []
+    unlink = os.unlink
+    monkeypatch.setattr(
+        os, "unlink", lambda path, **named: gone.append(os.path.basename(path)) or unlink(path, **named)
+    )
+    with Workspace(output) as work:
+        for name in ("a", "zz"):
+            (work.folder / name).write_text("")
+        finish(work)
+        work.publish()
+    assert gone[-1] == "lock"
+    assert {"a", "zz"} < set(gone)

@@ -6,25 +6,54 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abridged.checkpoint.format import QUANT_METHOD, ContentDigest, QuantizationSpec
-from abridged.errors import AbridgedError
+import numpy as np
+
+from abridged.core.digest import file_sha256
+from abridged.core.errors import AbridgedError
+from abridged.core.names import nearest
+from abridged.core.record import RECORD as RECORD
+from abridged.storage.format import QUANT_METHOD, ContentDigest, FileDigest, QuantizationSpec
 
 CONFIG = "config.json"
-RECORD = "abridged.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+ADAPTER = "adapter_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm",
+    "target.spm", "bpe.codes", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json",
+)  # fmt: skip
+_TEMPLATES = "additional_chat_templates"
+
+REWRITTEN = {
+    CONFIG: {"quantization_config", "transformers_version", "_name_or_path", "_commit_hash"},
+    GENERATION: {"transformers_version"},
+    "tokenizer.json": {"truncation", "padding"},  # of the last call before it was saved; each call sets its own
+    "tokenizer_config.json": {"is_local", "local_files_only", "name_or_path", "transformers_version"},
+}
+"""The keys that a plain ``save_pretrained`` writes anew, which no digest of the file covers."""
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 """Bytes an element of the safetensors dtypes."""
+_EXPONENTS = {
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F32": ("<u4", 0x7F80 << 16),
+    "F64": ("<u8", 0x7FF0 << 48),
+}
+"""The bits that are all set in what is not finite."""
 
 _MAX_JSON = 64 << 20
 _MAX_SHARDS = 10_000
@@ -51,7 +80,9 @@ def checked_directory(directory: str | Path) -> Path:
     path = Path(directory).expanduser()
     try:
         if not path.is_dir():
-            raise AbridgedError(f"{path} is not a directory" if path.exists() else f"{path} does not exist")
+            raise AbridgedError(
+                f"{path} is not a directory" if path.exists() else f"{path} does not exist{nearest(path)}"
+            )
     except (OSError, ValueError) as error:
         raise AbridgedError(f"cannot read {str(directory)!r}: {error}") from None
     if not (path / CONFIG).exists():
@@ -147,7 +178,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             header = _parse_object(file.read(length), path)
     except OSError as error:
         raise AbridgedError(f"cannot read {path}: {error.strerror or error}") from None
-    header.pop("__metadata__", None)
+    if header.pop("__metadata__", {"format": "pt"}).get("format") != "pt":
+        raise AbridgedError(f"{path} is not of the format that torch's tensors are saved in")
     start = 8 + length
     tensors = {name: _entry(path, name, entry, start) for name, entry in header.items()}
     position = start
@@ -158,6 +190,21 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     if position != size:
         raise AbridgedError(f"{path} is {size} bytes long, its tensors end at {position}: truncated or damaged")
     return tensors
+
+
+def file_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
+    """How long a safetensors file of these tensors is: dtype and shape of each, by name.
+
+    It is 8 bytes, a header of compact JSON filled up to a multiple of 8, and the tensors, widest dtypes first.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    widest_first = [*DTYPE_BYTES][::-1]
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda one: (widest_first.index(one[1][0]), one[0])):
+        begin, end = end, end + math.prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    described = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-described // 8) * 8 + end
 
 
 def _entry(path: Path, name: str, entry: Any, start: int) -> TensorEntry:
@@ -203,25 +250,79 @@ def read_bytes(entry: TensorEntry, chunk: int = 1 << 18) -> Iterator[bytes]:
 
 
 def check_digest(tensors: dict[str, TensorEntry], spec: QuantizationSpec) -> None:
-    """Raise :class:`AbridgedError` unless the tensors' content is what ``spec.sha256`` was computed from."""
+    """Raise :class:`AbridgedError` unless the tensors are what ``spec.sha256`` was computed from, and finite."""
     if spec.sha256 is None:
         raise AbridgedError("quantization_config: sha256 is missing, so the weights cannot be verified")
-    digest = ContentDigest(spec)
+    digest, bad = ContentDigest(spec), ""
     for name in sorted(tensors):
-        digest.tensor(name, tensors[name].dtype, tensors[name].shape)
+        dtype = tensors[name].dtype
+        digest.tensor(name, dtype, tensors[name].shape)
         for data in read_bytes(tensors[name]):
             digest.update(data)
+            if dtype in _EXPONENTS and not bad:
+                kind, exponent = _EXPONENTS[dtype]
+                bad = name if bool(((np.frombuffer(data, kind) & exponent) == exponent).any()) else ""
     if digest.hexdigest() != spec.sha256:
         raise AbridgedError("the weights do not match their sha256 in quantization_config: the files are damaged")
+    if bad:
+        raise AbridgedError(f"{bad[:80]}: {'a scale' if bad.endswith('scale') else 'a number'} is not finite")
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a whole file, as ``sha256sum`` prints it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 22):
-            digest.update(data)
-    return digest.hexdigest()
+def settings_files(directory: Path, tokenizer: bool = False) -> dict[str, Path]:
+    """What transformers reads of a model directory beside weights, by name: config and generation config, tokenizer,
+    chat templates. ``tokenizer``: no configs.
+
+    Raises :class:`AbridgedError` for one that is a link out of the directory: its content would be handed on.
+    """
+    names = [*(() if tokenizer else (CONFIG, GENERATION)), *TOKENIZER_FILES]
+    found = {name: safe_file(directory, name) for name in names if _is_there(directory / name)}
+    templates = directory / _TEMPLATES
+    if _is_there(templates):
+        if templates.is_symlink() or not templates.is_dir():
+            raise AbridgedError(f"{templates} is not a directory of its own")
+        for path in sorted(templates.glob("*.jinja")):
+            found[f"{_TEMPLATES}/{path.name}"] = safe_file(templates, path.name)
+    return found
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer and chat templates of a model directory to another."""
+    for name, path in settings_files(source, tokenizer=True).items():
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / name)
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def content_digest(name: str, data: dict[str, Any]) -> str:
+    """SHA-256 of what a JSON file of that name says: compact, keys sorted, without those in `REWRITTEN`."""
+    said = {key: value for key, value in data.items() if key not in REWRITTEN.get(name, ())}
+    try:
+        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    except RecursionError:
+        raise AbridgedError(f"{name} is nested too deeply") from None
+
+
+def digest_file(name: str, path: Path) -> FileDigest:
+    """The digests of a settings file: of its content, where it is JSON, and of its bytes."""
+    is_json = name in REWRITTEN
+    return FileDigest(
+        content=content_digest(name, read_json(path)) if is_json else None,
+        bytes=None if name in (CONFIG, GENERATION) else file_sha256(path),
+    )
+
+
+def check_file(name: str, path: Path, expected: FileDigest) -> None:
+    """Raise :class:`AbridgedError` unless a settings file is what its digest was made of."""
+    if expected.bytes is not None and file_sha256(path) == expected.bytes:
+        return
+    if expected.content is None or content_digest(name, read_json(path)) != expected.content:
+        raise AbridgedError(
+            f"{name} does not match its sha256 in quantization_config: it is damaged or was changed (to change it on "
+            "purpose, load the model and save it again beside the new file)"
+        )
 
 
 def is_compressed(directory: str | Path) -> bool:

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from abridged.checkpoint.files import check_digest, read_tensors, safe_file
-from abridged.checkpoint.format import QUANT_METHOD, ContentDigest, QuantizationSpec, parse_spec
-from abridged.errors import AbridgedError
+from abridged.checkpoint.files import GENERATION, digest_file, settings_files
+from abridged.checkpoint.verify import Verified, check_config, check_settings, verify
+from abridged.core.errors import AbridgedError
+from abridged.storage.format import (
+    FORMAT_VERSION,
+    QUANT_METHOD,
+    ContentDigest,
+    FileDigest,
+    QuantizationSpec,
+    parse_spec,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from abridged.storage.view import View
+
+#: What BERT calls its token embedding.
+_WORDS = "embeddings.word_embeddings"
 
 # Imported while transformers itself is being imported: torch modules of this package that need transformers' models
 # are imported where they are used.
@@ -25,16 +44,32 @@ class AbridgedConfig(QuantizationConfigMixin):
 
     def __init__(self, spec: QuantizationSpec | None = None, **data: Any) -> None:
         self.spec = parse_spec(data) if spec is None else spec
+        #: Of a tokenizer that was written where the model is about to be saved; see `save_checkpoint`.
+        self.tokenizer: dict[str, FileDigest] = {}
         self.quant_method = QUANT_METHOD
 
     def to_dict(self) -> dict[str, Any]:
         return self.spec.to_dict()
 
 
+_verified: ContextVar[tuple[Path, Verified] | None] = ContextVar("verified", default=None)
+
+
+@contextmanager
+def already_verified(directory: Path, verified: Verified) -> Iterator[None]:
+    """Load from that directory, within, without reading its files once more to verify them."""
+    token = _verified.set((directory.resolve(), verified))
+    try:
+        yield
+    finally:
+        _verified.reset(token)
+
+
 class AbridgedQuantizer(HfQuantizer):
     """Rebuilds compressed modules before the weights load, and checks the files before and the values after."""
 
     quantization_config: AbridgedConfig
+    _unseen: Path | None = None  #: The directory, where the hub's generation config, fetched last, was not there yet.
 
     def __init__(self, quantization_config: AbridgedConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -55,68 +90,165 @@ class AbridgedQuantizer(HfQuantizer):
         return config
 
     def _process_model_before_weight_loading(
-        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+        self, model: Any, checkpoint_files: list[str] | None = None, device_map: Any = None, **kwargs: Any
     ) -> None:
-        from abridged.checkpoint.skeleton import check_tensors, declare_ties, install, scope
+        from abridged.checkpoint.skeleton import (
+            FileNames,
+            check_tensors,
+            declare_ties,
+            declare_unsaved,
+            install,
+            refuse_split,
+            scope,
+            take_view,
+        )
 
-        spec = scope(model, self.spec)
+        stored, spec = self.spec, scope(model, self.spec)
+        self.quantization_config.spec = spec  # what is saved from here says what this model is
+        refuse_split(spec, device_map)
+        if spec.view is not None and type(model).__name__ in (model.config.architectures or []):
+            take_view(model, spec.view)
         install(model, spec)
         declare_ties(model, spec)
+        declare_unsaved(model, spec)
+        self._names = FileNames(model, spec)
         if checkpoint_files is None:
             return
         paths = [Path(file) for file in checkpoint_files]
-        tensors = read_tensors([safe_file(path.parent, path.name) for path in paths])
-        check_digest(tensors, self.spec)
+        directory, known = paths[0].parent, _verified.get()
+        is_known = known is not None and known[0] == directory.resolve()
+        verified = known[1] if known is not None and is_known else verify(directory, paths, stored)
+        self._unseen = None if GENERATION in verified.names else directory
+        if verified.spec != stored:
+            raise AbridgedError(f"{directory}: the config that was given is not the one that is there")
         # A base model, or a head of another kind, takes a part of the tensors: transformers reports what is left.
         if type(model).__name__ in (model.config.architectures or []):
-            check_tensors(model, spec, tensors)
+            check_tensors(model, spec, verified.tensors)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from abridged.checkpoint.skeleton import packed_modules
+        from abridged.runtime.activations import StaticActivation
         from abridged.runtime.decoding import install
         from abridged.runtime.kronecker import factored_modules
 
-        packed = packed_modules(model)
-        for module in {**packed, **factored_modules(model)}.values():
-            bias = getattr(module, "bias", None)
-            if bias is not None:  # transformers pads that of a tied head to the length of what is tied, here of codes
-                bias.data = bias.data[: module.rows]
-        for path, module in packed.items():
+        for path, factored in factored_modules(model).items():
+            if any(parameter.is_meta for parameter in factored.parameters()):
+                raise AbridgedError(f"{path} is stored in factors, which cannot stay on the disk: give it more memory")
+        model._weight_conversions = []  # `save_pretrained` gets the names of files, and is to leave them as they are
+        for path, module in packed_modules(model).items():
             check_values(path, module)
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-        install(model)
+        for path, quantizer in model.named_modules():
+            if isinstance(quantizer, StaticActivation):
+                _check_activation(path, quantizer)
+        if self._unseen is not None:
+            check_settings(self._unseen, self.spec)
+        install(model, model_view(model))
+        keep_vocabulary(model)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *args: Any) -> list[Any]:
+        """The model's own, then what packed modules call the tensors of a file."""
+        return [*weight_conversions, self._names]
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
 
     @property
     def is_trainable(self) -> bool:
-        return False
+        return True  # what is not packed, and what is added to it
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors to write, each once and in its stored dtype; their digest goes into quantization_config."""
-        from abridged.checkpoint.skeleton import scope, stored_tensors
+        from abridged.checkpoint.skeleton import choose_guard, stored_tensors
 
-        tensors = stored_tensors(model, scope(model, self.spec))
-        self.spec.sha256 = digest_of(tensors, self.spec)
+        spec = self.spec
+        model.config.quantization_config = self.quantization_config  # what was loaded has a copy
+        spec.version, spec.guard = FORMAT_VERSION, choose_guard(model, spec)
+        spec.files = _digest_settings(model) | self.quantization_config.tokenizer
+        tensors = stored_tensors(model, spec)
+        spec.sha256 = digest_of(tensors, spec)
         return tensors, {}
 
 
+def _digest_settings(model: Any) -> dict[str, FileDigest]:
+    """Of the config and the generation config as ``save_pretrained`` is about to write them."""
+    model.config.dtype = str(model.dtype).removeprefix("torch.")  # as it does itself, a little later
+    model.config.architectures = [type(model).__name__]
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        return {name: digest_file(name, path) for name, path in settings_files(Path(folder)).items()}
+
+
+def model_view(model: Any) -> View | None:
+    """What a model is made of, where that can be known."""
+    from abridged import families
+
+    try:
+        return families.view(model)
+    except AbridgedError:  # of a type that cannot be described: it runs all the same
+        return None
+
+
+def keep_vocabulary(model: Any) -> None:
+    """Let a model whose embedding is packed or factored say what transformers and peft, which look for a stock one,
+    cannot find."""
+    from abridged.runtime.weight import StandIn
+
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # of two towers, each with its own, or none
+        return
+    if isinstance(embedding, StandIn):
+        model.resize_token_embeddings = partial(_resize_token_embeddings, model)
+        model.get_submodule = partial(_get_submodule, model)
+
+
+def _resize_token_embeddings(
+    model: Any, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+) -> Any:
+    """The embedding, where it has that size."""
+    embedding = model.get_input_embeddings()
+    rows = embedding.num_embeddings
+    wanted = rows if new_num_tokens is None else new_num_tokens
+    wanted = -(-wanted // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+    if wanted != rows:
+        raise AbridgedError(f"a compressed model keeps its {rows} tokens: resize it to {wanted} before compressing it")
+    return embedding
+
+
+def _get_submodule(model: Any, target: str) -> Any:
+    """Also the token embedding, by the one name under which peft's prompt tuning does not guess by sizes of weights."""
+    from torch import nn
+
+    return model.get_input_embeddings() if target == _WORDS else nn.Module.get_submodule(model, target)
+
+
 def check_values(path: str, module: Any) -> None:
-    """Raise :class:`AbridgedError` for codes outside the code book or scales that are not finite."""
-    import numpy as np
+    """Raise :class:`AbridgedError` for codes or zero points outside the code book."""
+    from abridged.storage.packing import check_codes, zeros_of
 
-    from abridged.checkpoint.packing import check_codes
-
-    if module.weight.is_meta:  # offloaded to disk by accelerate, which reads it when it is used
+    if module.codes.is_meta:  # offloaded to disk by accelerate, which reads it when it is used
         return
     try:
-        check_codes(module.weight.data, *module.storage)
+        check_codes(module.codes.data, module.storage)
+        if module.zeros is not None:
+            check_codes(module.zeros.data, zeros_of(module.storage))
     except AbridgedError as error:
         raise AbridgedError(f"{path}: {error}") from None
-    if not np.isfinite(module.weight_scale.detach().cpu().numpy()).all():
-        raise AbridgedError(f"{path}: a scale is not finite")
+
+
+def _check_activation(path: str, quantizer: Any) -> None:
+    """Raise :class:`AbridgedError` for a scale that is not above 0, or a zero point that is none of the levels."""
+    from abridged.runtime.activations import level_range
+
+    if quantizer.scale.is_meta:
+        return
+    low, high = (0, 0) if quantizer.symmetric else level_range(quantizer.bits, False)
+    if not float(quantizer.scale) > 0 or not low <= int(quantizer.zero_point) <= high:
+        raise AbridgedError(f"{path}: the scale is not above 0, or the zero point is none of the levels")
 
 
 def digest_of(tensors: dict[str, Tensor], spec: QuantizationSpec) -> str:
@@ -135,3 +267,15 @@ def digest_of(tensors: dict[str, Tensor], spec: QuantizationSpec) -> str:
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = AbridgedConfig
 AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = AbridgedQuantizer
+
+_read_config = PreTrainedConfig.get_config_dict.__func__
+
+
+def _get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """transformers' own, which checks a config of ours: a class made of absurd counts might not end."""
+    data, left = _read_config(cls, *args, **kwargs)
+    check_config(data)
+    return data, left
+
+
+PreTrainedConfig.get_config_dict = classmethod(_get_config_dict)

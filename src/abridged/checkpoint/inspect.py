@@ -12,12 +12,22 @@ from abridged.checkpoint.files import (
     DTYPE_BYTES,
     TensorEntry,
     checked_directory,
+    is_compressed,
     read_json,
     read_tensors,
     safe_file,
     weight_files,
 )
-from abridged.checkpoint.format import EmbeddingSpec, KroneckerSpec, LinearSpec, QuantizationSpec, parse_spec
+from abridged.checkpoint.verify import verify
+from abridged.storage.format import (
+    FILE_NAMES,
+    GUARDED,
+    EmbeddingSpec,
+    KroneckerSpec,
+    LinearSpec,
+    QuantizationSpec,
+    parse_spec,
+)
 
 DENSE_BYTES = 4
 """Bytes of a weight before compression: FP32."""
@@ -28,7 +38,10 @@ _PARTS = (
     ("norms", re.compile(r"(^|[._])(ln(_?\w+)?|norm\w*|layer_?norm\w*|\w*_norm)\.weight$", re.IGNORECASE)),
     ("positions", re.compile(r"(wpe|position_embeddings|embed_positions|position\w*)\.weight$")),
     ("pooler", re.compile(r"(pooler|predictions\.transform|lm_head|classifier)\.dense\b")),
-    ("embedding", re.compile(r"(wte|embed_tokens|word_embeddings|token_type_embeddings|shared)\.weight(_scale)?$")),
+    (
+        "embedding",
+        re.compile(r"(wte|embed_tokens|word_embeddings|token_type_embeddings|shared)\.weight(_scale|_zero_point)?$"),
+    ),
     ("head", re.compile(r"(^|\.)(lm_head|cls|score|classifier|qa_outputs)\b")),
     ("attention", re.compile(r"(attn|attention)\b")),
     ("ffn", re.compile(r"(mlp|ffn|feed_forward|fc\d?|intermediate|output)\b")),
@@ -37,6 +50,17 @@ _PARTS = (
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
+    """`account`, and what was verified: ``verified`` lists what the digests of a checkpoint were found right for,
+    "weights" and files beside them. None: an ordinary model, which has no digests.
+
+    Raises :class:`AbridgedError` if it cannot be read as a model, or is not what its digests say.
+    """
+    directory = checked_directory(path)
+    found = verify(directory) if is_compressed(directory) else None
+    return account(directory) | {"verified": None if found is None else list(found.names)}
+
+
+def account(path: str | Path) -> dict[str, Any]:
     """Account for the weights in a model directory, compressed by abridged or ordinary.
 
     Returns ``file_bytes`` (all weight files, headers included), ``dense_bytes`` (FP32: four for each parameter of the
@@ -62,7 +86,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
     modules: dict[str, dict[str, Any]] = {}
     packed, factored, wholes = (spec.matrices(), spec.factored(), spec.wholes()) if spec else ({}, {}, {})
     stored = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: _natural(item[0])):
+    for name, entry in sorted(tensors.items(), key=lambda item: _natural(item[0].removeprefix(GUARDED))):
+        if spec and name == spec.guard:
+            continue  # its place alone; what stands there comes under another name
+        name = name.removeprefix(GUARDED)
         owner, attribute = _owner(name)
         matrix = packed.get(owner)
         parameters = _parameters(name, attribute, entry, matrix)
@@ -126,10 +153,10 @@ def _owner(name: str) -> tuple[str, str]:
 
 
 def _parameters(name: str, attribute: str, entry: TensorEntry, matrix: LinearSpec | EmbeddingSpec | None) -> int:
-    """Parameters of the original model that a tensor stands for: none for scales and activation quantisers."""
+    """Parameters of the original model that a tensor stands for: none for scales and quantisers."""
     if matrix is not None and attribute == "weight":
         return matrix.rows * matrix.columns
-    if part_of(name) == "activation quantizers" or (matrix is not None and attribute == "weight_scale"):
+    if part_of(name) == "activation quantizers" or (matrix is not None and attribute in FILE_NAMES.values()):
         return 0
     return math.prod(entry.shape)
 
@@ -177,6 +204,7 @@ def _describe_stored(
         "scales": matrix.granularity,
         "num_scales": matrix.num_scales,
         "scale_dtype": matrix.scale_dtype,
+        "zero_points": matrix.storage.zero_bytes > 0,
         "tied": readers,
         "activations": matrix.input.model_dump(exclude_none=True)
         if isinstance(matrix, LinearSpec) and matrix.input

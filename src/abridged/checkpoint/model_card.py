@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from abridged.checkpoint.format import FORMAT_VERSION
+from abridged.storage.format import FORMAT_VERSION
 
 MEGABYTE = 1 << 20
 #: What the record says of data of that kind alone -> the class that loads the model, and what the hub calls its work.
@@ -21,20 +22,20 @@ def model_card(name: str, record: dict[str, Any]) -> str:
     """Markdown with the hub's YAML front matter.
 
     record: ``abridged.json``. Of it are used, where present, "teacher" and "data" (each a name, or an object with
-    "name" and "license"), "recipe" (a name, or an object with "name", "description" and "paper"), "metrics" (any
-    object), "size" and "seed".
+    "name", "license" and "hub", whether that is where it is), "recipe" (a name, or an object with "name",
+    "description" and "paper"), "metrics" (any object), "size" and "seed".
     """
     teacher, data, recipe = (_named(record.get(key)) for key in ("teacher", "data", "recipe"))
-    size = record.get("size", {})
+    size, quoted = record.get("size", {}), json.dumps(name, ensure_ascii=False)
     auto, tag = kind_of(data)
     lines = ["---", "library_name: transformers", f"pipeline_tag: {tag}", "tags: [abridged, quantized]"]
-    for key, value in (("license", teacher.get("license")), ("base_model", _hub_name(teacher.get("name")))):
+    for key, value in (("license", teacher.get("license")), ("base_model", _hub_name(teacher))):
         if value:
             lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
-    if _hub_name(data.get("name")):
+    if _hub_name(data):
         lines.append(f"datasets: [{json.dumps(data['name'], ensure_ascii=False)}]")
-    lines += ["---", "", f"# {name}", ""]
-    source = f" from `{teacher['name']}`" if teacher.get("name") else ""
+    lines += ["---", "", f"# {as_text(name)}", ""]
+    source = f" from {_code(teacher['name'])}" if teacher.get("name") else ""
     lines.append(f"A language model compressed{source} with abridged.")
     if size:
         lines.append(
@@ -50,14 +51,14 @@ def model_card(name: str, record: dict[str, Any]) -> str:
         "import abridged  # pip install abridged; teaches transformers this format",
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        f'model = {auto}.from_pretrained("{name}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f"model = {auto}.from_pretrained({quoted})",
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted})",
         "```",
         "",
         "## How it was made",
         "",
         f"- Base model: {_told(teacher)}",
-        f"- License: {teacher.get('license') or 'that of the base model'}",
+        f"- License: {as_text(teacher.get('license') or 'that of the base model')}",
         f"- Data: {_told(data)}",
         f"- Recipe: {_told(recipe)}",
     ]
@@ -66,7 +67,7 @@ def model_card(name: str, record: dict[str, Any]) -> str:
     lines.append(f"- Format: abridged, version {FORMAT_VERSION}; all details are in `abridged.json`")
     if record.get("metrics"):
         lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {key} | {value} |" for key, value in _flat(record["metrics"])]
+        lines += [f"| {as_text(key)} | {as_text(value)} |" for key, value in _flat(record["metrics"])]
     if size.get("parts"):
         lines += ["", "## Bytes by part", "", "| part | FP32 | here |", "|---|---|---|"]
         lines += [f"| {part} | {row['dense_bytes']:,} | {row['bytes']:,} |" for part, row in size["parts"].items()]
@@ -87,20 +88,33 @@ def _named(value: Any) -> dict[str, Any]:
     return {"name": str(value)} if value else {}
 
 
-def _hub_name(name: Any) -> str | None:
-    """The name if it looks like one on the hub; a path on somebody's disk says nothing to others."""
-    is_hub_name = isinstance(name, str) and 0 < len(name) < 100 and name.count("/") <= 1 and name[0] not in "./~"
-    return name if is_hub_name else None
+def _hub_name(what: dict[str, Any]) -> str | None:
+    """The name if it is one on the hub: with an owner, or as the record says; a directory's says nothing to others."""
+    name = what.get("name")
+    looks = isinstance(name, str) and len(name) < 100 and re.fullmatch(r"[\w\-.]+/[\w\-.]+", name, re.ASCII)
+    return str(name) if looks or what.get("hub") else None
 
 
 def _told(what: dict[str, Any]) -> str:
-    told = f"`{what['name']}`" if what.get("name") else "not recorded"
-    extra = [str(what[key]) for key in ("description", "paper", "license", "sha256") if what.get(key)]
+    told = _code(what["name"]) if what.get("name") else "not recorded"
+    extra = [as_text(what[key]) for key in ("description", "paper", "license", "sha256") if what.get(key)]
     return f"{told} ({'; '.join(extra)})" if extra else told
+
+
+def as_text(value: Any) -> str:
+    """As Markdown's text, in one line."""
+    return re.sub(r"([\\`*\[\]<>#|~])", r"\\\1", " ".join(str(value).split()))
+
+
+def _code(value: Any) -> str:
+    """As Markdown's code, in one line."""
+    text = " ".join(str(value).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else str(key))]
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return [(path, text.replace("|", "\\|"))]
+    return [(path, text)]

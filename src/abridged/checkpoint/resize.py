@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from abridged.checkpoint.shapes import ShapesSpec
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.families.heads import head_width, set_heads
+from abridged.families.layout import size_of
 from abridged.runtime.removed import NoAttention, NoMatrix
-
-#: What attention modules of transformers call the number of their heads, the width of all, and that of one.
-_HEADS = ("num_heads", "num_attention_heads")
-_WIDTHS = ("split_size", "all_head_size")
-_HEAD_WIDTH = ("head_dim", "attention_head_size")
+from abridged.storage.compressed import record
+from abridged.storage.shapes import ShapesSpec
 
 
 def resize(model: Any, shapes: ShapesSpec) -> None:
@@ -38,7 +36,7 @@ def resize(model: Any, shapes: ShapesSpec) -> None:
         set_weight(module, torch.empty(stored, device=like.device), bias)
     for path, heads in shapes.heads.items():
         set_heads(find(model, path), heads, path)
-    model.shapes = shapes
+    record(model, shapes=shapes)
 
 
 def find(model: nn.Module, path: str) -> nn.Module:
@@ -47,18 +45,6 @@ def find(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError:
         raise AbridgedError(f"quantization_config: the model has no module {path}") from None
-
-
-def size_of(module: nn.Module) -> tuple[int, ...] | None:
-    """(rows, columns) of a linear layer or an embedding, (width,) of a norm, None of anything else."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
-        return None
-    if isinstance(module, Conv1D):
-        return tuple(weight.shape)[::-1]
-    kinds = (nn.Linear, nn.Embedding)
-    fits = isinstance(module, kinds) and weight.ndim == 2 or not isinstance(module, kinds) and weight.ndim == 1
-    return tuple(weight.shape) if fits else None
 
 
 def set_weight(module: Any, weight: Tensor, bias: Tensor | None) -> None:
@@ -80,30 +66,13 @@ def set_weight(module: Any, weight: Tensor, bias: Tensor | None) -> None:
         module.normalized_shape = tuple(weight.shape)
 
 
-def set_heads(attention: Any, heads: int, path: str = "") -> None:
-    """Tell an attention module of transformers how many query heads it has.
-
-    Raises AbridgedError where it is no attention module, or has fewer.
-    """
-    width = next((getattr(attention, name) for name in _HEAD_WIDTH if hasattr(attention, name)), None)
-    if width is None:
-        raise AbridgedError(f"quantization_config: {path} is a {type(attention).__name__}, which has no heads")
-    for name in _HEADS:
-        if heads > getattr(attention, name, heads):
-            raise AbridgedError(f"quantization_config: {path} has {heads} heads, config.json gives it fewer")
-    for names, value in ((_HEADS, heads), (_WIDTHS, heads * width)):
-        for name in names:
-            if hasattr(attention, name):
-                setattr(attention, name, value)
-
-
 def remove(model: nn.Module, path: str) -> None:
     """Put what adds nothing in place of a linear layer or an attention module; AbridgedError for anything else."""
     old: Any = find(model, path)
     new: nn.Module
     if isinstance(old, (nn.Linear, Conv1D)):
         new = NoMatrix()
-    elif any(hasattr(old, name) for name in _HEAD_WIDTH):
+    elif head_width(old) is not None:
         new = NoAttention(getattr(old, "layer_idx", None))
     elif isinstance(old, (NoMatrix, NoAttention)):
         return

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from abridged.checkpoint.files import CONFIG, INDEX, RECORD, WEIGHTS, file_sha256, weight_files
-from abridged.checkpoint.inspect import inspect
+from abridged.checkpoint.files import (
+    CONFIG,
+    INDEX,
+    RECORD,
+    WEIGHTS,
+    digest_file,
+    settings_files,
+    weight_files,
+)
+from abridged.checkpoint.inspect import account
 from abridged.checkpoint.model_card import model_card
 from abridged.checkpoint.pack import pack_model
-from abridged.errors import AbridgedError
+from abridged.core.atomic import written_whole
+from abridged.core.digest import file_sha256
 
 
 def save_checkpoint(
@@ -36,11 +41,18 @@ def save_checkpoint(
     Raises :class:`AbridgedError` when the disk is full or the place cannot be written; nothing is left behind then.
     """
     model = student if hasattr(student, "hf_quantizer") else pack_model(student)
-    with written_whole(directory) as temporary:
-        model.save_pretrained(temporary, max_shard_size=max_shard_size)
+    with written_whole(directory, _place) as temporary:
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        size = inspect(temporary)
+        quantization = model.hf_quantizer.quantization_config
+        quantization.tokenizer = {
+            name: digest_file(name, path) for name, path in settings_files(temporary, tokenizer=True).items()
+        }
+        try:
+            model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        finally:
+            quantization.tokenizer = {}
+        size = account(temporary)
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in weight_files(temporary)
         }
@@ -50,51 +62,7 @@ def save_checkpoint(
     return record
 
 
-@contextmanager
-def written_whole(directory: str | Path) -> Iterator[Path]:
-    """A temporary sibling of ``directory`` to write into, put in its place when the block ends without error.
-
-    Raises :class:`AbridgedError` for what goes wrong with the disk.
-    """
-    target = Path(directory).expanduser().absolute()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob("*"):
-            _flush(path)
-        _move(temporary, target)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise AbridgedError(f"cannot write {target}: {reason}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def written_file(file: str | Path) -> Iterator[Path]:
-    """As ``written_whole``, for one new file: a temporary sibling of it to write."""
-    target = Path(file).expanduser().absolute()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.writing")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _flush(temporary)
-        temporary.replace(target)
-    except OSError as error:
-        raise AbridgedError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def _move(temporary: Path, target: Path) -> None:
+def _place(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.rename(temporary, target)
         return

@@ -19,13 +19,18 @@ from abridged.cli import (
     export,
     finetune,
     generate,
+    index,
     inspect,
+    plan,
     probe,
     recipes,
+    search,
     summarize,
     trim,
 )
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.core.names import TRUST
+from abridged.core.text import printable
 
 RESUMABLE = {"compress", "finetune"}
 
@@ -37,7 +42,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except AbridgedError as error:
-            typer.echo(f"abridged: {error}", err=True)
+            typer.echo(f"abridged: {printable(str(error))}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             resumable = ctx.invoked_subcommand in RESUMABLE
@@ -62,15 +67,27 @@ app.command()(summarize.summarize)
 app.command()(classify.classify)
 app.command()(augment.augment)
 app.command()(trim.trim)
+app.command()(plan.plan)
 app.command()(inspect.inspect)
 app.command()(probe.probe)
 app.command()(export.export)
 app.command()(bench.bench)
+app.command()(index.index)
+app.command()(search.search)
 app.add_typer(recipes.app)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    trust_remote_code: bool = typer.Option(
+        False,
+        "--trust-remote-code",
+        help="Run code that a model brings along; given before the verb. Without it no such code is run.",
+    ),
+) -> None:
+    if trust_remote_code:
+        os.environ[TRUST] = "1"  # processes that are started find it too
     if version:
         from abridged import __version__
 
@@ -84,4 +101,6 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # which it would look for in every package that is installed, for as long as `--help` takes otherwise
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     app()

@@ -34,19 +34,20 @@ def augment(
 
     Example: abridged augment bert-base-uncased --data reviews.tsv --by masks --output more-reviews.tsv
     """
-    from abridged.errors import AbridgedError
+    from abridged.core.outputs import check_output
 
     if by not in ("neighbours", "masks"):
         raise typer.BadParameter(f"{by!r} is none: there are neighbours and masks", param_hint="--by")
-    if output.exists() and not overwrite:
-        raise AbridgedError(f"{output} exists already: choose another output, or add --overwrite")
+    check_output(output, directory=False, overwrite=overwrite, inputs=(model, data))
     quiet()
-    from abridged.data.augment import augmented, write_rows
-    from abridged.data.labelled import load_labelled
-    from abridged.training.settings import Augmentation
+    from abridged.core.settings import Augmentation
+    from abridged.data.opening import open_data
+    from abridged.tasks.augment import augmented, write_rows
 
     settings = Augmentation(variants=variants, by=by, candidates=candidates, probability=probability)
-    rows = load_labelled(data, task, options.columns_of(columns)).train
+    labelled = open_data(data, options.columns_of(columns), task).as_labelled()
+    labelled.announce()
+    rows = labelled.train
     grown = augmented(rows, settings, model, seed or 0)
     write_rows(grown, output)
     if json:

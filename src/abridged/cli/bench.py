@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from abridged.cli import options
-from abridged.cli.output import megabytes, print_json, print_table, quiet
+from abridged.cli.output import fast_steps, megabytes, print_json, print_table, quiet
 
 
 def bench(
@@ -52,6 +52,8 @@ def bench(
         f"{result['prompt_tokens']} {lengths}; {hardware['threads']} threads, kernels {result['kernels']}, "
         f"{hardware['cpu']}"
     )
+    if "fast_steps" in result:
+        typer.echo(f"fast steps: {fast_steps(result)}")
 
 
 def _tokens_per_second(row: dict[str, Any]) -> list[str]:

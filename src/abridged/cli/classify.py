@@ -7,6 +7,7 @@ import typer
 
 from abridged.cli import options
 from abridged.cli.output import print_json, quiet
+from abridged.core.text import printable
 
 
 def classify(
@@ -30,7 +31,7 @@ def classify(
 
     firsts, seconds = ([text or ""], None if second is None else [second]) if file is None else read_texts(file)
     quiet()
-    from abridged.pipeline import load_model
+    from abridged.models.load import load_model
     from abridged.tasks.classification import classify as run
 
     found = run(*load_model(model), firsts, seconds)
@@ -39,4 +40,4 @@ def classify(
         return
     for row in found:
         best = max(row, key=lambda label: row[label])
-        typer.echo(f"{row[best]:.3f}" if "score" in row else f"{best}\t{row[best]:.3f}")
+        typer.echo(f"{row[best]:.3f}" if "score" in row else f"{printable(best)}\t{row[best]:.3f}")

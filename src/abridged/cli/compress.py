@@ -1,24 +1,41 @@
 """`abridged compress`."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from abridged.cli import options
 from abridged.cli.output import megabytes, print_json, print_table, quiet
 
+if TYPE_CHECKING:
+    from abridged.core.measurement import Measured, Measurement
+
 
 def compress(
     model: options.Teacher,
     data: options.Data,
     output: options.Output,
-    recipe: Annotated[str, typer.Option(help="Name (see `abridged recipes`) or YAML file.", show_default=False)],
+    recipe: Annotated[
+        str | None, typer.Option(help="Name (see `abridged recipes`) or YAML file.", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Plan the bits of each matrix for a file of this size, such as 40MB (see `abridged plan`); the recipe "
+            "says the rest.",
+            show_default=False,
+        ),
+    ] = None,
     columns: options.Columns = None,
     task: options.Task = None,
     overrides: options.Set = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     seed: options.Seed = None,
+    allow_uncompressed: options.AllowUncompressed = False,
     teacher_cache: Annotated[
         str | None,
         typer.Option(
@@ -29,72 +46,81 @@ def compress(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Train a small model against MODEL by a recipe, and store it in the few bits it needs.
+    """Train a small model against MODEL by a recipe, or for a size, and store it in the few bits it needs.
 
     Prints perplexity on the data's test part (of pairs that of the targets, and ROUGE) and sizes on disk (MB of 2^20
     bytes; the teacher's in FP32).
 
     Examples: abridged compress gpt2 --recipe quantgpt-2-2-8 --data wikitext-2 --output small;
+    abridged compress gpt2 --size 40MB --data wikitext-2 --output small;
     abridged compress my-bart --recipe quantbart-2-2-8 --data pairs.csv --columns document,summary --output small
     """
-    from abridged.recipe import Recipe
+    if recipe is None and size is None:
+        raise typer.BadParameter("give a --recipe, or a --size to plan one for", param_hint="--recipe")
+    run_job("compress", show, **locals())
 
-    described = Recipe.load(recipe, overrides or ())  # a misspelt key is reported before torch is imported
+
+def run_job(
+    kind: Literal["compress", "finetune"],
+    show: Callable[[dict[str, Any], Path], None],
+    json: bool,
+    columns: str | None,
+    overrides: list[str] | None,
+    **given: Any,
+) -> None:
+    """Do what the options of a verb ask for, which are called as the fields of a `Job`; print its account."""
+    from abridged.pipeline import Job, run
+
+    job = Job(kind=kind, columns=options.columns_of(columns), overrides=overrides or (), **given)
+    job.loaded_recipe()  # a misspelt key is reported before torch is imported
     quiet()
-    from abridged.evaluation.scores import METRICS
-    from abridged.pipeline import compress as run
-
-    record = run(
-        model,
-        described,
-        data,
-        output,
-        columns=options.columns_of(columns),
-        task=task,
-        resume=resume,
-        overwrite=overwrite,
-        seed=seed,
-        teacher_cache=teacher_cache,
-    )
-    if not record:  # one of several processes, and not the one that writes
-        return
-    if json:
+    record = run(job)
+    if record and json:  # there is none in the other of several processes
         print_json(record)
-        return
+    elif record:
+        show(record, given["output"])
+
+
+def show(record: dict[str, Any], output: Path) -> None:
+    """Print what a compression has come to."""
     size, metrics = record["size"], record["metrics"]
     rows = [["teacher", metrics["teacher"], size["dense_bytes"]]]
     if "untrained" in metrics:
         rows.append(["same size, without training", metrics["untrained"], size["file_bytes"]])
     rows.append([record["recipe"]["name"], metrics["student"], size["file_bytes"]])
-    rouge = ["ROUGE-1", "ROUGE-2", "ROUGE-L"] if "rouge" in metrics["teacher"] else []
-    head = ["perplexity per token", "loss", "per word", "loss"] if "perplexity" in metrics["teacher"] else []
-    scores = [name for name in METRICS if name in metrics["teacher"]]
+    titles = [title for m in metrics["teacher"].measurements if m.title for title in _titles(m)]
     print_table(
-        ["model", *head, *rouge, *scores, "on disk", "ratio"],
-        [
-            [
-                name,
-                *(_against(metrics["teacher"], measured) if head else ()),
-                *_rouge(measured),
-                *(f"{measured[score]:.2f}" for score in scores),
-                *_size(size, count),
-            ]
-            for name, measured, count in rows
-        ],
+        ["model", *titles, "on disk", "ratio"],
+        [[name, *_cells(metrics["teacher"], measured), *_size(size, count)] for name, measured, count in rows],
     )
+    expected = record["recipe"].get("expected")
+    if expected:
+        from abridged.core.measurement import nats_lost
+
+        lost = nats_lost(metrics["teacher"], metrics["student"])
+        nats = "" if lost is None else f" and {lost:.4f}"
+        typer.echo(
+            f"planned {expected['file_bytes']:,} bytes and a loss of {expected['loss']:.4f} nats a token before "
+            f"training; became {size['file_bytes']:,} bytes{nats}"
+        )
     typer.echo(f"written to {output}; the account is in {output / 'report.html'}")
 
 
-def _against(teacher: dict[str, Any], measured: dict[str, Any]) -> list[str]:
-    """Perplexity and its loss in per cent of the teacher's, per token and per word."""
-    keys = ("perplexity", "word_perplexity")
-    pairs = [(f"{measured[key]:,.2f}", f"{100 * (measured[key] / teacher[key] - 1):+,.1f} %") for key in keys]
-    return [cell for pair in pairs for cell in pair]
+def _titles(measurement: "Measurement") -> list[str]:
+    return [measurement.column, "loss"] if measurement.better == "lower" else [measurement.column]
 
 
-def _rouge(measured: dict[str, Any]) -> list[str]:
-    found = measured.get("rouge", {})
-    return [f"{found[key]:.2f}" for key in ("rouge1", "rouge2", "rougeL") if key in found]
+def _cells(teacher: "Measured", measured: "Measured") -> list[str]:
+    """What was measured; of what should be low, such as perplexity, also its rise in per cent of the teacher's."""
+    from abridged.report.text import number, signed_percent
+
+    cells = []
+    for before, after in zip(teacher.measurements, measured.measurements, strict=True):
+        if after.title:
+            cells.append(number(after.value))
+            if after.better == "lower":
+                cells.append(signed_percent(after.loss(before.value)))
+    return cells
 
 
 def _size(size: dict[str, Any], count: int) -> list[str]:

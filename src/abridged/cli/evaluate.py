@@ -1,6 +1,6 @@
 """`abridged evaluate`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ def evaluate(
         typer.Option(help="Text or pairs to measure on: a name, a file or a folder.", show_default=False),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens in a window.", show_default="all that the model's positions allow")
+        int | None, typer.Option(help="Tokens in a window.", show_default="the model's, at most 1,024")
     ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens between window starts.", show_default="the context")
@@ -27,7 +27,10 @@ def evaluate(
     tasks_folder: Annotated[
         str | None, typer.Option(help="Folder of YAML files that describe further tasks.", show_default=False)
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Documents, or pairs, at most.", show_default="all")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many tokens of a text, pairs, rows, or documents.", show_default="all"),
+    ] = None,
     metric: Annotated[str, typer.Option(help="perplexity, or rouge of what an encoder-decoder writes.")] = "perplexity",
     columns: options.Columns = None,
     task: options.Task = None,
@@ -60,65 +63,36 @@ def evaluate(
     assert data is not None
     pair = options.columns_of(columns)
     if metric == "rouge":
-        from abridged.tasks import two_columns
-
-        _rouge(model, data, two_columns(pair), limit, beams, max_new_tokens, batch_size, json)
+        search = {"beams": beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        _rouge(model, data, pair, limit, search, json)
         return
-    from abridged.evaluation.scores import METRICS
     from abridged.pipeline import evaluate as run
 
-    result = run(model, data, context=context, stride=stride, columns=pair, task=task)
+    result = run(model, data, context=context, stride=stride, columns=pair, task=task, limit=limit)
     if json:
         print_json(result)
         return
-    if "score" in result:
-        print_pairs(
-            {name: f"{result[name]:.2f}" for name in METRICS if name in result} | {"texts": f"{result['texts']:,}"}
-        )
-        return
-    if "stride" not in result:
-        print_pairs(
-            {
-                "perplexity per token": f"{result['perplexity']:.3f}",
-                "perplexity per word": f"{result['word_perplexity']:.3f}",
-                "targets": f"{result['examples']:,}, {result['tokens']:,} tokens, {result['words']:,} words",
-            }
-        )
-        return
-    print_pairs(
-        {
-            "perplexity per token": f"{result['perplexity']:.3f}",
-            "perplexity per word": f"{result['word_perplexity']:.3f}",
-            "tokens": f"{result['tokens']:,}",
-            "words": f"{result['words']:,}",
-            "context, stride": f"{result['context']}, {result['stride']} tokens",
-        }
-    )
+    counts = {key.replace("_", " "): f"{count:,}" for key, count in result.facts.items()}
+    print_pairs({m.column: f"{m.value:.3f}" for m in result.measurements if m.title} | counts)
 
 
 def _rouge(
-    model: str,
-    data: str,
-    columns: tuple[str, str] | None,
-    limit: int | None,
-    beams: int | None,
-    max_new_tokens: int | None,
-    batch_size: int,
-    json: bool,
+    model: str, data: str, columns: tuple[str, ...] | None, limit: int | None, search: dict[str, Any], json: bool
 ) -> None:
+    from abridged.core.progress import counter
     from abridged.evaluation.summaries import SearchSettings
     from abridged.pipeline import evaluate_summaries
-    from abridged.training.progress import counter
 
-    settings = SearchSettings(beams=beams, max_new_tokens=max_new_tokens, batch_size=batch_size)
     with counter("summaries") as show:
-        result = evaluate_summaries(model, data, columns=columns, limit=limit, settings=settings, show=show)
+        result = evaluate_summaries(
+            model, data, columns=columns, limit=limit, settings=SearchSettings(**search), show=show
+        )
     if json:
         print_json(result)
         return
-    pairs = {"ROUGE-1, 2, L": ", ".join(f"{result[key]:.2f}" for key in ("rouge1", "rouge2", "rougeL"))}
+    pairs = {m.column: f"{m.value:.2f}" for m in result.measurements}
     if "best_reference" in result:
-        best = ", ".join(f"{result['best_reference'][key]:.2f}" for key in ("rouge1", "rouge2", "rougeL"))
+        best = ", ".join(f"{value:.2f}" for value in result["best_reference"].values())
         pairs["nearest of several references"] = f"{best} ({result['with_references']:,} pairs have several)"
     pairs |= {
         "words, of the references": f"{result['words']:.1f}, {result['reference_words']:.1f}",

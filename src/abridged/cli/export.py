@@ -10,7 +10,7 @@ from abridged.exporters import FORMATS
 
 
 def export(
-    directory: options.Directory,
+    directory: options.AnyModel,
     output: options.Output,
     format: Annotated[
         str,
@@ -21,7 +21,8 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Type of dense weights: float16 or float32; of scales in compressed-tensors too.", show_default=False
+            help="Type of dense weights: float16, bfloat16 or float32; of scales in compressed-tensors too.",
+            show_default=False,
         ),
     ] = None,
     ternary: Annotated[
@@ -37,7 +38,7 @@ def export(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Write a compressed model in a format that other tools read.
+    """Write a model, compressed or not, in a format that other tools read.
 
     Example: abridged export small --format gguf --output small.gguf
     """

@@ -1,11 +1,13 @@
 """`abridged finetune`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from abridged.cli import options
-from abridged.cli.output import print_json, print_pairs, quiet
+from abridged.cli.compress import run_job, show
+from abridged.cli.output import print_pairs
 
 
 def finetune(
@@ -19,12 +21,20 @@ def finetune(
     ],
     data: options.Data,
     output: options.Output,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Name (see `abridged recipes`) or YAML file; what its methods compress is stored so.",
+            show_default="hard labels, nothing compressed",
+        ),
+    ] = None,
     columns: options.Columns = None,
     task: options.Task = None,
     overrides: options.Set = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     seed: options.Seed = None,
+    allow_uncompressed: options.AllowUncompressed = False,
     dtype: Annotated[str, typer.Option(help="What the weights are stored in: float32 or float16.")] = "float32",
     json: options.Json = False,
 ) -> None:
@@ -35,44 +45,19 @@ def finetune(
     Examples: abridged finetune gpt2 --data my-text.txt --output teacher --set epochs=2;
     abridged finetune facebook/bart-base --data pairs.jsonl --columns document,summary --output teacher
     """
-    quiet()
-    from abridged.evaluation.scores import METRICS
-    from abridged.evaluation.summaries import ROUGE
-    from abridged.pipeline import finetune as run
+    run_job("finetune", show_teacher, **locals())
 
-    record = run(
-        model,
-        data,
-        output,
-        columns=options.columns_of(columns),
-        task=task,
-        overrides=overrides or (),
-        resume=resume,
-        overwrite=overwrite,
-        seed=seed,
-        dtype=dtype,
-    )
-    if not record:  # one of several processes, and not the one that writes
+
+def show_teacher(record: dict[str, Any], output: Path) -> None:
+    """Print what fine-tuning has come to."""
+    if "size" in record:
+        show(record, output)
         return
-    if json:
-        print_json(record)
-        return
-    before, after = record["validation"]["before"], record["validation"]["after"]
-    if "score" in after:
-        measured = {"before, validation": before, "after, validation": after, "after, test": record["test"]}
-        shown = {
-            name: ", ".join(f"{metric} {found[metric]:.2f}" for metric in METRICS if metric in found)
-            for name, found in measured.items()
-            if found
-        }
-        print_pairs({**shown, "written to": str(output)})
-        return
-    rouge = (record["test"] or {}).get("rouge")
-    print_pairs(
-        {
-            "perplexity before": f"{before['perplexity']:.2f} per token (validation)" if before else "untrained",
-            "perplexity after": f"{after['perplexity']:.2f} per token (validation)",
-            **({"ROUGE-1, 2, L": ", ".join(f"{rouge[k]:.2f}" for k in ROUGE) + " (test)"} if rouge else {}),
-            "written to": str(output),
-        }
-    )
+    validation = record["validation"]
+    measured = {"validation, before": validation["before"], "validation": validation["after"], "test": record["test"]}
+    shown = {
+        what: ", ".join(f"{m.column} {m.value:.2f}" for m in found.measurements if m.title)
+        for what, found in measured.items()
+        if found
+    }
+    print_pairs({**shown, "written to": str(output)})

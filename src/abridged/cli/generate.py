@@ -40,11 +40,13 @@ def generate(
         pieces = by_engine(model, prompt, **settings)
     else:
         from abridged.evaluation.generation import generate as run
-        from abridged.pipeline import load_model
+        from abridged.models.load import load_model
 
         pieces = run(*load_model(model), prompt, **settings)
     typer.echo(prompt, nl=False)
     for piece in pieces:
         typer.echo(piece, nl=False)
     typer.echo()
+    if pieces.is_cut:
+        typer.echo(f"the model's context is full: {pieces.tokens} of {max_new_tokens} tokens were written", err=True)
     typer.echo(f"{pieces.tokens} tokens in {pieces.seconds:.2f} s, {pieces.tokens_per_second:.1f} tokens/s", err=True)

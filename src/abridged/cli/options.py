@@ -17,9 +17,21 @@ AnyModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A compressed directory, any Hugging Face model by directory or hub name, or `bundled`.",
+        help="A compressed directory, any Hugging Face model by directory or hub name, a .gguf file, or `bundled`.",
         show_default=False,
     ),
+]
+VideoModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model with vectors for pictures and texts, such as CLIP: a directory, or a hub name.",
+        show_default=False,
+    ),
+]
+IndexFile = Annotated[
+    Path | None,
+    typer.Option("--index", metavar="FILE", help="The index.", show_default=".abridged-index.sqlite in FOLDER"),
 ]
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", help="A directory that `abridged compress` wrote.", show_default=False)
@@ -56,9 +68,17 @@ SummaryTokens = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Documents that are read at once.")]
 Output = Annotated[Path, typer.Option(metavar="DIR", help="The directory to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output directory if it exists.")]
+Size = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Of the weights' file, such as 40MB (of 2^20 bytes).", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output directory, if abridged wrote it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
+AllowUncompressed = Annotated[
+    bool,
+    typer.Option("--allow-uncompressed", help="Go on where more than 5 % of the weights would stay as they are."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Set = Annotated[
     list[str] | None,

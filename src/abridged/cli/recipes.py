@@ -15,9 +15,9 @@ def recipes(ctx: typer.Context, json: options.Json = False) -> None:
     """List the recipes that come along; `abridged recipes show NAME` prints one."""
     if ctx.invoked_subcommand is not None:
         return
-    from abridged.recipe import Recipe
+    from abridged.core.shipped import headings
 
-    rows = [{"name": r.name, "description": r.description, "paper": r.paper} for r in map(Recipe.load, Recipe.names())]
+    rows = headings()
     if json:
         print_json(rows)
         return

@@ -34,18 +34,26 @@ def summarize(
 
     Example: abridged summarize small-bart report.txt
     """
+    from abridged.core.errors import AbridgedError
     from abridged.data.pairs import read_documents
 
-    documents = [sys.stdin.read()] if file == "-" else read_documents(Path(file), column)
+    try:
+        documents = [sys.stdin.read()] if file == "-" else read_documents(Path(file), column)
+    except UnicodeDecodeError:
+        raise AbridgedError("standard input is not UTF-8 text") from None
     quiet()
+    from abridged.core.progress import counter
     from abridged.evaluation.summaries import SearchSettings
     from abridged.evaluation.summaries import summarize as run
-    from abridged.pipeline import load_model
-    from abridged.training.progress import counter
+    from abridged.models.load import load_model
 
     settings = SearchSettings(beams=beams, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    loaded, tokenizer = load_model(model)
+    room = settings.arguments(loaded)["max_new_tokens"]
+    if max_new_tokens is not None and max_new_tokens > room:
+        typer.echo(f"the model's positions end after {room} tokens: no summary is longer", err=True)
     with counter("summaries") as show:
-        written = run(*load_model(model), documents, settings, lambda done: show(done, len(documents)))
+        written = run(loaded, tokenizer, documents, settings, lambda done: show(done, len(documents)))
     if json:
         print_json({"summaries": written.texts, "cut": written.cut, "tokens": written.tokens})
     else:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.data.examples import Order
-from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ class Blocks:
         """The blocks at `index`, unpadded."""
         windows = np.stack([self.tokens[i * self.context : (i + 1) * self.context + 1] for i in index.tolist()])
         ids = torch.from_numpy(windows.astype(np.int64))
-        return Batch(ids[:, :-1], ids[:, 1:], index)
+        return Batch.of(ids[:, :-1], ids[:, 1:], index)
 
     def order(self, seed: int, batch_size: int) -> Order:
         """The order in which training reads the blocks."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.data.examples import Order
 from abridged.data.pairs import Specials, pad
-from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from abridged.core.errors import AbridgedError
+from abridged.core.text import lines_of, read_text
+from abridged.data.dataset import Dataset, announce, hub_splits
 from abridged.data.padding import PaddedTexts
-from abridged.data.rows import rows_by_split
-from abridged.errors import AbridgedError
+from abridged.data.rows import Parts, Row, listed, rows_of_hub, tab_separated, unique
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +48,10 @@ class GlueTask:
     test: tuple[str, ...] = ("dev.tsv",)
     hub: dict[str, str] = field(default_factory=dict)
     header: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.first, self.second, self.label)))
 
 
 _YES_NO, _ENTAILED = ("0", "1"), ("entailment", "not_entailment")
@@ -78,8 +86,11 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class LabelledData:
+class LabelledData(Dataset):
     """Three parts. The test part is what is reported once; models are chosen on the validation part."""
+
+    kind: ClassVar[str] = "labels"
+    holds: ClassVar[str] = "labelled texts"
 
     name: str
     labels: tuple[str, ...] | None  #: names in the order of their ids; None for a score
@@ -87,30 +98,41 @@ class LabelledData:
     train: list[Labelled]
     validation: list[Labelled]
     test: list[Labelled]
-    dropped: int = 0
+    columns: tuple[str, ...]  #: of the texts and of the label
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    split: bool = True
+    task: str | None = None  #: of GLUE
+    read: str = ""
+
+    @property
+    def words(self) -> str:
+        return "\n".join(text for row in self.train for text in (row.first, row.second) if text)
+
+    def _more(self) -> str:
+        columns = f", {' and '.join(self.columns)}"
+        if self.labels is None:
+            return f"{columns} (scores)"
+        parts = (self.train, self.validation, self.test if self.has_test else [])
+        counts = Counter(row.label for part in parts for row in part)
+        return f"{columns} ({listed([f'{label} {counts[label]:,}' for label in self.labels], 20)})"
+
+    def check_to_learn(self) -> None:
+        if self.labels is not None and len(self.labels) < 2:
+            raise AbridgedError(f"'{self.name}' has fewer than two different labels in its column '{self.columns[-1]}'")
+
+    def as_labelled(self) -> LabelledData:
+        return self
 
 
-def load_labelled(
-    data: str | Path, task: str | None = None, columns: tuple[str, ...] | None = None, seed: int = 0
-) -> LabelledData:
-    """Read labelled sentences.
+def load_glue(data: str | Path, name: str, seed: int = 0) -> LabelledData:
+    """Read a task of `GLUE` from a folder with its files, or from the hub where `data` is `glue`.
 
     Args:
-        data: a folder with the files of a GLUE task, a .tsv, .csv, .jsonl or .parquet file of a person's own (or a
-            folder with such of the words train, validation and test in their names), or `glue` for the hub's.
-        task: one of `GLUE`; None or `labels` for a file of one's own.
-        columns: of one's own file, (text, label) or (text, second text, label); None: its first columns.
         seed: of what is held out of the training part.
 
     Raises:
-        AbridgedError: no such task, file or column; a label that is not among the task's; fewer than two labels.
+        AbridgedError: no such task, file or column; a label that is not among the task's.
     """
-    if task not in (None, OWN):
-        return _glue(data, task, seed)
-    return _own(Path(data).expanduser(), columns, seed)
-
-
-def _glue(data: str | Path, name: str, seed: int) -> LabelledData:
     if name not in GLUE:
         raise AbridgedError(f"no task called '{name}': there are {', '.join(GLUE)}, and {OWN} for your own")
     task, where = GLUE[name], Path(data).expanduser()
@@ -120,36 +142,32 @@ def _glue(data: str | Path, name: str, seed: int) -> LabelledData:
         parts = {part: _read_glue(where, getattr(task, part), task) for part in ("train", "test")}
     else:
         raise AbridgedError(f"no folder {data} with the files of {name} ({task.train[0]}, {task.test[0]})")
-    found = {part: _labelled(rows, task, f"{name} in {data}") for part, rows in parts.items()}
-    train, validation = _hold_out(found["train"][0], seed)
-    dropped = sum(count for _, count in found.values())
-    return LabelledData(name, task.labels, task.metrics, train, validation, found["test"][0], dropped)
+    left_out: dict[str, list[str]] = {}
+    found = {part: _labelled(rows, task, f"{name} in {data}", left_out) for part, rows in parts.items()}
+    train, validation = _hold_out(found["train"], seed)
+    return LabelledData(
+        name, task.labels, task.metrics, train, validation, found["test"], task.columns, left_out, task=name
+    )
 
 
-def _read_glue(folder: Path, names: Sequence[str], task: GlueTask) -> list[dict[str, Any]]:
+def _read_glue(folder: Path, names: Sequence[str], task: GlueTask) -> list[Row]:
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise AbridgedError(f"the folder {folder} has no {' or '.join(names)}")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            # sentences hold quotation marks that quote nothing
-            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-            head = next(reader) if task.header else None
-            return [dict(zip(head or map(str, range(len(row))), row, strict=False)) for row in reader if row]
-    except (UnicodeDecodeError, OSError, csv.Error, StopIteration) as error:
+        lines = tab_separated(path)
+        head = unique(next(lines, (0, []))[1] if task.header else [str(number) for number in range(4)])
+        # what QQP has of lines with other numbers of cells is nothing that its columns name
+        found = ((n, dict(zip(head, cells, strict=True)) if len(cells) == len(head) else {}) for n, cells in lines)
+        return [Row(values, path.name, number, 1) for number, values in found]
+    except (OSError, ValueError) as error:
         raise AbridgedError(f"cannot read {path}: {error}") from error
 
 
-def _from_hub(name: str, task: GlueTask) -> dict[str, list[dict[str, Any]]]:
-    try:
-        from datasets import load_dataset
-
-        splits = load_dataset("nyu-mll/glue", name)
-    except Exception as error:  # datasets raises a dozen kinds; to a person they all mean: not found or not reachable
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AbridgedError(f"datasets could not load {name} of GLUE ({first})") from error
+def _from_hub(name: str, task: GlueTask) -> Parts:
+    splits: Any = hub_splits("nyu-mll/glue", name, f"datasets could not load {name} of GLUE")
     test = {"mnli": "validation_matched", "mrpc": "test"}.get(name, "validation")
-    names = {column: task.hub.get(column, column) for column in (task.first, task.second, task.label) if column}
+    names = {column: task.hub.get(column, column) for column in task.columns}
 
     def row(found: dict[str, Any]) -> dict[str, Any]:
         given = {column: found[theirs] for column, theirs in names.items()}
@@ -157,34 +175,39 @@ def _from_hub(name: str, task: GlueTask) -> dict[str, list[dict[str, Any]]]:
             given[task.label] = task.labels[given[task.label]]
         return given
 
-    return {"train": [row(r) for r in splits["train"]], "test": [row(r) for r in splits[test]]}
+    return {part: rows_of_hub(split, map(row, splits[split])) for part, split in (("train", "train"), ("test", test))}
 
 
-def _labelled(rows: Sequence[dict[str, Any]], task: GlueTask, where: str) -> tuple[list[Labelled], int]:
-    """The rows that are whole, and how many were not."""
-    kept, dropped = [], 0
+def _labelled(rows: Sequence[Row], task: GlueTask, where: str, left_out: dict[str, list[str]]) -> list[Labelled]:
+    """The rows that are whole; the places of others go to `left_out`."""
+    kept = []
     for row in rows:
-        first = row.get(task.first)
-        second = row.get(task.second) if task.second else None
-        label = row.get(task.label)
-        if not first or (task.second and not second) or label in (None, "", "-"):
-            dropped += 1
+        cells = [row.text(column) for column in task.columns]
+        if not _is_label(cells[-1], task.labels):
+            cells[-1] = ""
+        if "" in cells:
+            left_out.setdefault(f"without {task.columns[cells.index('')]}", []).append(row.place)
             continue
-        kept.append(Labelled(str(first), second, _label(label, task.labels, where)))
-    if not kept:
-        raise AbridgedError(f"{where} has no row with {', '.join(filter(None, (task.first, task.second, task.label)))}")
-    return kept, dropped
+        label = _label(cells[-1], task.labels, f"{where} has", row.place)
+        kept.append(Labelled(cells[0], cells[1] if task.second else None, label))
+    if rows and not kept:
+        raise AbridgedError(f"{where} has no row with {', '.join(task.columns)}")
+    return kept
 
 
-def _label(label: Any, labels: tuple[str, ...] | None, where: str) -> str | float:
+def _is_label(text: str, labels: Sequence[str] | None) -> bool:
+    """Whether a cell is one: "nan" is what a table writes where there is none, and "-" what GLUE does."""
+    return text.lower() not in ("", "nan") and (text != "-" or "-" in (labels or ()))
+
+
+def _label(label: str, labels: tuple[str, ...] | None, where: str, place: str) -> str | float:
     if labels is None:
-        try:
-            return float(label)
-        except ValueError:
-            raise AbridgedError(f"{where} has the score '{label}', which is no number") from None
-    if str(label) not in labels:
-        raise AbridgedError(f"{where} has the label '{label}', which is none of {', '.join(labels)}")
-    return str(label)
+        if not _is_number(label) or not math.isfinite(float(label)):
+            raise AbridgedError(f"{where} the score '{label}', which is no number, in {place}")
+        return float(label)
+    if label not in labels:
+        raise AbridgedError(f"{where} the label '{label}', which is none of {', '.join(labels)}, in {place}")
+    return label
 
 
 def _hold_out(rows: list[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled]]:
@@ -193,42 +216,53 @@ def _hold_out(rows: list[Labelled], seed: int) -> tuple[list[Labelled], list[Lab
     return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
 
 
-def _own(where: Path, columns: tuple[str, ...] | None, seed: int) -> LabelledData:
-    parts = rows_by_split(where)
-    first = next((rows[0] for rows in parts.values() if rows), None)
-    if first is None:
-        raise AbridgedError(f"'{where}' has no rows")
-    columns = columns or tuple(first)[: 3 if len(first) == 3 else 2]
+def own_labels(name: str, parts: Parts, columns: tuple[str, ...] | None = None, seed: int = 0) -> LabelledData:
+    """Labelled texts of a person's own rows.
+
+    Args:
+        columns: (text, label) or (text, second text, label); None: the first ones that have names.
+        seed: of what is held out of the training part, where there is no validation part.
+
+    Raises:
+        AbridgedError: no such column, a first line that names none, no row that has all, or one label in two spellings.
+    """
+    first = next(row for rows in parts.values() for row in rows)
+    asked, named = columns is not None, tuple(column for column in first if column)
+    columns = columns or named[: 3 if len(named) == 3 else 2]
     if len(columns) not in (2, 3):
         raise AbridgedError("name two columns (text, label) or three (text, second text, label)")
     missing = [column for column in columns if column not in first]
     if missing:
-        raise AbridgedError(f"'{where}' has no column '{missing[0]}': it has {', '.join(map(str, first))}")
-    found = sorted({str(row.get(columns[-1]) or "").strip() for rows in parts.values() for row in rows} - {""})
-    if len(found) < 2:
-        raise AbridgedError(f"'{where}' has fewer than two different labels in its column '{columns[-1]}'")
-    score = len(found) > 20 and all(map(_is_number, found))
+        raise AbridgedError(f"'{name}' has no column '{missing[0]}': it has {', '.join(map(str, first))}")
+    where: dict[str, str] = {}
+    for row in (row for rows in parts.values() for row in rows):
+        where.setdefault(row.text(columns[-1]), row.place)
+    found = sorted(label for label in where if _is_label(label, ("-",)))
+    numbers = [label for label in found if _is_number(label)]
+    score = len(numbers) == len(found) and len(set(map(float, numbers))) > 20
+    if not asked and (columns[-1] in found or (score and _is_number(columns[-1]))):
+        raise AbridgedError(f"the first line of '{name}' has the label '{columns[-1]}', and must name the columns")
+    seen: dict[float, str] = {}
+    for label in () if score else numbers:
+        if (other := seen.setdefault(float(label), label)) != label:
+            raise AbridgedError(
+                f"'{name}' has the labels '{other}', in {where[other]}, and '{label}', in {where[label]}, which are "
+                "one number: write it in one way"
+            )
     labels = None if score else tuple(found)
     task = GlueTask(columns[0], columns[1] if len(columns) == 3 else None, columns[-1], labels, ())
-    read = {part: _labelled(_stripped(rows), task, f"'{where}'") if rows else ([], 0) for part, rows in parts.items()}
-    train, validation, test = (read[part][0] for part in ("train", "validation", "test"))
+    left_out: dict[str, list[str]] = {}
+    read = {part: _labelled(rows, task, f"'{name}'", left_out) for part, rows in parts.items()}
+    train, validation, test = (read[part] for part in ("train", "validation", "test"))
+    split = bool(validation or test)
     if not validation:
         train, validation = _hold_out(train, seed)
     metrics = ("pearson", "spearman") if score else ("accuracy", "f1") if len(found) == 2 else ("accuracy",)
-    dropped = sum(count for _, count in read.values())
-    return LabelledData(str(where), labels, metrics, train, validation, test or validation, dropped)
-
-
-def _stripped(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value.strip() if isinstance(value, str) else value for key, value in row.items()} for row in rows]
+    return LabelledData(name, labels, metrics, train, validation, test or validation, columns, left_out, split)
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", text, re.ASCII | re.I) is not None
 
 
 def read_texts(path: Path) -> tuple[list[str], list[str] | None]:
@@ -237,12 +271,11 @@ def read_texts(path: Path) -> tuple[list[str], list[str] | None]:
     Raises:
         AbridgedError: it cannot be read, is empty, or only some lines have a tab.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise AbridgedError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    lines = lines_of(read_text(path))
     if not any(line.strip() for line in lines):
         raise AbridgedError(f"{path} has no text")
+    empty = sum(not line.strip() for line in lines)
+    announce(f"{path}: {len(lines):,} lines" + (f", {empty:,} of them empty" if empty else ""))
     parts = [line.split("\t") for line in lines]
     if len({len(part) for part in parts}) > 1 or len(parts[0]) > 2:
         raise AbridgedError(f"{path} has lines with and without a tab, or with several: give one text a line, or two")

@@ -69,7 +69,7 @@ class PaddedTexts:
         numbers = index.tolist()
         rows = [self.ids[i] for i in numbers]
         ids = rectangle(rows, self.pad)
-        return Batch(
+        return Batch.of(
             input_ids=ids,
             labels=torch.from_numpy(self.labels[numbers]),
             index=index,

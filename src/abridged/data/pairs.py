@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
+from abridged.core.errors import AbridgedError
+from abridged.core.text import read_text
 from abridged.data.batch import Batch
+from abridged.data.dataset import Dataset, announce
 from abridged.data.examples import Order
 from abridged.data.padding import digest_of, mask_of, rectangle
-from abridged.data.rows import SUFFIXES, rows, rows_by_split
+from abridged.data.rows import Parts, Row, is_rows, rows
 from abridged.data.text import VALIDATION_SHARE
-from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +35,7 @@ KNOWN_COLUMNS = (
     ("source", "target"),
 )
 REFERENCES = "references"  #: the column of further references, where there is one
-_HUB = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0"), "xsum": ("EdinburghNLP/xsum", None)}
+HUB_PAIRS = {"cnn_dailymail": ("abisee/cnn_dailymail", "3.0.0"), "xsum": ("EdinburghNLP/xsum", None)}
 
 
 @dataclass(frozen=True)
@@ -46,75 +48,66 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairData:
+class PairData(Dataset):
     """Three parts of one collection of pairs; what came without a validation part has its last twentieth held out."""
+
+    kind: ClassVar[str] = "pairs"
+    holds: ClassVar[str] = "pairs of texts"
 
     name: str
     columns: tuple[str, str]
     train: list[Pair]
     validation: list[Pair]
     test: list[Pair]
-    dropped: int = 0  #: rows that were left out because source or target was empty
-    split: bool = True  #: whether it came in parts
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    split: bool = True
+    read: str = ""
 
     @property
-    def to_evaluate(self) -> list[Pair]:
-        """What to evaluate a finished model on: the test part, or all of what has no parts."""
-        return self.test if self.split else self.train + self.validation
+    def words(self) -> str:
+        return "\n".join(f"{pair.source}\n{pair.target}" for pair in self.train)
+
+    def _more(self) -> str:
+        return f", {self.columns[0]} and {self.columns[1]}"
+
+    def as_pairs(self) -> PairData:
+        return self
 
 
-def looks_like_pairs(data: str | Path, columns: tuple[str, str] | None) -> bool:
-    """Whether `data` names pairs rather than a text: columns are given, or a file of rows has two that are known."""
-    if columns is not None or str(data) in _HUB:
-        return True
-    path = Path(data).expanduser()
-    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
-    for file in files:
-        if file.suffix in SUFFIXES:
-            first = next(rows(file), None)
-            return first is not None and _known(first) is not None
-    return False
-
-
-def load_pairs(data: str | Path, columns: tuple[str, str] | None = None) -> PairData:
-    """Read pairs by name or path.
+def pairs_of(name: str, parts: Parts, columns: tuple[str, ...] | None = None) -> PairData:
+    """The pairs that rows hold.
 
     Args:
-        data: a .jsonl, .csv, .tsv or .parquet file, a folder of such files (train, validation and test by that word in
-            their path), `xsum`, `cnn_dailymail`, or the name of a `datasets` dataset, its configuration after a colon.
         columns: the names of source and target; None = the first of `KNOWN_COLUMNS` that is there.
 
     Raises:
-        AbridgedError: nothing is found under that name, a column is missing, or no row has both texts.
+        AbridgedError: a column is missing, there are not two, or no row has both texts.
     """
-    name, path = str(data), Path(data).expanduser()
-    here = path.exists() or path.suffix in SUFFIXES or name.startswith((".", "/", "~"))
-    parts = rows_by_split(path) if here else _from_datasets(name)
-    first = next((some[0] for some in parts.values() if some), None)
-    if first is None:
-        raise AbridgedError(f"'{name}' has no rows")
-    columns = columns or _known(first)
-    if columns is None:
+    first = next(row for some in parts.values() for row in some)
+    known = columns or known_columns(first)
+    if known is None:
         raise AbridgedError(
             f"'{name}' has the columns {', '.join(map(str, first))}: say which are source and target, as in "
             "--columns document,summary"
         )
-    pairs = {split: [_pair(row, columns, name) for row in some] for split, some in parts.items()}
-    kept = {split: [p for p in some if p.source and p.target] for split, some in pairs.items()}
-    dropped = sum(map(len, pairs.values())) - sum(map(len, kept.values()))
+    if len(known) != 2:
+        raise AbridgedError(f"an encoder-decoder learns from two columns, source and target, not from {len(known)}")
+    both = (known[0], known[1])
+    left_out: dict[str, list[str]] = {}
+    kept = {split: _whole(some, both, left_out) for split, some in parts.items()}
     if not any(kept.values()):
-        raise AbridgedError(f"no row of '{name}' has both a {columns[0]} and a {columns[1]}")
+        raise AbridgedError(f"no row of '{name}' has both a {both[0]} and a {both[1]}")
     came_split = bool(kept["validation"] or kept["test"])
     if not kept["validation"]:
         held = max(1, round(len(kept["train"]) * VALIDATION_SHARE))
         kept["train"], kept["validation"] = kept["train"][:-held], kept["train"][-held:]
     return PairData(
         name=name,
-        columns=columns,
+        columns=both,
         train=kept["train"],
         validation=kept["validation"],
         test=kept["test"] or kept["validation"],
-        dropped=dropped,
+        left_out=left_out,
         split=came_split,
     )
 
@@ -127,47 +120,40 @@ def read_documents(path: Path, column: str | None = None) -> list[str]:
     """
     if not path.is_file():
         raise AbridgedError(f"no such file: {path}")
-    if path.suffix not in SUFFIXES:
-        try:
-            return [path.read_text(encoding="utf-8")]
-        except (UnicodeDecodeError, OSError) as error:
-            raise AbridgedError(f"cannot read {path}: {error}") from error
+    if not is_rows(path):
+        announce(f"{path}: one document")
+        return [read_text(path)]
     found = list(rows(path))
     if not found:
         raise AbridgedError(f"'{path}' has no rows")
     column = column or next((source for source, _ in KNOWN_COLUMNS if source in found[0]), None)
-    if column not in found[0]:
+    if column is None or column not in found[0]:
         named = f"no column '{column}'" if column else "no column that is known for documents (name it with --column)"
         raise AbridgedError(f"'{path}' has {named}: it has {', '.join(map(str, found[0]))}")
-    return [text if isinstance(text := row.get(column), str) else "" for row in found]
+    announce(f"{path}: {len(found):,} documents, {column}")
+    return [row.text(column) for row in found]
 
 
-def _known(row: dict[str, Any]) -> tuple[str, str] | None:
+def known_columns(row: Row) -> tuple[str, str] | None:
+    """The columns of a row that are taken for source and target."""
     return next((pair for pair in KNOWN_COLUMNS if pair[0] in row and pair[1] in row), None)
 
 
-def _pair(row: dict[str, Any], columns: tuple[str, str], name: str) -> Pair:
-    for column in columns:
-        if column not in row:
-            raise AbridgedError(f"'{name}' has no column '{column}': it has {', '.join(map(str, row))}")
-    texts = [row[column] for column in columns]
-    source, target = (text.strip() if isinstance(text, str) else "" for text in texts)
-    more = row.get(REFERENCES) or ()
-    return Pair(source, target, tuple(r.strip() for r in more if isinstance(r, str) and r.strip()))
-
-
-def _from_datasets(name: str) -> dict[str, list[dict[str, Any]]]:
-    repository, _, configuration = name.partition(":")
-    try:
-        from datasets import load_dataset
-
-        splits = load_dataset(*_HUB.get(name, (repository, configuration or None)))
-        return {split: list(splits[split]) if split in splits else [] for split in ("train", "validation", "test")}
-    except Exception as error:  # datasets raises a dozen kinds; to a person they all mean: not found or not reachable
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AbridgedError(
-            f"no pairs called '{name}': it is no file or folder, and datasets could not load it ({first})"
-        ) from error
+def _whole(some: Sequence[Row], columns: tuple[str, str], left_out: dict[str, list[str]]) -> list[Pair]:
+    """The pairs of rows that have both texts; the places of others go to `left_out`."""
+    pairs = []
+    for row in some:
+        for column in columns:
+            if column not in row:
+                raise AbridgedError(f"{row.place} has no column '{column}': it has {', '.join(row)}")
+        source, target = (row.text(column) for column in columns)
+        more = row.get(REFERENCES)
+        more = more if isinstance(more, list) else [more]
+        if source and target:
+            pairs.append(Pair(source, target, tuple(r.strip() for r in more if isinstance(r, str) and r.strip())))
+        else:
+            left_out.setdefault(f"without {columns[1] if source else columns[0]}", []).append(row.place)
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -218,7 +204,7 @@ def pad(
     inputs = rectangle([np.concatenate([[specials.start], target[:-1]]) for target in targets], specials.pad)
     source_ids = rectangle(sources, specials.pad, source_length)
     # The decoder needs no mask: padding comes last, where no token that counts can see it.
-    return Batch(inputs, labels, index, source_ids=source_ids, source_mask=mask_of(sources, source_ids))
+    return Batch.of(inputs, labels, index, source_ids=source_ids, source_mask=mask_of(sources, source_ids))
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,28 @@ Source: Rajpurkar et al., "SQuAD", EMNLP 2016, arXiv:1606.05250.
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from abridged.core.errors import AbridgedError
+from abridged.core.measurement import Measured, Measurement
+from abridged.core.text import parse_json, read_text
+from abridged.data.dataset import Dataset
 from abridged.data.padding import PaddedTexts
-from abridged.errors import AbridgedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SQUAD = "squad"  #: the name of the task
+TRAIN, TEST = "train-v1.1.json", "dev-v1.1.json"
+HELD_OUT = 0.02  #: of the training part, in whole paragraphs, to choose models by
 #: Words of a paragraph that one window shares with the next.
 STRIDE = 64
 
@@ -44,7 +49,7 @@ def load_squad(path: str | Path) -> list[Question]:
     """
     path = Path(path).expanduser()
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        articles = parse_json(read_text(path))["data"]
         found = [
             Question(
                 asked["question"].strip(),
@@ -57,11 +62,53 @@ def load_squad(path: str | Path) -> list[Question]:
             for asked in paragraph["qas"]
             if asked["answers"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise AbridgedError(f"cannot read {path} as SQuAD v1.1: {error}") from error
     if not found:
         raise AbridgedError(f"{path} has no question with an answer")
     return found
+
+
+@dataclass(frozen=True)
+class QuestionData(Dataset):
+    """Three parts; some whole paragraphs of the training part are held out to choose models by."""
+
+    kind: ClassVar[str] = "questions"
+    holds: ClassVar[str] = "questions on paragraphs"
+
+    name: str
+    train: list[Question]
+    validation: list[Question]
+    test: list[Question]
+    task: str | None = SQUAD
+
+    @property
+    def words(self) -> str:
+        paragraphs = dict.fromkeys(question.paragraph for question in self.train)
+        return "\n".join([*paragraphs, *(question.question for question in self.train)])
+
+    def as_questions(self) -> QuestionData:
+        return self
+
+
+def load_questions(folder: Path) -> QuestionData:
+    """Read a folder with the two files of SQuAD v1.1.
+
+    Raises:
+        AbridgedError: one of them is missing or cannot be read.
+    """
+    for name in (TRAIN, TEST):
+        if not (folder / name).is_file():
+            raise AbridgedError(f"the folder {folder} has no {name}")
+    questions = load_squad(folder / TRAIN)
+    paragraphs = list(dict.fromkeys(q.paragraph for q in questions))
+    held = set(paragraphs[-max(1, round(HELD_OUT * len(paragraphs))) :])
+    return QuestionData(
+        name=SQUAD,
+        train=[q for q in questions if q.paragraph not in held],
+        validation=[q for q in questions if q.paragraph in held],
+        test=load_squad(folder / TEST),
+    )
 
 
 @dataclass(frozen=True)
@@ -137,8 +184,9 @@ def _f1(words: list[str], right: list[str]) -> float:
     return 2 * both / (len(words) + len(right))
 
 
-def squad_scores(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
+def squad_scores(answers: Sequence[str], questions: Sequence[Question]) -> Measured:
     """`exact_match` and `f1` in per cent, and `score`, which is F1."""
     exact = 100 * float(np.mean([exact_match(a, q.answers) for a, q in zip(answers, questions, strict=True)]))
     f1 = 100 * float(np.mean([overlap(a, q.answers) for a, q in zip(answers, questions, strict=True)]))
-    return {"score": f1, "f1": f1, "exact_match": exact}
+    named = [Measurement("f1", f1, "F1"), Measurement("exact_match", exact, "exact match")]
+    return Measured([Measurement("score", f1, headline=True), *named])

@@ -1,14 +1,17 @@
 """Finds text by built-in name, by path or by `datasets` name, in its three splits."""
 
-import json
 import lzma
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, ClassVar
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.core.text import lines_of, read_text
+from abridged.data.dataset import PARTS, Dataset, hub_splits
+from abridged.data.rows import SUFFIXES, Row, account_of_files, by_split, is_rows, rows
 
 #: Built-in names that need a hub: (dataset, configuration, text column).
 _HUB = {
@@ -16,35 +19,43 @@ _HUB = {
     "ptb": ("ptb-text-only/ptb_text_only", None, "sentence"),
 }
 BUILT_IN = ("wikitext-2", *_HUB)
-SPLITS = {"train": {"train"}, "validation": {"validation", "valid", "dev"}, "test": {"test"}}
-_SUFFIXES = (".txt", ".tokens", ".txt.xz", ".jsonl", ".parquet")
+TEXT_SUFFIXES = (".txt", ".tokens", ".txt.xz", *SUFFIXES)
 #: Held out of a text that has no validation split of its own.
 VALIDATION_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(Dataset):
     """Three parts of one text. What came without a validation or test part has its last twentieth held out for both."""
+
+    kind: ClassVar[str] = "text"
+    holds: ClassVar[str] = "a text"
 
     name: str
     train: str
     validation: str
     test: str
     split: bool = True  #: whether it came in parts
+    read: str = ""
 
     @property
-    def to_evaluate(self) -> str:
-        """What to evaluate a finished model on: the test part, or all of a text that has no parts."""
-        return self.test if self.split else self.train + self.validation
+    def words(self) -> str:
+        return self.train
+
+    def _more(self) -> str:
+        return " in characters"
+
+    def as_text(self) -> "TextData":
+        return self
 
 
 def load_text(data: str | Path) -> TextData:
     """Read text by name or path.
 
     Args:
-        data: `wikitext-2` (bundled), `wikitext-103` or `ptb` (from a hub), a .txt, .txt.xz, .tokens, .jsonl or
-            .parquet file, a folder of such files (train, validation and test by that word in their path), or the name
-            of a `datasets` dataset, with its configuration after a colon.
+        data: `wikitext-2` (bundled), `wikitext-103` or `ptb` (from a hub), a .txt, .txt.xz or .tokens file, a file of
+            rows with a column `text`, a folder of such files (train, validation and test by that word in their path),
+            or the name of a `datasets` dataset, with its configuration after a colon.
 
     Raises:
         AbridgedError: nothing is found under that name, or what is found holds no text.
@@ -57,13 +68,17 @@ def load_text(data: str | Path) -> TextData:
         loaded = _without_splits(name, _read(path))
     elif path.is_dir():
         loaded = _folder(name, path)
-    elif name not in _HUB and (path.suffix in _SUFFIXES or name.startswith((".", "/", "~"))):
+    elif name not in _HUB and (path.suffix in TEXT_SUFFIXES or name.startswith((".", "/", "~"))):
         raise AbridgedError(f"no such file or folder: {name}")
     else:
         loaded = _from_datasets(name)
-    if not loaded.to_evaluate.strip():
-        raise AbridgedError(f"the text '{name}' is empty")
-    return loaded
+    return _not_empty(loaded)
+
+
+def _not_empty(text: TextData) -> TextData:
+    if not text.to_evaluate.strip():
+        raise AbridgedError(f"the text '{text.name}' is empty")
+    return text
 
 
 def _bundled_wikitext2() -> TextData:
@@ -79,7 +94,8 @@ def _without_splits(name: str, text: str) -> TextData:
     """Hold out the last twentieth, cut at a line end."""
     cut = text.rfind("\n", 0, int(len(text) * (1 - VALIDATION_SHARE))) + 1
     cut = cut or int(len(text) * (1 - VALIDATION_SHARE))
-    return TextData(name, text[:cut], text[cut:], text[cut:], split=False)
+    held = text[cut:]
+    return TextData(name, text[:cut], held, held, split=False)
 
 
 def _with_splits(name: str, texts: dict[str, str]) -> TextData:
@@ -92,72 +108,68 @@ def _with_splits(name: str, texts: dict[str, str]) -> TextData:
 
 
 def _folder(name: str, folder: Path) -> TextData:
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.endswith(_SUFFIXES))
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.lower().endswith(TEXT_SUFFIXES))
     if not paths:
-        raise AbridgedError(f"the folder {name} holds no {', '.join(_SUFFIXES)} file")
-
-    def of(split: str) -> list[Path]:
-        return [p for p in paths if words_of_path(p.relative_to(folder)) & SPLITS[split]]
-
-    if not of("train"):
-        return _without_splits(name, "\n".join(map(_read, paths)))
-    return _with_splits(name, {split: "\n".join(map(_read, of(split))) for split in SPLITS})
-
-
-def words_of_path(path: Path) -> set[str]:
-    """The words in a path: a split's name among them says what a file is for."""
-    return set(re.split("[^a-z]+", str(path).lower()))
+        raise AbridgedError(f"the folder {name} holds no {', '.join(TEXT_SUFFIXES)} file")
+    of = by_split(folder, paths)
+    read = {path: _read(path) for some in of.values() for path in some}
+    told = account_of_files(name, {str(path): len(read.get(path, "")) for path in paths}, "characters")
+    texts = {split: "\n".join(read[path] for path in some) for split, some in of.items()}
+    return replace(_with_splits(name, texts), read=told)
 
 
 def _read(path: Path) -> str:
+    if is_rows(path):
+        return _text_of(rows(path))
+    if path.suffix.lower() != ".xz":
+        return read_text(path)
     try:
-        if path.name.endswith(".xz"):
-            return lzma.decompress(path.read_bytes()).decode()
-        if path.suffix == ".jsonl":
-            return "\n".join(_jsonl(path))
-        if path.suffix == ".parquet":
-            from datasets import Dataset
-
-            return "\n".join(Dataset.from_parquet(str(path))["text"])
-        return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, lzma.LZMAError, OSError, KeyError, ValueError) as error:
-        raise AbridgedError(f"cannot read text from {path}: {error}") from error
+        return lzma.decompress(path.read_bytes()).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except (UnicodeDecodeError, lzma.LZMAError, OSError) as error:
+        raise AbridgedError(f"cannot read {path}: {error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise ValueError(f'line {number} is not an object with a "text" field')
-            yield row["text"]
+def _text_of(some: Iterable[Row]) -> str:
+    texts = []
+    for row in some:
+        if not isinstance(row.get("text"), str):
+            raise AbridgedError(f"{row.place} has no text in a column 'text': it has {', '.join(map(str, row))}")
+        texts.append(row["text"])
+    return "\n".join(texts)
 
 
 def _from_datasets(name: str) -> TextData:
     dataset_name, _, configuration = name.partition(":")
     repository, config, column = _HUB.get(name, (dataset_name, configuration or None, "text"))
+    splits: Any = hub_splits(repository, config, not_found("text", name))
     try:
-        from datasets import load_dataset
-
-        splits = load_dataset(repository, config)
-        texts = {
-            split: "\n".join(splits[split][column]) if split in splits else ""
-            for split in ("train", "validation", "test")
-        }
-    except Exception as error:  # datasets raises a dozen kinds; to a person they all mean: not found or not reachable
-        raise AbridgedError(
-            f"no text called '{name}': it is no file or folder, no built-in name ({', '.join(BUILT_IN)}), and datasets "
-            f"could not load it ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from error
+        texts = {split: "\n".join(splits[split][column]) if split in splits else "" for split in PARTS}
+    except (KeyError, TypeError):
+        raise AbridgedError(f"the dataset '{name}' has no texts in a column '{column}'") from None
     return _with_splits(name, texts)
+
+
+def text_of_rows(name: str, parts: dict[str, list[Row]]) -> TextData:
+    """The column `text` of rows.
+
+    Raises:
+        AbridgedError: there is no such column, or nothing in it.
+    """
+    return _not_empty(_with_splits(name, {split: _text_of(some) for split, some in parts.items()}))
+
+
+def not_found(what: str, name: str) -> str:
+    """What to say of a name that is none, before the reason."""
+    return (
+        f"no {what} called '{name}': it is no file or folder, no built-in name ({', '.join(BUILT_IN)}), and datasets "
+        "could not load it"
+    )
 
 
 def sentences(text: str) -> list[str]:
     """A text's sentences of four words and more, without headings, and without the signs that WikiText escapes hyphens
     and separators with (`1 @,@ 000`)."""
-    lines = [line.strip() for line in re.sub(r" @(\W)@ ", r"\1", text).splitlines() if not line.strip().startswith("=")]
+    lines = [line.strip() for line in lines_of(re.sub(r" @(\W)@ ", r"\1", text)) if not line.strip().startswith("=")]
     found = (sentence.strip() for line in lines for sentence in re.split(r"(?<=[.!?])\s+", line))
     return [sentence for sentence in found if len(sentence.split()) >= 4]
 

@@ -1,5 +1,6 @@
 """Learns a byte-level BPE tokenizer for a model that is trained from scratch."""
 
+from io import StringIO
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def learn_tokenizer(text: str, vocab_size: int, context: int, encoder: bool = Fa
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(text.splitlines(keepends=True), trainer)
+    bpe.train_from_iterator(StringIO(text), trainer)
     common = {"tokenizer_object": bpe, "model_max_length": context, "clean_up_tokenization_spaces": False}
     if encoder:
         bpe.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), False, add_prefix_space=False)

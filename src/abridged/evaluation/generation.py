@@ -6,6 +6,7 @@ as much time at each token as a small packed model itself. A packed model's keys
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers.decoders import DecodeStream
 
-from abridged.errors import AbridgedError
-from abridged.models import is_encoder_decoder, is_language_model
+from abridged.core.errors import AbridgedError
+from abridged.core.text import refuse_half_characters
+from abridged.families.kinds import context_of, is_encoder_decoder, is_language_model
 from abridged.runtime.decoding import Forward
 
 if TYPE_CHECKING:
@@ -25,12 +27,13 @@ class Pieces:
     """The pieces of a continuation as they come, then how many `tokens` it took and how many `seconds`.
 
     `seconds` are the model's own: what the reader does between two pieces does not count. Closing it, or leaving the
-    loop over it, ends it.
+    loop over it, ends it. `room` is how many tokens the model's context leaves, where they are fewer than were asked.
     """
 
-    def __init__(self, pieces: Generator[str, None, None]) -> None:
+    def __init__(self, pieces: Generator[str, None, None], room: int | None = None) -> None:
         self.tokens = 0
         self.seconds = 0.0
+        self.room = room
         self._pieces = pieces
 
     def __iter__(self) -> Iterator[str]:
@@ -48,6 +51,11 @@ class Pieces:
         """Tokens written per second, the reading of the prompt included."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended because the model's context was full."""
+        return self.tokens == self.room
+
 
 class Generation(Pieces):
     """What a model in this process writes."""
@@ -59,9 +67,11 @@ class Generation(Pieces):
         ids: torch.Tensor,
         count: int,
         choose: Callable[[torch.Tensor], torch.Tensor],
+        room: int | None = None,
     ) -> None:
-        """Up to `count` tokens after ids (1, T); `choose` takes one from logits (vocabulary,)."""
-        super().__init__(self._write(model, tokenizer, ids, count, choose))
+        """Up to `count` tokens after ids (1, T), or the `room` that there is; `choose` takes one from logits
+        (vocabulary,)."""
+        super().__init__(self._write(model, tokenizer, ids, min(count, room or count), choose), room)
 
     def _write(
         self, model: Any, tokenizer: Any, ids: torch.Tensor, count: int, choose: Callable[[torch.Tensor], torch.Tensor]
@@ -76,7 +86,10 @@ class Generation(Pieces):
             begun = time.perf_counter()
             with torch.inference_mode():
                 out = model(**given)
-                written.append(int(choose(out.logits[0, -1].float())))
+                logits = out.logits[0, -1].float()
+                if not math.isfinite(logits.max()):
+                    raise AbridgedError("what the model answers are not numbers (NaN or infinity)")
+                written.append(int(choose(logits)))
                 if not self.tokens and isinstance(model.forward, Forward):
                     model.forward.halve(out.past_key_values)
             given |= {"input_ids": ids.new_tensor([written[-1:]]), "past_key_values": out.past_key_values}
@@ -134,7 +147,8 @@ def generate(
     """Continue `prompt`; iterate over the result to get the text as it is written.
 
     Args:
-        max_new_tokens: tokens to write at most; fewer where the model's positions or its end-of-text come first.
+        max_new_tokens: tokens to write at most; fewer where the model's positions end (`is_cut` of the result) or its
+            end-of-text comes first.
         temperature: divides the logits; 0 always takes the likeliest token.
         top_k: draw from the k likeliest tokens; 0 draws from all.
         top_p: draw from the fewest likeliest tokens whose probabilities sum to this.
@@ -148,12 +162,13 @@ def generate(
         raise AbridgedError("an encoder-decoder makes one text of another and does not go on with one: use summarize")
     if not is_language_model(model):
         raise AbridgedError(f"a {type(model).__name__} writes no text")
+    refuse_half_characters(prompt)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].long()
     if ids.numel() == 0:
         if tokenizer.bos_token_id is None:
             raise AbridgedError("the prompt is empty, and the tokenizer has no token to begin with: give some words")
         ids = torch.tensor([[tokenizer.bos_token_id]])
-    limit = getattr(model.config, "max_position_embeddings", None) or ids.shape[1] + max_new_tokens
+    limit = context_of(model.config)
     room = limit - ids.shape[1]
     if room < 1:
         raise AbridgedError(f"the prompt has {ids.shape[1]} tokens, and the model can continue at most {limit - 1}")
@@ -165,4 +180,5 @@ def generate(
         torch.manual_seed(seed)
     model.eval()
     ids = ids.to(next(iter(model.parameters())).device)
-    return Generation(model, tokenizer, ids, min(max_new_tokens, room), Sampler(temperature, top_k, top_p))
+    sampler = Sampler(temperature, top_k, top_p)
+    return Generation(model, tokenizer, ids, max_new_tokens, sampler, room if room < max_new_tokens else None)

@@ -7,15 +7,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.evaluation.generation import Pieces, check_settings
 
 
 class EngineGeneration(Pieces):
     """What llama.cpp writes; the engine is closed at the end."""
 
-    def __init__(self, model: Any, prompt: list[int], settings: dict[str, Any]) -> None:
-        super().__init__(self._write(model, prompt, settings))
+    def __init__(self, model: Any, prompt: list[int], settings: dict[str, Any], room: int | None = None) -> None:
+        super().__init__(self._write(model, prompt, settings), room)
 
     def _write(self, model: Any, prompt: list[int], settings: dict[str, Any]) -> Generator[str, None, None]:
         try:
@@ -64,8 +64,9 @@ def generate(
             if not ids
             else f"the prompt has {len(ids)} tokens, and the model can continue at most {model.n_ctx() - 1}"
         )
+    room = model.n_ctx() - len(ids)
     settings: dict[str, Any] = {
-        "max_tokens": min(max_new_tokens, model.n_ctx() - len(ids)),
+        "max_tokens": min(max_new_tokens, room),
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -74,4 +75,4 @@ def generate(
     }
     if seed is not None:
         settings["seed"] = seed
-    return EngineGeneration(model, ids, settings)
+    return EngineGeneration(model, ids, settings, room if room < max_new_tokens else None)

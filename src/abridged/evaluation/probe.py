@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from abridged import families
+from abridged.core.modes import evaluating
 from abridged.data.batch import Batch
 from abridged.evaluation.scores import spearman
-from abridged.families import anatomy_of
+from abridged.storage.compressed import RankedHeads
 
 MEASURES = ("special", "current", "previous", "entropy")
 
@@ -25,19 +27,16 @@ def probe_heads(model: Any, batches: Iterable[Batch], special: Sequence[int]) ->
         across, from one text to another, has no current and previous token: 0.
     """
     watched = _Watch(model, special)
-    implementation, was_training = model.config._attn_implementation, model.training
+    implementation = model.config._attn_implementation
     if implementation not in ("eager", "abridged"):
         model.set_attn_implementation("eager")  # the others hold no probabilities
-    model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(model) as device:
             for batch in batches:
-                batch = batch.to(next(model.parameters()).device)
-                watched.batch = batch
+                watched.batch = batch = batch.to(device)
                 model(**batch.model_inputs, use_cache=False, output_attentions=True)
     finally:
         watched.close()
-        model.train(was_training)
         if implementation not in ("eager", "abridged"):
             model.set_attn_implementation(implementation)
     return watched.found()
@@ -54,7 +53,7 @@ class _Watch:
         encoder = model.get_encoder() if model.config.is_encoder_decoder else None
         inside = set() if encoder is None else set(encoder.modules())
         self.handles = []
-        for path in anatomy_of(model).attentions:
+        for path in families.view(model).attentions:
             module = model.get_submodule(path)
             hook = self._hook(path, module in inside)
             self.handles.append(module.register_forward_hook(hook, with_kwargs=True))
@@ -109,12 +108,11 @@ def _texts(batch: Batch, in_encoder: bool, across: bool) -> tuple[Tensor, Tensor
 
 
 def against_masks(
-    probed: Mapping[str, Sequence[Mapping[str, float]]], masks: Mapping[str, Mapping[str, Any]]
+    probed: Mapping[str, Sequence[Mapping[str, float]]], masks: Mapping[str, RankedHeads]
 ) -> dict[str, Any]:
     """How what heads look at goes with what masks made of them (VTrans, section 5: those on special and current first).
 
-    probed: of the model before pruning. masks: by attention module `scores` (a group of heads each, more is kept),
-        `kept` and `queries` (heads in a group), as a pruned model's abridged.json has them under methods.prune.heads.
+    probed: of the model before pruning. masks: how its heads were ranked, by attention module.
 
     Returns `heads` in the modules' order, each with its measures, `score` and `removed`, and `correlation`: Spearman's,
     of the score with each measure and with `either`, the larger of special and current; below 0 where such heads go
@@ -124,11 +122,11 @@ def against_masks(
     for path, rows in probed.items():
         if path not in masks:
             continue
-        found, queries = masks[path], int(masks[path]["queries"])
+        ranked = masks[path]
         for number, row in enumerate(rows):
-            group = number // queries
-            if group < len(found["scores"]):
-                state = {"score": float(found["scores"][group]), "removed": group not in found["kept"]}
+            group = number // ranked.queries
+            if group < len(ranked.scores):
+                state = {"score": float(ranked.scores[group]), "removed": group not in ranked.kept}
                 heads.append({"module": path, "head": number, **row, **state})
     scores = np.array([head["score"] for head in heads])
     columns = {name: np.array([head[name] for head in heads]) for name in MEASURES}

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from abridged.core.measurement import Measured, Measurement
+
 
 def accuracy(predicted: np.ndarray, true: np.ndarray) -> float:
     """Share of (n,) labels that are right."""
@@ -55,9 +57,10 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "pearson": pearson,
     "spearman": spearman,
 }
+_TITLES = {"f1": "F1", "matthews": "Matthews", "pearson": "Pearson", "spearman": "Spearman"}
 
 
-def score(metrics: tuple[str, ...], predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+def score(metrics: tuple[str, ...], predicted: np.ndarray, true: np.ndarray) -> Measured:
     """Each metric by name, and `score`, their mean, which GLUE's average is made of."""
-    found = {name: METRICS[name](predicted, true) for name in metrics}
-    return {**found, "score": sum(found.values()) / len(found)}
+    found = [Measurement(name, METRICS[name](predicted, true), _TITLES.get(name, name)) for name in metrics]
+    return Measured([*found, Measurement("score", sum(m.value for m in found) / len(found), headline=True)])

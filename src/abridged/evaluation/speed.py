@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
-from abridged.models import is_encoder_decoder
-from abridged.training.hardware import describe
+from abridged import families
+from abridged.core.errors import AbridgedError
+from abridged.core.hardware import describe
+from abridged.core.progress import seconds_since
+from abridged.families.kinds import context_of, is_encoder_decoder, is_language_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,7 @@ def prompt_seconds(model: PreTrainedModel, ids: torch.Tensor) -> float:
             model(input_ids=ids)
         else:
             model(input_ids=ids, logits_to_keep=1, use_cache=True)
-    return time.perf_counter() - begun
+    return seconds_since(begun)
 
 
 def decode_seconds(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> float:
@@ -86,14 +87,16 @@ import json, sys, time
 import abridged, torch, transformers
 from abridged.checkpoint.files import is_compressed
 from abridged.checkpoint.load import load
-from abridged.training.hardware import peak_memory, resident_memory
+from abridged.core.hardware import peak_memory, resident_memory
+from abridged.core.names import trusts_code
+from abridged.families.kinds import class_named
 transformers.utils.logging.disable_progress_bar()
 where = sys.argv[1]
-config = transformers.AutoConfig.from_pretrained(where)
-kind = getattr(transformers, config.architectures[0])
+config = transformers.AutoConfig.from_pretrained(where, trust_remote_code=trusts_code())
+kind = class_named(config)
 if is_compressed(where):
     import abridged.checkpoint.skeleton, abridged.runtime.decoding
-    from abridged.runtime.ops import kernels
+    from abridged.runtime.kernels import kernels
     kernels()
 dtype = getattr(torch, sys.argv[2])
 before, begun = resident_memory(), time.perf_counter()
@@ -135,13 +138,13 @@ def bench(
 
     Returns "packed" and "dense", each with "prompt_tokens_per_second" and "decode_tokens_per_second", or of a model
     that writes nothing "texts_per_second" by batch size; "file_bytes" and what `memory` says; and the lengths, the
-    path through the kernels and the hardware.
+    path through the kernels and the hardware; of a decoder "fast_steps", whether it writes by them, and "why_not".
     Raises AbridgedError for a directory that is no compressed model, and for lengths beyond its positions.
     """
     from abridged.checkpoint.inspect import inspect
     from abridged.checkpoint.load import load
     from abridged.exporters.dense import dense_model
-    from abridged.runtime.ops import kernels
+    from abridged.runtime.kernels import kernels
 
     packed = load(directory)
     models = {"packed": packed, "dense": dense_model(packed, torch.float32)}
@@ -154,6 +157,7 @@ def bench(
         **lengths,
         "kernels": "reference" if compiled is None else compiled.path,
         "hardware": describe(),
+        **steps_of(packed),
     }
     with tempfile.TemporaryDirectory() as folder:
         models["dense"].save_pretrained(folder)
@@ -162,12 +166,22 @@ def bench(
     return result
 
 
+def steps_of(model: Any) -> dict[str, Any]:
+    """Of a packed decoder in memory "fast_steps", whether it writes by them, and "why_not"; of others nothing."""
+    from abridged.runtime.decoding import why_slow
+
+    if not is_language_model(model):
+        return {}
+    reason = why_slow(model)
+    return {"fast_steps": reason is None, "why_not": reason}
+
+
 Measured = tuple[dict[str, Any], dict[str, dict[str, Any]]]  # lengths, and of each model its speeds
 
 
 def _reading_and_writing(models: dict[str, Any], prompt_tokens: int, new_tokens: int, rounds: int) -> Measured:
     packed = models["packed"]
-    limit = packed.config.max_position_embeddings
+    limit = context_of(packed.config)
     both = is_encoder_decoder(packed)  # then source and summary have positions of their own
     prompt_tokens = min(prompt_tokens, limit if both else limit - new_tokens - 1)
     if prompt_tokens < 1 or new_tokens + 2 > limit:
@@ -186,7 +200,7 @@ def _reading_and_writing(models: dict[str, Any], prompt_tokens: int, new_tokens:
 
 
 def _reading(models: dict[str, Any], length: int, rounds: int) -> Measured:
-    limit = anatomy_of(models["dense"]).context
+    limit = families.view(models["dense"]).context
     if length > limit:
         raise AbridgedError(f"{length} tokens are more than the model's {limit} positions")
     speeds: dict[str, dict[str, Any]] = {name: {"texts_per_second": {}} for name in models}

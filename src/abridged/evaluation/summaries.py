@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abridged.core.errors import AbridgedError
+from abridged.core.measurement import Measured, Measurement
+from abridged.core.modes import evaluating
+from abridged.core.progress import seconds_since
+from abridged.core.text import refuse_half_characters
 from abridged.data.pairs import Pair, Specials, TokenPairs
-from abridged.errors import AbridgedError
-from abridged.models import is_encoder_decoder
+from abridged.families.kinds import context_of, is_encoder_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +62,7 @@ class SearchSettings:
         }
         if beams > 1:
             arguments |= {"length_penalty": choose(self.length_penalty, "length_penalty", 1.0), "early_stopping": True}
-        room = int(model.config.max_position_embeddings) - 1
+        room = context_of(model.config) - 1
         return arguments | {"max_new_tokens": min(arguments["max_new_tokens"], room)}
 
 
@@ -99,6 +103,7 @@ def summarize(
         raise AbridgedError(
             f"a {model.config.model_type} goes on with a text and does not make one of another: use an encoder-decoder"
         )
+    refuse_half_characters(*documents)
     settings = settings or SearchSettings()
     specials = Specials.of(tokenizer, model.config)
     given = [i for i, document in enumerate(documents) if document.strip()]
@@ -106,29 +111,26 @@ def summarize(
     if not given:
         return Summaries(texts, 0, 0, 0.0)
     pairs = [Pair(documents[i].strip(), "-") for i in given]
-    examples = TokenPairs.of(pairs, tokenizer, specials, int(model.config.max_position_embeddings), 8)
+    examples = TokenPairs.of(pairs, tokenizer, specials, context_of(model.config), 8)
     by_length = sorted(range(len(given)), key=lambda i: -len(examples.sources[i]))
     arguments = settings.arguments(model)
-    device = next(iter(model.parameters())).device
     tokens, seconds = 0, 0.0
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(by_length), settings.batch_size):
-        index = torch.tensor(by_length[start : start + settings.batch_size])
-        batch = examples.batch(index).to(device)
-        begun = time.perf_counter()
-        written = model.generate(batch.source_ids, attention_mask=batch.source_mask, **arguments)
-        seconds += time.perf_counter() - begun
-        for number, ids in zip(index.tolist(), written.tolist(), strict=True):
-            kept = [i for i in ids if i not in tokenizer.all_special_ids]
-            texts[given[number]] = tokenizer.decode(kept).strip()
-            tokens += len(kept)
-        show(min(start + settings.batch_size, len(by_length)))
-    model.train(was_training)
+    with evaluating(model) as device:
+        for start in range(0, len(by_length), settings.batch_size):
+            index = torch.tensor(by_length[start : start + settings.batch_size])
+            batch = examples.batch(index).to(device)
+            begun = time.perf_counter()
+            written = model.generate(batch.source_ids, attention_mask=batch.source_mask, **arguments)
+            seconds += seconds_since(begun)
+            for number, ids in zip(index.tolist(), written.tolist(), strict=True):
+                kept = [i for i in ids if i not in tokenizer.all_special_ids]
+                texts[given[number]] = tokenizer.decode(kept).strip()
+                tokens += len(kept)
+            show(min(start + settings.batch_size, len(by_length)))
     return Summaries(texts, tokens, examples.source_cut, seconds)
 
 
-def rouge(summaries: Sequence[str], pairs: Sequence[Pair]) -> dict[str, Any]:
+def rouge(summaries: Sequence[str], pairs: Sequence[Pair]) -> Measured:
     """ROUGE F1 of summaries in per cent (Lin 2004, by the package rouge-score, with stemming), and plain figures.
 
     Returns:
@@ -140,7 +142,10 @@ def rouge(summaries: Sequence[str], pairs: Sequence[Pair]) -> dict[str, Any]:
     Raises:
         AbridgedError: rouge-score is not installed.
     """
-    scorer = _scorer()
+    require_rouge()
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
     own, best = dict.fromkeys(ROUGE, 0.0), dict.fromkeys(ROUGE, 0.0)
     for text, pair in zip(summaries, pairs, strict=True):
         for key, score in scorer.score(pair.target, text).items():
@@ -153,14 +158,14 @@ def rouge(summaries: Sequence[str], pairs: Sequence[Pair]) -> dict[str, Any]:
     if several:
         further = {"best_reference": {key: value / several for key, value in best.items()}, "with_references": several}
     bigrams = [list(zip(words, words[1:], strict=False)) for words in (text.lower().split() for text in summaries)]
-    return {
-        **own,
+    return Measured(
+        [Measurement(key, value, key.replace("rouge", "ROUGE-"), headline=True) for key, value in own.items()],
         **further,
-        "words": sum(len(text.split()) for text in summaries) / len(pairs),
-        "reference_words": sum(len(pair.target.split()) for pair in pairs) / len(pairs),
-        "repeated": 1 - sum(len(set(some)) for some in bigrams) / max(1, sum(map(len, bigrams))),
-        "empty": sum(not text for text in summaries),
-    }
+        words=sum(len(text.split()) for text in summaries) / len(pairs),
+        reference_words=sum(len(pair.target.split()) for pair in pairs) / len(pairs),
+        repeated=1 - sum(len(set(some)) for some in bigrams) / max(1, sum(map(len, bigrams))),
+        empty=sum(not text for text in summaries),
+    )
 
 
 def has_rouge() -> bool:
@@ -172,10 +177,3 @@ def require_rouge() -> None:
     """Raise AbridgedError unless `has_rouge`."""
     if not has_rouge():
         raise AbridgedError("ROUGE needs the package rouge-score: pip install 'abridged[summaries]'")
-
-
-def _scorer() -> Any:
-    require_rouge()
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
-
-    return RougeScorer(list(ROUGE), use_stemmer=True)

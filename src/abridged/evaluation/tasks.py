@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.core.settings_text import nearest
 
 
 def evaluate_tasks(
@@ -33,12 +34,12 @@ def evaluate_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise AbridgedError('--tasks needs lm-evaluation-harness: pip install "abridged[tasks]"') from None
-    from abridged.pipeline import load_model
+    from abridged.models.load import load_model
 
     manager = TaskManager(include_path=None if include is None else str(include))
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
-        raise AbridgedError(f"lm-evaluation-harness has no task {unknown[0]!r}{_near(unknown[0], manager.all_tasks)}")
+        raise AbridgedError(f"lm-evaluation-harness has no task {unknown[0]!r}{nearest(unknown[0], manager.all_tasks)}")
     loaded, tokenizer = load_model(model)
     try:
         answers = lm_eval.simple_evaluate(
@@ -51,15 +52,7 @@ def evaluate_tasks(
     except Exception as error:  # a task's data may be missing, malformed or out of reach
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AbridgedError(f"cannot evaluate {', '.join(tasks)}: {reason}") from error
-    return {name: _numbers(row) for name, row in answers["results"].items()}
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    from abridged.settings_text import nearest
-
-    return nearest(name, dict.fromkeys(known))
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """Metrics by their plain names: the harness writes "acc,none"."""
-    return {key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, (int, float))}
+    return {  # metrics by their plain names: the harness writes "acc,none"
+        name: {key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, (int, float))}
+        for name, row in answers["results"].items()
+    }

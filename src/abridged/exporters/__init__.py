@@ -1,13 +1,13 @@
-"""Hands a compressed checkpoint on to other tools: one file per format."""
+"""Hands a model, compressed or not, on to other tools: one file per format."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.core.lazy import load
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,28 @@ FORMATS = {
     "compressed-tensors": Format(
         "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
     ),
-    "onnx": Format("onnx:export_onnx", "a file for onnxruntime, of an encoder"),
+    "onnx": Format("onnx:export_onnx", "a file for onnxruntime"),
 }
 
 
 def export(directory: str | Path, output: str | Path, format: str = "dense", **options: Any) -> dict[str, Any]:
-    """Write the compressed model in `directory` to `output` in another format.
+    """Write a model to `output` in another format.
 
     Args:
+        directory: a compressed directory, or any model that can be loaded: of that, the formats hold the dense weights.
         format: "dense", an ordinary Hugging Face model that holds the quantised values; "gguf", a file for llama.cpp;
-            "compressed-tensors", a directory for vLLM and transformers; "onnx", a file for onnxruntime, of an encoder.
-        options: of the format. dense: `dtype`, "float16" or "float32", what weights are stored in; `uniform`, True to
-            pad the layers of a pruned model with zeros to one width. gguf: `ternary`,
-            "TQ2_0" or "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store
-            all of them dense; `uniform`, as for dense. compressed-tensors: `dtype`, of scales and of what is not
-            packed.
+            "compressed-tensors", a directory for vLLM and transformers; "onnx", a file for onnxruntime.
+        options: of the format. dense: `dtype`, "float16", "bfloat16" or "float32", what weights are stored in;
+            `uniform`, True to pad the layers of a pruned model with zeros to one width. gguf: `ternary`, "TQ2_0" or
+            "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store all of them
+            dense, as those of a model that is not compressed are; `uniform`, as for dense. compressed-tensors:
+            `dtype`, of scales and of what is not packed.
 
     Returns:
         An account of the output, "file_bytes" among it.
 
     Raises:
-        AbridgedError: the format or an option is unknown, the checkpoint is faulty, the format cannot hold it, or
+        AbridgedError: the format or an option is unknown, the model cannot be loaded, the format cannot hold it, or
             `output` exists.
     """
     if format not in FORMATS:
@@ -61,14 +62,14 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
         raise AbridgedError(f"{directory} has activations in 1 bit, which no other engine computes with")
     if "uniform" not in described.options and spec is not None and spec.shapes is not None:
         raise AbridgedError(f"the format {format} is not for what was pruned, as {directory} was: use dense or gguf")
-    module, _, function = described.writer.partition(":")
-    return getattr(import_module(f"abridged.exporters.{module}"), function)(directory, output, **options)
+    return load(f"abridged.exporters.{described.writer}")(directory, output, **options)
 
 
 def _specification(directory: str | Path) -> Any:
-    """What `config.json` says of how the model is stored; None where it says nothing, which the writers refuse."""
-    from abridged.checkpoint.files import CONFIG, checked_directory, read_json, safe_file
-    from abridged.checkpoint.format import parse_spec
+    """What `config.json` says of how the model is stored; None where it says nothing."""
+    from abridged.checkpoint.files import CONFIG, is_compressed, read_json, safe_file
+    from abridged.core.names import resolve
+    from abridged.storage.format import parse_spec
 
-    quantization = read_json(safe_file(checked_directory(directory), CONFIG)).get("quantization_config")
-    return None if quantization is None else parse_spec(quantization)
+    where = Path(resolve(directory))
+    return parse_spec(read_json(safe_file(where, CONFIG))["quantization_config"]) if is_compressed(where) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from abridged.checkpoint.files import checked_directory, safe_file
+from abridged.checkpoint.files import checked_directory, copy_tokenizer
 from abridged.checkpoint.load import load
-from abridged.checkpoint.save import written_whole
 from abridged.checkpoint.skeleton import packed_modules
-from abridged.errors import AbridgedError
-from abridged.exporters.dense import TOKENIZER_FILES, dense_model
-from abridged.runtime import ops
+from abridged.core.atomic import written_whole
+from abridged.core.errors import AbridgedError
+from abridged.core.outputs import check_output
+from abridged.exporters.dense import dense_model
 from abridged.runtime.kronecker import factored_modules
 from abridged.runtime.modules import PackedLinear
 
-BITS = {"binary": 2, "ternary": 2, "quaternary": 4, "int4": 4, "int8": 8}
-"""Bits in which each code book's levels are integers around 0: four odd levels need as many as -3 … 3 do."""
+BITS = {"binary": 2, "ternary": 2, "quaternary": 4, "int3": 4, "int4": 4, "int5": 8, "int6": 8, "int8": 8}
+"""Bits, of those that engines read, in which each code book's levels are integers around 0."""
 
 
 def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: str = "float16") -> dict[str, Any]:
@@ -32,13 +31,12 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
     quantised. GPT-2's Conv1D becomes a linear layer, (out, in).
 
     Returns "file_bytes" and "types" (packed layers of each width in bits).
-    Raises AbridgedError: no packed linear layer, Kronecker factors, an unknown dtype, an output that exists or cannot
-    be written.
+    Raises AbridgedError: no packed linear layer, Kronecker factors, zero points, an unknown dtype, an output that
+    exists or cannot be written.
     """
     if dtype not in ("float16", "bfloat16", "float32"):
         raise AbridgedError(f"compressed-tensors export knows float16, bfloat16 and float32, not {dtype!r}")
-    if Path(output).expanduser().exists():
-        raise AbridgedError(f"{output} exists already: choose another output")
+    check_output(output)
     try:
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
     except ImportError:
@@ -68,12 +66,17 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
     schemes: dict[str, tuple[int, str, int | None]] = {}
     for path, module in layers.items():
         spec = module.spec
+        if module.zeros is not None:
+            raise AbridgedError(
+                f"{path} has zero points, which transformers does not load from compressed-tensors: --format dense has "
+                "the same values"
+            )
         bits = BITS[spec.code_book]
-        scale = ops._row_scales(module.weight_scale.float(), spec.rows).to(getattr(torch, dtype))
+        scale = module.packed.row_scales().to(getattr(torch, dtype))
         if not bool(torch.isfinite(scale).all()):
             raise AbridgedError(f"a scale of {path} is too large for {dtype}: choose another dtype")
         del state[f"{path}.weight"]
-        state[f"{path}.weight_packed"] = pack_to_int32(ops.unpack(module.weight, *module.storage), bits)
+        state[f"{path}.weight_packed"] = pack_to_int32(module.packed.levels(), bits)
         state[f"{path}.weight_scale"] = scale.contiguous()
         state[f"{path}.weight_shape"] = torch.tensor([spec.rows, spec.columns])
         schemes[path] = (
@@ -87,9 +90,7 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
         if getattr(dense, "generation_config", None) is not None:
             dense.generation_config.save_pretrained(temporary)
         save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
-        for name in TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copyfile(safe_file(source, name), temporary / name)
+        copy_tokenizer(source, temporary)
     size = sum(path.stat().st_size for path in Path(output).expanduser().glob("*.safetensors"))
     counts = Counter(f"int{bits}" for bits, _, _ in schemes.values())
     return {"file_bytes": size, "types": dict(counts)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,15 @@ Scales = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class BlockType:
-    """A type of GGUF: `size` weights to a block, and how (blocks, size) levels with (blocks,) scales become bytes."""
+    """A type of GGUF: `size` weights to a block, and how (blocks, size) levels with (blocks,) scales become bytes.
+
+    Where it has `minima`, (blocks,) of what stands for level 0 come too.
+    """
 
     name: str
     size: int
-    encode: Callable[[NDArray[np.int8], Scales], Codes]
+    encode: Callable[..., Codes]
+    minima: bool = False
 
 
 def _bytes_of(scale: Scales) -> Codes:
@@ -66,28 +71,60 @@ def _q4_0(levels: NDArray[np.int8], scale: Scales) -> Codes:
     return np.concatenate([_bytes_of(scale), codes[:, :16] | codes[:, 16:] << 4], axis=1)
 
 
+def _q5_0(levels: NDArray[np.int8], scale: Scales) -> Codes:
+    """The fifth bits of all codes come first, in four bytes."""
+    codes = (levels + 16).astype(np.uint8)
+    fifth = np.packbits(codes >> 4, axis=1, bitorder="little")
+    return np.concatenate([_bytes_of(scale), fifth, codes[:, :16] & 15 | (codes[:, 16:] & 15) << 4], axis=1)
+
+
+def _q4_1(levels: NDArray[np.uint8], scale: Scales, minimum: Scales) -> Codes:
+    return np.concatenate([_bytes_of(scale), _bytes_of(minimum), levels[:, :16] | levels[:, 16:] << 4], axis=1)
+
+
+def _q5_1(levels: NDArray[np.uint8], scale: Scales, minimum: Scales) -> Codes:
+    fifth, rest = np.packbits(levels >> 4, axis=1, bitorder="little"), (levels & 15).astype(np.uint8)
+    return np.concatenate([_bytes_of(scale), _bytes_of(minimum), fifth, rest[:, :16] | rest[:, 16:] << 4], axis=1)
+
+
 def _q8_0(levels: NDArray[np.int8], scale: Scales) -> Codes:
     return np.concatenate([_bytes_of(scale), levels.view(np.uint8)], axis=1)
 
 
 TQ2_0, TQ1_0 = BlockType("TQ2_0", 256, _tq2_0), BlockType("TQ1_0", 256, _tq1_0)
+Q4_0, Q8_0 = BlockType("Q4_0", 32, _q4_0), BlockType("Q8_0", 32, _q8_0)
+Q4_1 = BlockType("Q4_1", 32, _q4_1, minima=True)
 
 BLOCK_TYPES: dict[str, BlockType] = {
     "binary": BlockType("Q1_0", 128, _q1_0),
     "ternary": TQ2_0,
     "quaternary": BlockType("Q2_K", 256, _q2_k),
-    "int4": BlockType("Q4_0", 32, _q4_0),
-    "int8": BlockType("Q8_0", 32, _q8_0),
+    "int3": Q4_0,
+    "int4": Q4_0,
+    "int5": BlockType("Q5_0", 32, _q5_0),
+    "int6": Q8_0,
+    "int8": Q8_0,
+    "uint2": Q4_1,
+    "uint3": Q4_1,
+    "uint4": Q4_1,
+    "uint5": BlockType("Q5_1", 32, _q5_1, minima=True),
 }
-"""The type that holds each code book."""
+"""The type that holds each code book; GGUF has none of 6 and 8 bits with zero points."""
 
 
-def encode(levels: NDArray[np.int8], scale: NDArray[np.float32], kind: BlockType) -> Codes:
+def encode(
+    levels: NDArray[Any], scale: NDArray[np.float32], kind: BlockType, zero: NDArray[np.float32] | None = None
+) -> Codes:
     """A matrix in blocks: levels (rows, columns), scale (rows, n) of which each covers columns / n; (rows, bytes).
 
-    A block may not reach over two scales: columns / n is a multiple of `kind.size`.
+    zero: (rows, n) zero points, for a kind with minima, which are rounded to FP16. A block may not reach over two
+    scales: columns / n is a multiple of `kind.size`.
     """
     rows, columns = levels.shape
     blocks = columns // kind.size
     scales = np.repeat(scale.astype(np.float16), blocks // scale.shape[1], axis=1)
-    return kind.encode(levels.reshape(-1, kind.size), scales.reshape(-1)).reshape(rows, -1)
+    runs = [scales.reshape(-1)]
+    if zero is not None:
+        minima = np.repeat((-zero * scale).astype(np.float16), blocks // scale.shape[1], axis=1)
+        runs.append(minima.reshape(-1))
+    return kind.encode(levels.reshape(-1, kind.size), *runs).reshape(rows, -1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from abridged.exporters.gguf_families import head_size
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.models.gguf_architectures import head_size
 
-ARCHITECTURE = "deci"
 #: Inner units of zeros where a feed-forward part was removed: llama.cpp passes over a whole layer that has none.
 _ZERO_UNITS = 32
 
@@ -28,33 +28,37 @@ class LayerSizes:
     groups: tuple[int, ...]
     inner: tuple[int, ...]
     config: Any  #: the model's, with the width that is left
-    absent: dict[str, Tensor]  #: tensors that the model does not have any more
 
     @classmethod
     def of(cls, pruned: Any) -> LayerSizes:
         """Those of a pruned LLaMA."""
-        anatomy, config = anatomy_of(pruned), copy.deepcopy(pruned.config)
-        size = head_size(config)
+        view, config = families.view(pruned), copy.deepcopy(pruned.config)
+        size, layers = head_size(config), config.num_hidden_layers
         queries = config.num_attention_heads // config.num_key_value_heads
-        config.hidden_size, config.head_dim = anatomy.hidden_size, size
-        layers = config.num_hidden_layers
+        config.hidden_size, config.head_dim = view.hidden_size, size
         heads, groups, inner = [queries] * layers, [1] * layers, [_ZERO_UNITS] * layers
-        columns = {matrix.name: matrix.columns for matrix in anatomy.matrices}
-        for part in anatomy.parts:
-            layer = next(int(word) for word in part.path.split(".") if word.isdigit())
+        columns = {matrix.name: matrix.columns for matrix in view.matrices}
+        for part in view.parts:
+            if part.layer is None:
+                continue
             if part.kind == "attention":
-                groups[layer], heads[layer] = part.units, columns[part.output] // size
+                groups[part.layer], heads[part.layer] = part.units, columns[part.output] // size
             else:
-                inner[layer] = part.units
+                inner[part.layer] = part.units
+        return cls(tuple(heads), tuple(groups), tuple(inner), config)
+
+    @property
+    def described(self) -> dict[str, tuple[int, ...]]:
+        """In GGUF's words."""
+        return {"head_count": self.heads, "head_count_kv": self.groups, "feed_forward_length": self.inner}
+
+    def absent(self, written: Container[str]) -> dict[str, Tensor]:
+        """Zeros for the tensors of the file that the model does not have any more."""
         wanted: dict[str, tuple[int, ...]] = {}
-        for layer in range(layers):
-            at, width = f"model.layers.{layer}", config.hidden_size
-            query, key, units = heads[layer] * size, groups[layer] * size, inner[layer]
-            wanted |= {f"{at}.self_attn.{name}_proj": (key, width) for name in "kv"}
-            wanted |= {f"{at}.self_attn.q_proj": (query, width), f"{at}.self_attn.o_proj": (width, query)}
-            wanted |= {f"{at}.mlp.{name}_proj": (units, width) for name in ("gate", "up")}
-            wanted |= {f"{at}.mlp.down_proj": (width, units)}
-            wanted |= {f"{at}.{name}": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
-        there = {name.removesuffix(".weight") for name, tensor in pruned.state_dict().items() if tensor.numel()}
-        absent = {name: torch.zeros(shape) for name, shape in wanted.items() if name not in there}
-        return cls(tuple(heads), tuple(groups), tuple(inner), config, absent)
+        width, size = self.config.hidden_size, self.config.head_dim
+        for layer, (heads, groups, units) in enumerate(zip(self.heads, self.groups, self.inner, strict=True)):
+            shapes = {"attn_norm": (width,), "attn_q": (heads * size, width), "attn_output": (width, heads * size)}
+            shapes |= {"attn_k": (groups * size, width), "attn_v": (groups * size, width), "ffn_norm": (width,)}
+            shapes |= {"ffn_gate": (units, width), "ffn_up": (units, width), "ffn_down": (width, units)}
+            wanted |= {f"blk.{layer}.{name}.weight": shape for name, shape in shapes.items()}
+        return {name: torch.zeros(shape) for name, shape in wanted.items() if name not in written}

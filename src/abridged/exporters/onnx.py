@@ -1,4 +1,4 @@
-"""Export of an encoder to ONNX, its matrices as 2-, 4- or 8-bit integers with their scales, for onnxruntime.
+"""Export to ONNX, a compressed model's matrices as 2-, 4- or 8-bit integers with their scales, for onnxruntime.
 
 torch writes the graph of the dense model. In it, every weight that the checkpoint has packed becomes levels: of a
 linear layer through DequantizeLinear, which onnxruntime joins with the product that reads it, so that the matrix is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,78 +19,110 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from abridged.checkpoint.files import checked_directory
-from abridged.checkpoint.load import load
-from abridged.checkpoint.save import written_file
+from abridged import families
 from abridged.checkpoint.skeleton import packed_modules
-from abridged.errors import AbridgedError
+from abridged.core.atomic import written_file
+from abridged.core.errors import AbridgedError
+from abridged.core.outputs import check_output
 from abridged.exporters.dense import dense_model
-from abridged.families import anatomy_of
-from abridged.runtime import ops
+from abridged.families.kinds import labels_texts
+from abridged.models.load import first_line, load_any, load_tokenizer
 from abridged.runtime.modules import PackedEmbedding, PackedModule
 
 if TYPE_CHECKING:
     import onnx
 
-BITS = {"binary": 2, "ternary": 2, "quaternary": 4, "int4": 4, "int8": 8}
-"""Bits of ONNX's signed integers that hold each code book's levels."""
+BITS = {"binary": 2, "ternary": 2, "quaternary": 4, "int3": 4, "int4": 4, "int5": 8, "int6": 8, "int8": 8,
+        "uint2": 2, "uint3": 4, "uint4": 4, "uint5": 8, "uint6": 8, "uint8": 8}  # fmt: skip
+"""Bits of ONNX's integers, unsigned for those with zero points, that hold each code book's levels."""
 OPSET = 25  #: the first with integers of 2 bits
 
 
 def export_onnx(directory: str | Path, output: str | Path) -> dict[str, Any]:
-    """Write the compressed BERT or RoBERTa in `directory`, under any head, to the file `output`.
+    """Write the model `directory`, compressed or not, under any head, to the file `output`.
 
-    Its inputs are input_ids, attention_mask and, where the model knows them, token_type_ids, all (batch, length) int64;
-    its outputs are called as transformers calls them. Activation quantisers have no place in the file: onnxruntime
-    rounds what enters a product with integers to 8 bits in blocks of its own.
+    Its inputs are input_ids, attention_mask and, where the model knows them, token_type_ids and decoder_input_ids, all
+    (batch, length) int64; its outputs are called as transformers calls them. What writes text is one pass over a whole
+    text, without a cache. The file's metadata hold, as JSON, the tokenizer, special tokens, chat template, generation
+    config, or labels. Activation quantisers have no place in the file: onnxruntime rounds what enters a product
+    with integers to 8 bits in blocks of its own.
 
     Returns "file_bytes", "types" (matrices of each width) and "notes".
-    Raises AbridgedError: a model that writes text, an output that exists or cannot be written, or onnx is not there.
+    Raises AbridgedError: a model that torch cannot trace, an output that exists or cannot be written, or onnx is not
+    there.
     """
-    target = Path(output).expanduser().absolute()
-    if target.exists():
-        raise AbridgedError(f"{output} exists already: choose another output")
-    packed = load(checked_directory(directory))
-    if packed.can_generate():
-        raise AbridgedError(f"ONNX export knows encoders, and a {type(packed).__name__} writes text: take GGUF")
+    target = check_output(output, directory=False)
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise AbridgedError('ONNX export needs onnx and onnxscript: pip install "abridged[onnx]"') from None
+    packed = load_any(directory)
     model = _graph_of(packed)
     types = _Levels(model).replace(packed_modules(packed))
+    onnx.helper.set_model_props(model, _kept(directory, packed))
     with written_file(target) as temporary:
         temporary.write_bytes(model.SerializeToString())
-    note = "onnxruntime rounds activations to 8 bits in a way of its own, so answers differ a little"
-    return {"file_bytes": target.stat().st_size, "types": dict(types), "notes": [note]}
+    notes = (
+        ["onnxruntime rounds activations to 8 bits in a way of its own, so answers differ a little"] if types else []
+    )
+    if packed.can_generate():
+        notes.append("the file computes all positions of a text at once: it keeps no cache to write text step by step")
+    return {"file_bytes": target.stat().st_size, "types": dict(types), "notes": notes}
+
+
+def _kept(directory: str | Path, model: Any) -> dict[str, str]:
+    """What else an answer depends on, as JSON by name, for the file's metadata."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(AbridgedError):  # what reads pixels has no tokenizer
+        tokenizer = load_tokenizer(directory, model)
+        special: dict[str, str] = tokenizer.special_tokens_map
+        found["special_tokens"] = {name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()}
+        found["chat_template"] = tokenizer.chat_template
+        found["tokenizer"] = json.loads(tokenizer.backend_tokenizer.to_str())
+    if model.can_generate():
+        found["generation_config"] = model.generation_config.to_dict()
+    elif labels_texts(model):
+        found["labels"] = model.config.id2label
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items() if value}
 
 
 def _graph_of(packed: Any) -> onnx.ModelProto:
     """The dense model as ONNX, with batch and length left open."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise AbridgedError('ONNX export needs onnx and onnxscript: pip install "abridged[onnx]"') from None
     dense = dense_model(packed, torch.float32)
     dense.set_attn_implementation("eager")
-    context = anatomy_of(dense).context
+    context = families.view(dense).context
     names = ["input_ids", "attention_mask"]
     if getattr(dense.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
+    for module in dense.modules():  # a decoder's config is its own
+        if hasattr(module, "config"):
+            module.config.use_cache = False
     inputs = {name: torch.full((2, min(8, context)), int(name == "attention_mask")) for name in names}
+    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1, max=context)}
+    shapes = dict.fromkeys(names, free)
+    if dense.config.is_encoder_decoder:
+        names.append("decoder_input_ids")
+        inputs["decoder_input_ids"] = torch.full((2, min(6, context)), 1)
+        shapes["decoder_input_ids"] = {0: free[0], 1: torch.export.Dim("written", min=1, max=context)}
     with torch.no_grad():
         outputs = [key for key, value in dense(**inputs, return_dict=True).items() if value is not None]
-    free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1, max=context)}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            dense,
-            (),
-            kwargs=inputs,
-            input_names=names,
-            output_names=outputs,
-            dynamic_shapes=dict.fromkeys(names, free),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                dense,
+                (),
+                kwargs=inputs,
+                input_names=names,
+                output_names=outputs,
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # torch.export raises whatever the model's code does
+            raise AbridgedError(f"torch cannot trace a {type(dense).__name__}: {first_line(error)}") from error
     assert program is not None
     model = program.model_proto
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
@@ -136,12 +169,14 @@ class _Levels:
         from onnx import TensorProto, helper
 
         bits = BITS[module.spec.code_book]
-        levels = ops.unpack(module.weight, *module.storage).numpy()
-        scale = ops._row_scales(module.weight_scale.float(), len(levels)).numpy()  # (rows, groups)
+        levels = module.packed.levels().numpy()
+        scale = module.packed.row_scales().numpy()  # (rows, groups)
+        zeros = module.packed.row_zeros()
+        zero = None if zeros is None else zeros.numpy()
         groups = scale.shape[1]
         if transposed:
-            levels, scale = levels.T, scale.T
-        kind = getattr(TensorProto, f"INT{bits}")
+            levels, scale, zero = levels.T, scale.T, None if zero is None else zero.T
+        kind = getattr(TensorProto, f"INT{bits}" if zero is None else f"UINT{bits}")
         data = _packed(levels, bits).tobytes()
         self.graph.initializer.append(helper.make_tensor(f"{name}.levels", kind, levels.shape, data, raw=True))
         runs: dict[str, int] = {"axis": int(transposed)}  # of columns that share a scale: whole rows, or groups
@@ -149,24 +184,34 @@ class _Levels:
             runs = {"axis": int(not transposed), "block_size": module.spec.columns // groups}
         self._constant(f"{name}.scale", scale if groups > 1 else scale.reshape(-1))
         parts = [f"{name}.levels", f"{name}.scale"]
+        if zero is not None:
+            data, shape = _packed(zero, bits).tobytes(), zero.shape if groups > 1 else (zero.size,)
+            self.graph.initializer.append(helper.make_tensor(f"{name}.zero", kind, shape, data, raw=True))
+            parts.append(f"{name}.zero")
         self.graph.node.insert(0, helper.make_node("DequantizeLinear", parts, [name], **runs))
 
     def _look_up(self, gather: Any, name: str, module: PackedModule) -> None:
-        """Rows of bytes, looked up, shifted and masked into levels, each above its middle."""
+        """Rows of bytes, looked up, shifted and masked into levels, each above its middle or its zero point."""
         from onnx import helper
 
         bits = BITS[module.spec.code_book]
-        levels = ops.unpack(module.weight, *module.storage).numpy()
+        levels = module.packed.levels().numpy()
         columns, per_byte, ids = module.spec.columns, 8 // bits, gather.input[1]
+        zero = module.packed.row_zeros()
+        middle = 1 << (bits - 1) if zero is None else 0
         padded = np.pad(levels.astype(np.int16), ((0, 0), (0, -columns % per_byte)))
-        self._constant(f"{name}.bytes", _packed(padded + (1 << (bits - 1)), bits).reshape(len(levels), -1))
-        scale = ops._row_scales(module.weight_scale.float(), len(levels)).numpy()
-        if scale.shape[1] > 1:
-            scale = np.repeat(scale, columns // scale.shape[1], axis=1)
-        self._constant(f"{name}.scale", scale)
+        self._constant(f"{name}.bytes", _packed(padded + middle, bits).reshape(len(levels), -1))
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            return np.repeat(values, columns // values.shape[1], axis=1) if values.shape[1] > 1 else values
+
+        self._constant(f"{name}.scale", spread(module.packed.row_scales().numpy()))
         self._constant(f"{name}.shifts", np.arange(0, 8, bits, dtype=np.uint8))
         self._constant(f"{name}.mask", np.array((1 << bits) - 1, dtype=np.uint8))
-        self._constant(f"{name}.middle", np.array(float(1 << (bits - 1)), dtype=np.float32))
+        if zero is None:
+            self._constant(f"{name}.middle", np.array(float(middle), dtype=np.float32))
+        else:
+            self._constant(f"{name}.zeros", spread(zero.numpy()))
         self._constant(f"{name}.last", np.array([-1]))
         self._constant(f"{name}.flat", np.array([0, 0, -1]))
         self._constant(f"{name}.first", np.array([0]))
@@ -180,9 +225,11 @@ class _Levels:
             ("Reshape", ["", f"{name}.flat"], {}),
             ("Slice", ["", f"{name}.first", f"{name}.columns", f"{name}.last"], {}),
             ("Cast", [""], {"to": 1}),
-            ("Sub", ["", f"{name}.middle"], {}),
+            ("Sub", ["", f"{name}.middle" if zero is None else f"{out}.zero"], {}),
         ]
         nodes, before = [], ""
+        if zero is not None:
+            nodes.append(helper.make_node("Gather", [f"{name}.zeros", ids], [f"{out}.zero"]))
         for number, (kind, inputs, settings) in enumerate(steps):
             after = f"{out}.{number}"
             nodes.append(helper.make_node(kind, [given or before for given in inputs], [after], **settings))

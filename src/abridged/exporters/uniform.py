@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.core.errors import AbridgedError
+from abridged.families.heads import head_width
+from abridged.families.layout import Side
+from abridged.families.quirks import HEAD_NAMES, INNER_NAMES
+from abridged.storage.compressed import compressed_of
+from abridged.storage.view import Run
 
-_HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads")
-_INNER = ("intermediate_size", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim")
 _OWN = "only abridged can load what was pruned so"
 
 
@@ -54,7 +57,8 @@ def uniform_config(packed: Any, pad: bool) -> Any:
         config.head_dim = widths.head_size
     if getattr(config, "scale_embedding", False):
         raise AbridgedError(f"a stock {config.model_type} scales embeddings by its width: {_OWN}")
-    for names, value in ((("hidden_size",), widths.hidden), (_HEADS, heads), (_INNER, widths.inner)):
+    sizes = ((("hidden_size",), widths.hidden), (HEAD_NAMES, heads), (INNER_NAMES, widths.inner))
+    for names, value in sizes:
         for name in names:
             if hasattr(config, name):
                 setattr(config, name, value)
@@ -72,17 +76,17 @@ def _stock_heads(widths: Widths, config: Any) -> int | None:
 
 def _common(packed: Any) -> tuple[Widths, bool]:
     """The largest sizes of any layer, and whether all have them."""
-    anatomy = anatomy_of(packed)
-    attentions = [part for part in anatomy.parts if part.kind == "attention"]
-    inner = [part.units for part in anatomy.parts if part.kind == "ffn"]
+    view = families.view(packed)
+    attentions = [part for part in view.parts if part.kind == "attention"]
+    inner = [part.units for part in view.parts if part.kind == "ffn"]
     if not attentions or not inner:
         raise AbridgedError(f"no attention or no feed-forward part is left in any layer: {_OWN}")
-    matrices = {matrix.name: matrix for matrix in anatomy.matrices}
+    matrices = {matrix.name: matrix for matrix in view.matrices}
     largest = max(attentions, key=lambda part: part.units)
-    module = packed.get_submodule(largest.path)
-    size = getattr(module, "head_dim", None) or module.attention_head_size
+    size = head_width(packed.get_submodule(largest.path))
+    assert size is not None  # it was cut by it
     widths = Widths(
-        hidden=anatomy.hidden_size,
+        hidden=view.hidden_size,
         groups=largest.units,
         heads=matrices[largest.output].columns // size,
         head_size=size,
@@ -93,15 +97,19 @@ def _common(packed: Any) -> tuple[Widths, bool]:
 
 def layers_differ(packed: Any) -> bool:
     """Whether layers of a pruned model have different numbers of heads or inner units, or parts were removed."""
-    units = {kind: {p.units for p in anatomy_of(packed).parts if p.kind == kind} for kind in ("attention", "ffn")}
-    return bool(packed.shapes.removed) or any(len(sizes) != 1 for sizes in units.values())
+    units = {kind: {p.units for p in families.view(packed).parts if p.kind == kind} for kind in ("attention", "ffn")}
+    shapes = compressed_of(packed).shapes
+    return bool(shapes and shapes.removed) or any(len(sizes) != 1 for sizes in units.values())
 
 
-def padded(tensor: Tensor, shape: tuple[int, ...], fused: int = 1) -> Tensor:
-    """`tensor` (rows, …) with zeros up to `shape`, at the end of each of `fused` equal blocks of rows."""
+def padded(tensor: Tensor, shape: tuple[int, ...], runs: tuple[Run, ...] = ()) -> Tensor:
+    """`tensor` (rows, …) with zeros up to `shape`, at its end; or in each of its runs of rows."""
     if tuple(tensor.shape) == tuple(shape):
         return tensor
-    out = torch.zeros(fused, shape[0] // fused, *shape[1:], dtype=tensor.dtype)
-    blocks = tensor.reshape(fused, tensor.shape[0] // fused, *tensor.shape[1:])
-    out[tuple(slice(0, size) for size in blocks.shape)] = blocks
-    return out.reshape(shape)
+    rows = torch.arange(len(tensor))
+    if runs:
+        side = Side(None, shape[0], runs)
+        rows = side.places(torch.arange(len(tensor) // side.size)).flatten().sort().values
+    wide = torch.zeros(len(tensor), *shape[1:], dtype=tensor.dtype)
+    wide[tuple(slice(0, size) for size in tensor.shape)] = tensor
+    return wide.new_zeros(shape).index_copy(0, rows, wide)

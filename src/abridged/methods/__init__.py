@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from importlib import import_module
+from collections import UserDict
+from typing import Any
 
+from abridged.core.lazy import load
 from abridged.methods.base import Method
 
 __all__ = ["METHODS", "Method"]
 
 
-class _Methods(Mapping[str, type[Method]]):
+class _Methods(UserDict[str, Any]):
     """Names to method classes; a class is imported when it is first asked for."""
 
-    def __init__(self, paths: dict[str, str]) -> None:
-        self._paths = paths
-
     def __getitem__(self, name: str) -> type[Method]:
-        module, _, attribute = self._paths[name].partition(":")
-        return getattr(import_module(module), attribute)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
+        found: type[Method] = load(self.data[name])
+        return found
 
 
 METHODS = _Methods(

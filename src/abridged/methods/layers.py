@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from abridged.errors import AbridgedError
-from abridged.methods.base import Method
+from abridged.core.errors import AbridgedError
+from abridged.methods.base import Attached, Method
+from abridged.storage.compressed import compressed_of, record
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from abridged.families import View
     from abridged.methods.base import Calibrate
 
 
 class DropLayers(Method):
     """Layer dropping (Sanh et al., arXiv 1910.01108, section 3): the student starts as some of the teacher's layers."""
 
+    name: ClassVar[str] = "drop_layers"
+    attached: ClassVar[str] = "abridged.methods.layers:Dropping"
     untrained_name: ClassVar[str] = "layers left out"
 
     keep: Literal["half"] | list[int] = Field(
@@ -26,22 +28,31 @@ class DropLayers(Method):
         "DistilGPT2's authors do (0, 2, 4, 7, 9, 11 of 12)",
     )
 
-    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
+    def untrained(self) -> DropLayers:
+        """The same layers, as they are in the teacher."""
+        return self
+
+
+class Dropping(Attached):
+    """See `DropLayers`."""
+
+    def __init__(self, settings: DropLayers, model: Any, view: View, calibrate: Calibrate) -> None:
         """Take the other blocks out, once: a later stage that asks for as many layers as there are changes nothing.
 
         Raises AbridgedError for a layer that the model does not have, and for an encoder-decoder.
         """
-        lists = {path.rpartition(".")[0] for path in anatomy.blocks}
+        super().__init__(settings, model, view, calibrate)
+        lists = {path.rpartition(".")[0] for path in view.blocks}
         if len(lists) != 1:
             raise AbridgedError("methods.drop_layers knows models of one stack of layers, not an encoder-decoder")
-        before = getattr(model, "layers_before", anatomy.layers)
-        kept = every_other(before) if self.keep == "half" else sorted(set(self.keep))
+        before = compressed_of(model).layers_before or view.layers
+        kept = every_other(before) if settings.keep == "half" else sorted(set(settings.keep))
         if not kept or not all(0 <= layer < before for layer in kept):
             raise AbridgedError(
-                f"methods.drop_layers.keep: {self.keep} are not layers of a model whose last one is {before - 1}"
+                f"methods.drop_layers.keep: {settings.keep} are not layers of a model whose last one is {before - 1}"
             )
-        if before != anatomy.layers:
-            if len(kept) != anatomy.layers:
+        if before != view.layers:
+            if tuple(kept) != compressed_of(model).kept_layers:
                 raise AbridgedError("methods.drop_layers: an earlier stage has dropped other layers")
             return
         blocks: Any = model.get_submodule(lists.pop())
@@ -52,11 +63,10 @@ class DropLayers(Method):
             for module in block.modules():  # where a layer's keys and values lie in the cache
                 if getattr(module, "layer_idx", None) is not None:
                     module.layer_idx = index
-        config: Any = model.config
-        config.num_hidden_layers = len(kept)
-        if getattr(config, "layer_types", None):
-            config.layer_types = [config.layer_types[layer] for layer in kept]
-        model.layers_before = before
+        model.config.num_hidden_layers = len(kept)
+        if getattr(model.config, "layer_types", None):
+            model.config.layer_types = [model.config.layer_types[layer] for layer in kept]
+        record(model, layers_before=before, kept_layers=tuple(kept))
 
 
 def every_other(layers: int) -> list[int]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from abridged.errors import AbridgedError
-from abridged.training.progress import counter
+from abridged.core.errors import AbridgedError
+from abridged.core.progress import counter
 
 if TYPE_CHECKING:
     from abridged.methods.base import Calibrate
@@ -98,6 +98,7 @@ def in_lockstep(
     constant: bool = False,
     views: Mapping[str, tuple[View, View]] | None = None,
     tokens: int = TOKENS,
+    cap: float | None = None,
 ) -> None:
     """Run one batch of tokens through `model` and call `take(path, XᵀX, ZᵀX)` as it meets each layer at `paths`.
 
@@ -105,7 +106,9 @@ def in_lockstep(
     is None without one, and where the two come to their layers in different orders. `take` may change the layer that it
     is called for, which then goes on with the pass. The pass ends with the last of the layers. Padding is left out
     where the model is given masks. With `constant`, X and Z have a last column of 1, which stands for biases. `views`
-    say of some paths what stands for X and for Z there, (…, any width), made of the inputs.
+    say of some paths what stands for X and for Z there, (…, any width), made of the inputs. `cap` is how many times the
+    energy of the median token one may have: those above, whose massive activations would stand for the whole text, are
+    scaled down to it, in X and Z alike.
     """
     masks: list[Tensor] = []
 
@@ -124,8 +127,11 @@ def in_lockstep(
         with torch.autocast(x.device.type, enabled=False):
             z = whole.at(path) if whole else None
             own, theirs = (views or {}).get(path, (getattr(module, "prepared_inputs", as_is), as_is))
-            after = rows(own(x))
-            take(path, after.t() @ after, None if z is None else rows(theirs(z)).t() @ after)
+            after, aim = rows(own(x)), None if z is None else rows(theirs(z))
+            if cap is not None:
+                weights = token_weights(after, cap)
+                after, aim = after * weights, None if aim is None else aim * weights
+            take(path, after.t() @ after, None if aim is None else aim.t() @ after)
         waiting.discard(path)
         show(len(paths) - len(waiting), len(paths))
         if not waiting:
@@ -146,6 +152,17 @@ def in_lockstep(
             whole.stop()
         for handle in hooks:
             handle.remove()
+
+
+def token_weights(x: Tensor, cap: float) -> Tensor:
+    """What tokens (tokens, columns) are multiplied by, (tokens, 1), to have at most `cap` times the median's energy."""
+    energy = x.square().mean(1, keepdim=True)
+    most = cap * energy.median()
+    return (
+        torch.where(energy > most, (most / energy.clamp_min(1e-30)).sqrt(), 1.0)
+        if most > 0
+        else torch.ones_like(energy)
+    )
 
 
 def as_is(x: Tensor) -> Tensor:
@@ -169,9 +186,13 @@ def target(
     Raises AbridgedError, which says `name`, where the inputs are not finite.
     """
     check_finite(name, moments, crossed)
-    moments = moments.double()
-    added = damping * moments.diagonal().mean().clamp_min(1e-10) * torch.eye(len(moments)).to(moments)
-    moments = moments + added
+    moments = moments.to(torch.float64, copy=True)  # of wide layers these are large: one copy each, changed in place
+    added = damping * moments.diagonal().mean().clamp_min(1e-10)
+    moments.diagonal().add_(added)
     if crossed is None:
         return weight, moments
-    return torch.linalg.solve(moments, (weight.double() @ (crossed + added)).t()).t().to(weight.dtype), moments
+    crossed = crossed.to(torch.float64, copy=True)
+    crossed.diagonal().add_(added)
+    wanted = (weight.double() @ crossed).t()
+    del crossed
+    return torch.linalg.solve(moments, wanted).t().to(weight.dtype), moments

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from abridged.errors import AbridgedError
-from abridged.methods.base import Method
+from abridged.core.errors import AbridgedError
+from abridged.methods.base import Attached, Method, Needs
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from abridged.families import View
     from abridged.methods.base import Calibrate
+    from abridged.storage.compressed import Compressed
 
 
 class Lora(Method):
@@ -22,7 +24,10 @@ class Lora(Method):
     Nothing of it is stored: the model afterwards has the shapes that it had before.
     """
 
+    name: ClassVar[str] = "lora"
+    attached: ClassVar[str] = "abridged.methods.lora:Adapters"
     untrained_name: ClassVar[str] = "without training"
+    stores: ClassVar[bool] = False
 
     rank: int = Field(default=8, ge=1, description="columns of B and rows of A")
     alpha: int = Field(default=16, ge=1, description="the adapters' sum counts alpha / rank times")
@@ -31,11 +36,25 @@ class Lora(Method):
         default=["attention", "ffn"], min_length=1, description="the matrices that get adapters"
     )
 
-    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
+    @property
+    def needs(self) -> Needs:
+        """Gradients: adapters that are not trained add nothing."""
+        return "gradients"
+
+    def untrained(self) -> Lora:
+        """Adapters that add nothing."""
+        return self
+
+
+class Adapters(Attached):
+    """See `Lora`. It keeps the paths of the matrices that have adapters."""
+
+    def __init__(self, settings: Lora, model: nn.Module, view: View, calibrate: Calibrate) -> None:
         """Give the matrices adapters that change nothing yet (B = 0).
 
         Raises AbridgedError where peft is not installed, or a matrix is stored in another way already.
         """
+        super().__init__(settings, model, view, calibrate)
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
@@ -43,40 +62,35 @@ class Lora(Method):
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        paths = [matrix.name for matrix in anatomy.matrices if matrix.part in self.matrices]
-        for path in paths:
+        self.paths = [matrix.name for matrix in view.matrices if matrix.part in settings.matrices]
+        for path in self.paths:
             if not isinstance(model.get_submodule(path), nn.Linear | Conv1D):
                 raise AbridgedError(f"methods.lora: {path} is no full-precision matrix: use it before other methods")
-        if not paths:
-            raise AbridgedError(f"methods.lora: the model has no {' and no '.join(self.matrices)} matrix")
+        if not self.paths:
+            raise AbridgedError(f"methods.lora: the model has no {' and no '.join(settings.matrices)} matrix")
         trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in paths)
+        transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in self.paths)
         config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=paths,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=self.paths,
             fan_in_fan_out=transposed,
         )
         inject_adapter_in_model(config, model)
         for name, parameter in model.named_parameters():  # peft has frozen them, which is the stage's business
             parameter.requires_grad_(trainable.get(name.replace(".base_layer.", "."), True))
 
-    def finish(self, model: nn.Module) -> None:
-        """Add the adapters to the matrices and take them away."""
-        for path, layer in _adapted(model).items():
-            layer.merge()
-            model.set_submodule(path, layer.get_base_layer())
-        model.__dict__.pop("peft_config", None)
-
-    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """A and B, as `adapter`."""
-        layers = _adapted(model).values()
+        layers = [self.model.get_submodule(path) for path in self.paths]
         return {"adapter": [p for layer in layers for name, p in layer.named_parameters() if "lora_" in name]}
 
-
-def _adapted(model: nn.Module) -> dict[str, Any]:
-    """Every matrix with adapters, by path."""
-    from peft.tuners.lora import LoraLayer
-
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    def finish(self) -> Compressed:
+        """Add the adapters to the matrices and take them away."""
+        for path in self.paths:
+            layer = self.model.get_submodule(path)
+            layer.merge()
+            self.model.set_submodule(path, layer.get_base_layer())
+        self.model.__dict__.pop("peft_config", None)
+        return super().finish()

@@ -10,4 +10,9 @@ OBJECTIVES: dict[str, str] = {
     "hidden": "abridged.objectives.settings:Hidden",
     "attention": "abridged.objectives.settings:Attention",
     "feed_forward": "abridged.objectives.settings:FeedForward",
+    "video_text_contrast": "abridged.objectives.video_settings:VideoTextContrast",
+    "video_text_matching": "abridged.objectives.video_settings:VideoTextMatching",
+    "frame_contrast": "abridged.objectives.video_settings:FrameContrast",
+    "event_order": "abridged.objectives.video_settings:EventOrder",
+    "embeddings": "abridged.objectives.video_settings:EmbeddingDistillation",
 }

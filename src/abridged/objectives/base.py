@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from abridged import families
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.data.examples import Examples
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged.families.logits import run_body
 from abridged.objectives.settings import Objective
-
-if TYPE_CHECKING:
-    from abridged.objectives.feed_forward import Recorder
+from abridged.storage.view import Logits as LogitsMap
 
 
 class Head:
@@ -25,11 +25,18 @@ class Head:
     Made anew in every forward pass, so that a quantised weight is computed once for all terms that need it.
     """
 
-    def __init__(self, module: nn.Module, bias: Tensor | None = None) -> None:
-        """`bias` (V,) is the head's where its module holds none."""
+    def __init__(self, module: nn.Module, bias: Tensor | None = None, logits: LogitsMap | None = None) -> None:
+        """`bias` (V,) is the head's where its module holds none; `logits`: its scales and cap."""
         self._module = module
-        self._bias = getattr(module, "bias", None) if bias is None else bias
+        self._logits = logits or LogitsMap()
+        own = getattr(module, "bias", None)
+        self._bias = (None if own is None else own * self._logits.scale) if bias is None else bias
         self._weight: Tensor | None = None
+
+    @property
+    def cap(self) -> float | None:
+        """What logits are soft-capped at: c * tanh(s / c)."""
+        return self._logits.cap
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Weight (V, d) and bias (V,) or None; fake-quantised where the head is quantised."""
@@ -40,13 +47,37 @@ class Head:
         return self._weight, self._bias
 
     def inputs(self, hidden: Tensor) -> Tensor:
-        """`hidden` (..., d) as it enters the matrix product: quantised where the head's input is."""
+        """`hidden` (..., d) as it enters the matrix product: scaled, and quantised where the head's input is."""
         prepare = getattr(self._module, "prepared_inputs", None)
-        return hidden if prepare is None else prepare(hidden)
+        if self._logits.input_scale != 1:
+            hidden = hidden * self._logits.input_scale
+        hidden = hidden if prepare is None else prepare(hidden)
+        return hidden if self._logits.scale == 1 else hidden * self._logits.scale
 
 
 #: transformers' attention implementations that hold the probabilities; the second is that of quantised attention.
 _SHOW_PROBABILITIES = ("eager", "abridged")
+
+
+@dataclass
+class Embeddings:
+    """Vectors of the B videos and texts of a batch, all of length 1.
+
+    Attributes:
+        video, text: (B, d).
+        frames: (B, T, d).
+        captions: (B, T, d) of the frames' own captions, where there are any.
+        temperature: what cosines are divided by, ().
+        match: of numbers of videos (n,) and of texts (n,), how well they match: (n, 2) logits; None where a model
+            has no more than vectors.
+    """
+
+    video: Tensor
+    text: Tensor
+    frames: Tensor
+    captions: Tensor | None
+    temperature: Tensor
+    match: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -64,6 +95,8 @@ class Outputs:
         label_logits: (B, C) of a model that labels texts (C = 1: a score), which has no `head`; (B, 2, T) of one that
             finds where answers begin and end.
         feed_forward: (B, T, d) of each layer, what its feed-forward part gives, if asked for; an encoder's come first.
+        embeddings: of videos and texts, where the model reads both and has no `head`; hidden states are then the
+            video encoder's (B * T, 1 + P, d), and the text encoder's.
     """
 
     last_hidden: Tensor
@@ -73,6 +106,7 @@ class Outputs:
     encoder_layers: int = 0
     label_logits: Tensor | None = None
     feed_forward: tuple[Tensor, ...] | None = None
+    embeddings: Embeddings | None = None
 
     @property
     def language_head(self) -> Head:
@@ -125,6 +159,7 @@ class ObjectiveContext:
         context: tokens in a block.
         hidden_units: of a student that was cut narrower, which of the teacher's units it still has, (hidden_size,), or
             combinations of them as columns (teacher_hidden_size, hidden_size).
+        model: the student itself, for a term that keeps a slow copy of it.
     """
 
     hidden_size: int
@@ -135,18 +170,20 @@ class ObjectiveContext:
     layers: int
     device: torch.device | str = "cpu"
     hidden_units: Tensor | None = None
+    model: Any = None
 
     @classmethod
     def of(cls, model: Any, examples: Examples, **changes: Any) -> ObjectiveContext:
         """The sizes of `model` and of what it learns from, for a teacher of its own size; `changes` where it is not."""
-        anatomy = anatomy_of(model)
+        view = families.view(model)
         sizes: dict[str, Any] = {
-            "hidden_size": anatomy.hidden_size,
-            "teacher_hidden_size": anatomy.hidden_size,
-            "vocab_size": model.config.vocab_size,
+            "hidden_size": view.hidden_size,
+            "teacher_hidden_size": view.hidden_size,
+            "vocab_size": model.config.get_text_config().vocab_size,
             "num_blocks": len(examples),
             "context": examples.context,
-            "layers": anatomy.layers,
+            "layers": view.layers,
+            "model": model,
         }
         return cls(**{**sizes, **changes})
 
@@ -156,6 +193,14 @@ class Term(nn.Module):
 
     Its parameters are trained with the student's weights; its `state_dict` is part of training checkpoints.
     """
+
+    def __init__(self, settings: Any = None, context: ObjectiveContext | None = None) -> None:
+        super().__init__()
+        self.settings: Any = settings
+
+    def is_for(self, batch: Batch) -> bool:
+        """Whether the term has anything to say on a batch of this kind."""
+        return True
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
         """The term's value, a scalar in FP32, a mean over the tokens that count."""
@@ -176,18 +221,30 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
     """
     if attentions and getattr(model.config, "_attn_implementation", None) not in _SHOW_PROBABILITIES:
         model.set_attn_implementation("eager")  # type: ignore[operator]
-    if batch.labels.shape != batch.input_ids.shape:
+    if "pixel_values" in batch.inputs and hasattr(model, "video_vectors"):
+        return _outputs_of_videos(model, batch, hidden_states)
+    if "pixel_values" in batch.inputs and "decoder_input_ids" in batch.inputs:
+        return _outputs_of_answers(model, batch, hidden_states)
+    if batch.labels_examples:
         return _outputs_of_labeller(model, batch, attentions)
-    states = model.base_model(  # type: ignore[operator]
-        **batch.model_inputs,
+    states = run_body(
+        model,
+        batch.model_inputs,
         use_cache=False,
         output_hidden_states=hidden_states,
         output_attentions=attentions,
         return_dict=True,
     )
     bias = getattr(model, "final_logits_bias", None)  # BART's: a buffer of the model, usually all zeros
-    head = Head(model.get_output_embeddings(), None if bias is None else bias.flatten())  # type: ignore[operator]
-    if batch.source_ids is None:
+    made = _made_of(model)
+    if made.logits is None:
+        raise AbridgedError(f"the head of a {type(model).__name__} does not read its last hidden state as it is")
+    head = Head(
+        model.get_output_embeddings(),  # type: ignore[operator]
+        None if bias is None else bias.flatten(),
+        made.logits,
+    )
+    if "decoder_input_ids" not in batch.inputs:
         return Outputs(states.last_hidden_state, head, states.hidden_states, states.attentions)
     return Outputs(
         last_hidden=states.last_hidden_state,
@@ -196,17 +253,70 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
         attentions=states.encoder_attentions + states.decoder_attentions + states.cross_attentions
         if attentions
         else None,
-        encoder_layers=model.config.encoder_layers,  # type: ignore[union-attr, arg-type]
+        encoder_layers=made.encoder_layers,
     )
+
+
+def _outputs_of_videos(model: Any, batch: Batch, hidden_states: bool) -> Outputs:
+    """Of a model that gives vectors of videos and texts: pairs are matched when a term asks for it."""
+    found, match = model(**batch.model_inputs, output_hidden_states=hidden_states, match_later=True)
+    return Outputs(
+        last_hidden=found.last_hidden_state,
+        head=None,
+        hidden_states=found.hidden_states,
+        encoder_layers=_made_of(model).encoder_layers if hidden_states else 0,
+        embeddings=Embeddings(
+            found.video_embeds,
+            found.text_embeds,
+            found.frame_embeds,
+            found.frame_text_embeds,
+            model.temperature.clamp(*model.temperatures),
+            match,
+        ),
+    )
+
+
+def _outputs_of_answers(model: Any, batch: Batch, hidden_states: bool) -> Outputs:
+    """Of a model that answers questions about videos: what its head for tokens reads."""
+    found = model(**batch.model_inputs, output_hidden_states=hidden_states)
+    return Outputs(
+        last_hidden=found.last_hidden_state,
+        head=Head(model.get_output_embeddings()),
+        hidden_states=found.hidden_states,
+        encoder_layers=_made_of(model).encoder_layers if hidden_states else 0,
+    )
+
+
+class _Made(NamedTuple):
+    """What the view of a model says that every pass needs."""
+
+    logits: LogitsMap | None
+    encoder_layers: int
+
+
+_MADE: WeakKeyDictionary[nn.Module, _Made] = WeakKeyDictionary()
+
+
+def _made_of(model: nn.Module) -> _Made:
+    if model not in _MADE:
+        view = families.view(model)
+        _MADE[model] = _Made(view.logits, view.streams[0].blocks if len(view.streams) > 1 else 0)
+    return _MADE[model]
 
 
 def _outputs_of_labeller(model: nn.Module, batch: Batch, attentions: bool) -> Outputs:
     found = model(**batch.model_inputs, output_hidden_states=True, output_attentions=attentions, return_dict=True)
+    encoder = found.get("encoder_hidden_states") or ()  # an encoder-decoder's, whose decoder reads the text again
+    states = encoder + (found["decoder_hidden_states"] if encoder else found.hidden_states)
+    probabilities = found.get("attentions")
+    if attentions and encoder:
+        probabilities = found.encoder_attentions + found.decoder_attentions + found.cross_attentions
     return Outputs(
-        last_hidden=found.hidden_states[-1],
+        last_hidden=states[-1],
         head=None,
-        hidden_states=found.hidden_states,
-        attentions=found.attentions,
+        hidden_states=states,
+        attentions=probabilities,
+        encoder_layers=len(encoder) - 1 if encoder else 0,
         label_logits=_label_logits(found, batch),
     )
 
@@ -218,6 +328,41 @@ def _label_logits(found: Any, batch: Batch) -> Tensor:
     # Models give padding logits too; nothing begins or ends there.
     both = torch.stack([found.start_logits, found.end_logits], 1).float()
     return both.masked_fill(~batch.counted.unsqueeze(1), -1e4)
+
+
+class Recorder:
+    """Keeps the outputs of the layers' feed-forward parts of one forward pass after another.
+
+    transformers gives hidden states and attention, but not these. Its own recorder finds modules by their class, and
+    these have a stock layer's class before a method swaps them and the method's after. So the last feed-forward matrix
+    of each layer, which the view names, gets one hook that puts its output at a fixed place of a list. The hooks are
+    there before a block is compiled, so that they are traced as a part of it, and they run inside the module that data
+    parallelism wraps; `remove` takes them away after the stage.
+    """
+
+    def __init__(self, model: Any) -> None:
+        paths = families.view(model).feed_forward
+        self._outputs: list[Tensor | None] = [None] * len(paths)
+        self._hooks = [model.get_submodule(path).register_forward_hook(self._keep(i)) for i, path in enumerate(paths)]
+
+    def _keep(self, index: int) -> Any:
+        outputs = self._outputs
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[index] = output
+
+        return hook
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The outputs (B, T, d) of the last pass, in the order of the layers; they are not kept any longer."""
+        found = tuple(output for output in self._outputs if output is not None)
+        self._outputs[:] = [None] * len(self._outputs)
+        return found
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for hook in self._hooks:
+            hook.remove()
 
 
 class StudentForward(nn.Module):
@@ -256,11 +401,19 @@ class StudentForward(nn.Module):
         return self._outputs_of(teacher, batch)
 
     def forward(self, batch: Batch, teacher: TeacherOutputs | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss (scalar, FP32) and each term's own value, detached and before weighting."""
+        """Total loss (scalar, FP32) and the own value of each term that is for such a batch, detached and unweighted.
+
+        Raises:
+            AbridgedError: a term needs a teacher, and none was given; or no term is for such a batch.
+        """
         if self.needs_teacher and teacher is None:
             raise AbridgedError("this objective distils from a teacher, and none was given")
+        terms = {name: term for name, term in self.terms.items() if term.is_for(batch)}  # type: ignore[operator]
+        if not terms:
+            kind = "clips joined in two orders" if batch.twins else "clips that are not joined"
+            raise AbridgedError(f"there are {kind} to learn from, and none of {', '.join(self.terms)} does")
         student = self._outputs_of(self.model, batch)
-        values = {name: term(student, teacher, batch) for name, term in self.terms.items()}
+        values = {name: term(student, teacher, batch) for name, term in terms.items()}
         weighted = [self.weights[name] * value for name, value in values.items()]
         if self.training:
             values |= self.penalties()
@@ -278,8 +431,6 @@ class StudentForward(nn.Module):
 
     def _recorder(self, model: nn.Module) -> Recorder:
         """The recorder of the student, or of the teacher, which comes with its first batch."""
-        from abridged.objectives.feed_forward import Recorder
-
         if id(model) not in self._recorders:
             self._recorders[id(model)] = model, Recorder(model)
         return self._recorders[id(model)][1]

@@ -8,6 +8,7 @@ Matrix products run in autocast's type where it is on, everything between them i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -53,8 +54,8 @@ class LabelTarget:
 class TeacherTarget:
     """Kullback-Leibler divergence from softmax(hidden @ weight.T + bias)."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        self.hidden, self.weight, self.bias = hidden, weight, bias
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None = None) -> None:
+        self.hidden, self.weight, self.bias, self.cap = hidden, weight, bias, cap
         self.buffers: list[Tensor] = []
 
     def compare(self, rows: slice, log_q: Tensor, gradient: Tensor | None) -> Tensor:
@@ -62,7 +63,7 @@ class TeacherTarget:
             self.buffers = [torch.empty_like(log_q, dtype=self.hidden.dtype)]
             self.buffers += [torch.empty_like(log_q), torch.empty_like(log_q)]
         logits, log_p, p = (buffer[: len(log_q)] for buffer in self.buffers)
-        log_softmax(self.hidden[rows], self.weight, self.bias, logits, log_p)
+        log_softmax(self.hidden[rows], self.weight, self.bias, logits, log_p, self.cap)
         torch.exp(log_p, out=p)
         losses = torch.linalg.vecdot(p, log_p.sub_(log_q))
         if gradient is not None:
@@ -101,12 +102,30 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-def log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor, out: Tensor) -> None:
-    """Writes log softmax(hidden @ weight.T + bias), (n, V), into `out`; `logits` is scratch in the products' type."""
+def log_softmax(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logits: Tensor,
+    out: Tensor,
+    cap: float | None = None,
+    slope: Tensor | None = None,
+) -> None:
+    """Writes log softmax(hidden @ weight.T + bias), (n, V), into `out`; `logits` is scratch in the products' type.
+
+    Args:
+        cap: logits s become cap * tanh(s / cap) first.
+        slope: (n, V) receives what that multiplies gradients by: 1 - tanh^2.
+    """
     torch.mm(hidden, weight.t(), out=logits)
     out.copy_(logits)
     if bias is not None:
         out.add_(bias)
+    if cap is not None:
+        out.div_(cap).tanh_()
+        if slope is not None:
+            torch.mul(out, out, out=slope).neg_().add_(1)
+        out.mul_(cap)
     torch.log_softmax(out, -1, out=out)
 
 
@@ -117,7 +136,7 @@ def rows_in_chunk(vocabulary: int, device: torch.device) -> int:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, token_weights, target, dtype):
+    def forward(ctx, hidden, weight, bias, token_weights, target, dtype, cap):
         with torch.autocast(hidden.device.type, enabled=False):
             want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
             wide = token_weights.dtype
@@ -126,6 +145,7 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = min(len(h), rows_in_chunk(len(w), h.device))
             logits = h.new_empty(chunk, len(w))
             log_q = torch.empty_like(logits, dtype=wide)
+            slope = None if cap is None or not any(ctx.needs_input_grad) else torch.empty_like(log_q)
             grad_hidden = torch.empty_like(hidden) if want_hidden else None
             grad_weight = torch.zeros_like(weight) if want_weight else None
             grad_bias = torch.zeros_like(bias) if want_bias else None
@@ -133,10 +153,13 @@ class _ChunkedLoss(torch.autograd.Function):
             for start in range(0, len(h), chunk):
                 rows = slice(start, min(start + chunk, len(h)))
                 size = rows.stop - start
-                log_softmax(h[rows], w, bias, logits[:size], log_q[:size])
+                own = None if slope is None else slope[:size]
+                log_softmax(h[rows], w, bias, logits[:size], log_q[:size], cap, own)
                 # The logits are used up: their buffer takes the gradient.
                 gradient = logits[:size]
                 losses = target.compare(rows, log_q[:size], gradient if any(ctx.needs_input_grad) else None)
+                if own is not None:
+                    gradient.mul_(own)
                 scale = token_weights[rows]
                 total += torch.dot(losses, scale)
                 if grad_hidden is not None:
@@ -152,15 +175,21 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
         gradients = (None if g is None else g * grad_output for g in ctx.saved_tensors)
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 def _chunked(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor, target: Target, dtype: torch.dtype
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weights: Tensor,
+    target: Target,
+    dtype: torch.dtype,
+    cap: float | None,
 ) -> Tensor:
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    return _ChunkedLoss.apply(hidden, weight, bias, weights, target, dtype)
+    return _ChunkedLoss.apply(hidden, weight, bias, weights, target, dtype, cap)
 
 
 def uniform_weights(counted: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -171,7 +200,12 @@ def uniform_weights(counted: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 
 @torch.compiler.disable
 def label_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, token_weights: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    token_weights: Tensor | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T + bias) with labels, without holding all logits.
 
@@ -181,6 +215,7 @@ def label_cross_entropy(
         bias: (V,) or None.
         labels: (...) int64; -100 does not count.
         token_weights: (N,) factors of the rows' losses, which are summed; None = mean over the rows that count.
+        cap: logits are soft-capped at it (Gemma 2).
 
     Returns:
         Scalar in FP32 (FP64 for FP64 input). Gradients flow to hidden, weight, and bias.
@@ -188,7 +223,7 @@ def label_cross_entropy(
     rows = hidden.flatten(0, -2)
     wide = torch.promote_types(rows.dtype, torch.float32)
     weights = uniform_weights(labels != -100, wide) if token_weights is None else token_weights.to(wide)
-    return _chunked(rows, weight, bias, weights, LabelTarget(labels.flatten()), compute_dtype(rows))
+    return _chunked(rows, weight, bias, weights, LabelTarget(labels.flatten()), compute_dtype(rows), cap)
 
 
 @torch.compiler.disable
@@ -199,6 +234,9 @@ def teacher_divergence(
     teacher: tuple[Tensor, Tensor, Tensor | None] | TopLogits,
     token_weights: Tensor,
     temperature: float = 1.0,
+    *,
+    cap: float | None = None,
+    teacher_cap: float | None = None,
 ) -> Tensor:
     """Divergence KL(teacher || student) of next-token distributions, without holding all logits.
 
@@ -213,6 +251,8 @@ def teacher_divergence(
         token_weights: (N,) factors of the rows' divergences, which are summed.
         temperature: divides both models' logits; the result is multiplied by its square, so that gradients keep
             their size (Hinton et al., arXiv:1503.02531, section 2).
+        cap: the student's logits are soft-capped at it, before the temperature.
+        teacher_cap: and the teacher's.
 
     Returns:
         Scalar in FP32 (FP64 for FP64 input). Gradients flow to hidden, weight, and bias, none to the teacher.
@@ -228,26 +268,43 @@ def teacher_divergence(
         assert t_hidden is not None
         assert t_weight is not None
         t_rows = (t_hidden.flatten(0, -2) / temperature).to(dtype)
-        target = TeacherTarget(t_rows, t_weight.to(dtype), None if t_bias is None else t_bias / temperature)
+        t_bias = None if t_bias is None else t_bias / temperature
+        target = TeacherTarget(t_rows, t_weight.to(dtype), t_bias, teacher_cap and teacher_cap / temperature)
     bias = None if bias is None else bias / temperature
-    return _chunked(rows, weight, bias, token_weights.to(wide) * temperature**2, target, dtype)
+    weights = token_weights.to(wide) * temperature**2
+    return _chunked(rows, weight, bias, weights, target, dtype, cap and cap / temperature)
 
 
 @torch.no_grad()
-def label_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+def label_losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, cap: float | None = None
+) -> Tensor:
     """Each token's cross-entropy with its label, (...) like `labels`, in FP32, 0 where the label is -100."""
-    dtype = compute_dtype(hidden)
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    rows, w, flat = hidden.flatten(0, -2).to(dtype), weight.to(dtype), labels.flatten()
+    flat = labels.flatten()
     target = LabelTarget(flat)
-    chunk = min(len(rows), rows_in_chunk(len(w), rows.device))
-    logits = rows.new_empty(chunk, len(w))
-    log_q = torch.empty_like(logits, dtype=wide)
-    losses = torch.empty(len(rows), dtype=wide, device=rows.device)
-    with torch.autocast(rows.device.type, enabled=False):
-        for start in range(0, len(rows), chunk):
-            part = slice(start, min(start + chunk, len(rows)))
-            size = part.stop - start
-            log_softmax(rows[part], w, bias, logits[:size], log_q[:size])
-            losses[part] = target.compare(part, log_q[:size], None)
-    return losses.masked_fill(flat == -100, 0.0).view(labels.shape)
+    losses = [target.compare(rows, log_q, None) for rows, log_q in chunks(hidden.flatten(0, -2), weight, bias, cap)]
+    return torch.cat(losses).masked_fill(flat == -100, 0.0).view(labels.shape)
+
+
+def chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows, so many at a time, and their log softmax(hidden @ weight.T + bias), (n, V) in FP32 (FP64 for FP64 input).
+
+    What the caller does with it runs without autocast, and the next rows overwrite it.
+
+    Args:
+        hidden: (N, d).
+        weight, bias, cap: as in `label_cross_entropy`.
+    """
+    dtype = compute_dtype(hidden)
+    h, w = hidden.to(dtype), weight.to(dtype)
+    size = min(len(h), rows_in_chunk(len(w), h.device))
+    logits = h.new_empty(size, len(w))
+    log_q = torch.empty_like(logits, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    with torch.autocast(h.device.type, enabled=False):
+        for start in range(0, len(h), size):
+            rows = slice(start, min(start + size, len(h)))
+            count = rows.stop - start
+            log_softmax(h[rows], w, bias, logits[:count], log_q[:count], cap)
+            yield rows, log_q[:count]

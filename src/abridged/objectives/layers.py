@@ -1,13 +1,133 @@
-"""Which layer of the student answers to which of the teacher, and which of their rows count."""
+"""Distillation layer by layer: hidden states, attention and feed-forward parts of the student against the teacher's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
-from abridged.errors import AbridgedError
+from abridged.objectives.base import ObjectiveContext, Outputs, TeacherOutputs, Term
+from abridged.objectives.settings import Hidden
+
+_LEAST = 1e-9  #: of a probability, so that its logarithm is finite
+
+
+class LayerDistillation(Term):
+    """How far what the student's layers give is from what the teacher's do, averaged over mapped layers and the rows
+    that count.
+
+    A subclass says which of the `Outputs` that are (`field`), and how far two layers' are `apart`.
+    """
+
+    name: ClassVar[str]  #: in recipes
+    field: ClassVar[str]
+    called: ClassVar[str]  #: in messages
+    before: ClassVar[int] = 0  #: what there is of an encoder beside its layers
+    stacks: ClassVar[int] = 1  #: of equal size, that come after an encoder's
+
+    def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
+        ours, theirs = getattr(student, self.field), getattr(teacher, self.field, None)
+        if ours is None or theirs is None:
+            raise AbridgedError(f"{self.called} distillation needs the teacher in memory")
+        assert isinstance(teacher, Outputs)
+        parts = self._parts(student)
+        errors = []
+        for i, j in layer_pairs(self.name, self.settings.layers, parts, self._parts(teacher)).items():
+            found = self.apart(ours[i], theirs[j].detach())
+            counted = batch.counted
+            if len(parts) > 1 and i < parts[0]:
+                if "pixel_values" in batch.inputs:  # of pictures everything counts
+                    counted = torch.ones(1, 1, dtype=torch.bool, device=found.device)
+                elif batch.source_mask is not None:
+                    counted = batch.source_mask.bool()
+            counted = counted.expand_as(found)
+            errors.append((found * counted).sum() / counted.sum().clamp_min(1))
+        return torch.stack(errors).mean()
+
+    def apart(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """(B, rows) of what a layer of the student and one of the teacher give."""
+        raise NotImplementedError
+
+    def _parts(self, outputs: Outputs) -> list[int]:
+        """How many layers there are of each kind: an encoder's, where there is one, and what comes after."""
+        count = len(getattr(outputs, self.field))
+        if not outputs.encoder_layers:
+            return [count]
+        encoder = outputs.encoder_layers + self.before
+        return [encoder, *[(count - encoder) // self.stacks] * self.stacks]
+
+
+class HiddenDistillation(LayerDistillation):
+    """Mean squared error per number of hidden states.
+
+    Where the teacher is wider or narrower, one trained linear map takes the student's states to its size; where the
+    student has a part of the teacher's very units, or combinations of them, these are compared.
+    """
+
+    name, field, called, before = "hidden", "hidden_states", "hidden-state", 1
+
+    def __init__(self, settings: Hidden, context: ObjectiveContext) -> None:
+        super().__init__(settings)
+        same = context.hidden_size == context.teacher_hidden_size
+        self.units = None if same else context.hidden_units
+        self.projection = (
+            nn.Identity()
+            if same or self.units is not None
+            else nn.Linear(context.hidden_size, context.teacher_hidden_size)
+        )
+
+    def apart(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        if self.units is not None and theirs.shape[-1] != ours.shape[-1]:
+            theirs = narrowed(theirs, self.units)
+        return (self.projection(ours).float() - theirs.float()).square().mean(-1)
+
+
+class FeedForwardDistillation(LayerDistillation):
+    """Mean squared error per number of what feed-forward parts give.
+
+    Source: ILKD's third term (Edalati et al., ACL 2022, arXiv:2110.08152, section 3.2).
+    """
+
+    name, field, called = "feed_forward", "feed_forward", "feed-forward"
+
+    def apart(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        if ours.shape != theirs.shape:
+            raise AbridgedError(
+                f"feed-forward distillation compares like with like: the student's is {ours.shape[-1]} wide, the "
+                f"teacher's {theirs.shape[-1]}"
+            )
+        return (ours.float() - theirs.float()).square().mean(-1)
+
+
+class AttentionDistillation(LayerDistillation):
+    """Divergence of the heads' attention distributions, averaged over heads.
+
+    Either KL(teacher || student) in nats (ILKD: Edalati et al., ACL 2022, arXiv:2110.08152, section 3.2), or the
+    squared difference of the probabilities, summed over a row.
+    """
+
+    name, field, called, stacks = "attention", "attentions", "attention", 2  # the decoder's, and those across
+
+    def apart(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        if ours.shape != theirs.shape:
+            raise AbridgedError(
+                f"attention distillation compares head with head: the student has {ours.shape[1]}, the teacher "
+                f"{theirs.shape[1]}"
+            )
+        q, p = ours.float(), theirs.float()
+        if self.settings.loss == "mse":
+            return (p - q).square().sum(-1).mean(1)
+        return (p * (p.clamp_min(_LEAST).log() - q.clamp_min(_LEAST).log())).sum(-1).mean(1)
+
+
+def narrowed(states: Tensor, units: Tensor) -> Tensor:
+    """Of states (…, d) the units (h,), or combinations of them, the columns of a float (d, h)."""
+    units = units.to(states.device)
+    return states @ units.to(states.dtype) if units.is_floating_point() else states[..., units]
 
 
 def layer_map(student: int, teacher: int) -> dict[int, int]:
@@ -33,29 +153,11 @@ def layer_pairs(
 
     Raises AbridgedError where a layer is chosen that student or teacher does not have.
     """
-    pairs = chosen or layer_maps(student, teacher)
-    check_layers(name, pairs, sum(student), sum(teacher))
-    return pairs
-
-
-def mean_over_rows(values: Tensor, counted: Tensor) -> Tensor:
-    """The mean, (), of values (B, T) at the rows that are counted (B, T)."""
-    return (values * counted).sum() / counted.sum().clamp_min(1)
-
-
-def check_layers(name: str, pairs: dict[int, int], student: int, teacher: int) -> None:
-    """Raise AbridgedError where `pairs` names a layer that student or teacher does not have."""
-    beyond = [f"{i}: {j}" for i, j in pairs.items() if not (0 <= i < student and 0 <= j < teacher)]
+    pairs, ours, theirs = chosen or layer_maps(student, teacher), sum(student), sum(teacher)
+    beyond = [f"{i}: {j}" for i, j in pairs.items() if not (0 <= i < ours and 0 <= j < theirs)]
     if beyond:
         raise AbridgedError(
-            f"objectives.{name}.layers has {beyond[0]}, but the student's end at {student - 1} and the teacher's at "
-            f"{teacher - 1}"
+            f"objectives.{name}.layers has {beyond[0]}, but the student's end at {ours - 1} and the teacher's at "
+            f"{theirs - 1}"
         )
-
-
-def rows_that_count(batch: Batch, encoder: bool) -> Tensor:
-    """(B, T) bool, or (B, S) for an encoder's layer: the rows of a layer that enter a loss."""
-    if not encoder:
-        return batch.counted
-    assert batch.source_mask is not None
-    return batch.source_mask.bool()
+    return pairs

@@ -1,4 +1,4 @@
-"""Soft-label distillation: the student's next-token distributions against the teacher's."""
+"""The student's next-token distributions, or labels of texts, against the text's own and against the teacher's."""
 
 from __future__ import annotations
 
@@ -6,11 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
-from abridged.errors import AbridgedError
 from abridged.objectives.base import Outputs, TeacherOutputs, Term
-from abridged.objectives.chunked import label_losses, teacher_divergence, uniform_weights
+from abridged.objectives.chunked import label_cross_entropy, label_losses, teacher_divergence, uniform_weights
 from abridged.objectives.settings import Logits
+
+
+class LabelCrossEntropy(Term):
+    """Mean cross-entropy, in nats, over the tokens that count, or over labelled texts."""
+
+    def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
+        if student.label_logits is not None:
+            return text_label_loss(student.label_logits, batch.labels)
+        head = student.language_head
+        hidden = head.inputs(student.last_hidden)
+        return label_cross_entropy(hidden, *head.weights(), batch.labels, cap=head.cap)
+
+
+def text_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, in nats, of logits (..., C) with labels (...); of scores (B,) the mean squared error."""
+    if labels.is_floating_point():
+        return F.mse_loss(logits.float().squeeze(-1), labels)
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
 
 
 def tsld_weights(losses: Tensor, counted: Tensor, temperature: float = 10.0) -> Tensor:
@@ -40,16 +58,18 @@ def text_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) 
 class LogitDistillation(Term):
     """KL(teacher || student) in nats per token that counts, or per labelled text."""
 
-    def __init__(self, settings: Logits) -> None:
-        super().__init__()
-        self.settings = settings
+    settings: Logits
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
+        if isinstance(teacher, Outputs) and student.embeddings is not None:
+            return self._matched(student, teacher)
         if isinstance(teacher, Outputs) and student.label_logits is not None:
             assert teacher.label_logits is not None
             return text_divergence(student.label_logits, teacher.label_logits, self.settings.temperature)
+        their_cap = None
         if isinstance(teacher, Outputs):
-            known = (teacher.language_head.inputs(teacher.last_hidden), *teacher.language_head.weights())
+            theirs = teacher.language_head
+            known, their_cap = (theirs.inputs(teacher.last_hidden), *theirs.weights()), theirs.cap
         elif teacher is not None and teacher.top_logits is not None:
             known = teacher.top_logits  # type: ignore[assignment]
             if teacher.top_logits.temperature != self.settings.temperature:
@@ -61,7 +81,7 @@ class LogitDistillation(Term):
             raise AbridgedError("logit distillation needs a teacher: none was given, or its cache holds no logits")
         if self.settings.token_weights == "tsld":
             if isinstance(known, tuple):
-                losses = label_losses(*known, batch.labels)
+                losses = label_losses(*known, batch.labels, cap=their_cap)
             else:
                 losses = -known.label_log_probability.float()
             weights = tsld_weights(losses, batch.counted, self.settings.tsld_temperature)
@@ -69,4 +89,16 @@ class LogitDistillation(Term):
             weights = uniform_weights(batch.counted)
         head = student.language_head
         hidden = head.inputs(student.last_hidden)
-        return teacher_divergence(hidden, *head.weights(), known, weights, self.settings.temperature)
+        caps = {"cap": head.cap, "teacher_cap": their_cap}
+        return teacher_divergence(hidden, *head.weights(), known, weights, self.settings.temperature, **caps)
+
+    def _matched(self, student: Outputs, teacher: Outputs) -> Tensor:
+        """Of videos and texts: of whether each matches its own text, and its neighbour's in the batch."""
+        ours, theirs = student.embeddings, teacher.embeddings
+        if ours is None or theirs is None or ours.match is None or theirs.match is None:
+            raise AbridgedError("the objective logits needs a model that matches videos to texts")
+        own = torch.arange(len(ours.video), device=ours.video.device)
+        pairs = torch.cat([own, own]), torch.cat([own, own.roll(1)])
+        with torch.no_grad():
+            wanted = theirs.match(*pairs)
+        return text_divergence(ours.match(*pairs), wanted, self.settings.temperature)

@@ -1,27 +1,29 @@
-"""The objectives' settings as they stand in a recipe; torch is imported only by `build`."""
+"""The objectives' settings as they stand in a recipe. No torch here: `build` imports the term that computes one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.core.lazy import load
+from abridged.core.settings import Settings
 
 if TYPE_CHECKING:
     from abridged.objectives.base import ObjectiveContext, Term
 
 
-class Objective(BaseModel):
-    """Settings of one term of the training loss.
+class Objective(Settings):
+    """Settings of one term of the training loss; `term` names the `Term` that computes it: "module:Class".
 
-    `needs_teacher`, `needs_hidden_states`, `needs_attentions` and `needs_feed_forward` say what `Term.forward` has to
-    be given.
+    `needs_teacher`, `needs_labels`, `needs_hidden_states`, `needs_attentions` and `needs_feed_forward` say what
+    `Term.forward` has to be given.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
+    term: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
     needs_hidden_states: ClassVar[bool] = False
     needs_attentions: ClassVar[bool] = False
     needs_feed_forward: ClassVar[bool] = False
@@ -30,7 +32,8 @@ class Objective(BaseModel):
 
     def build(self, context: ObjectiveContext) -> Term:
         """The term that computes this objective, on `context.device`."""
-        raise NotImplementedError
+        term: Term = load(self.term)(self, context)
+        return term
 
     def cached_parts(self) -> frozenset[str]:
         """What it reads of an offline teacher: some of "top_logits" and "last_hidden".
@@ -43,9 +46,15 @@ class Objective(BaseModel):
             "train it without a teacher cache"
         )
 
+    def cached_temperature(self) -> float | None:
+        """What divides the logits of the "top_logits" that it reads; None where it reads none."""
+        return None
+
 
 class Logits(Objective):
     """Soft-label distillation: the divergence of the student's next-token distribution from the teacher's."""
+
+    term: ClassVar[str] = "abridged.objectives.logits:LogitDistillation"
 
     temperature: float = Field(default=1.0, gt=0, description="divides both models' logits; loss times its square")
     token_weights: Literal["uniform", "tsld"] = Field(
@@ -58,24 +67,19 @@ class Logits(Objective):
         description="divides the teacher's cross-entropy in tsld's softmax over the tokens",
     )
 
-    def build(self, context: ObjectiveContext) -> Term:
-        from abridged.objectives.logits import LogitDistillation
-
-        return LogitDistillation(self)
-
     def cached_parts(self) -> frozenset[str]:
         return frozenset({"top_logits"})
+
+    def cached_temperature(self) -> float | None:
+        return self.temperature
 
 
 class Labels(Objective):
     """Cross-entropy with the text's own next tokens."""
 
+    term: ClassVar[str] = "abridged.objectives.logits:LabelCrossEntropy"
     needs_teacher: ClassVar[bool] = False
-
-    def build(self, context: ObjectiveContext) -> Term:
-        from abridged.objectives.labels import LabelCrossEntropy
-
-        return LabelCrossEntropy()
+    needs_labels: ClassVar[bool] = True
 
     def cached_parts(self) -> frozenset[str]:
         return frozenset()
@@ -83,6 +87,8 @@ class Labels(Objective):
 
 class Contrastive(Objective):
     """Token-level contrastive distillation (QuantGPT, Tao et al., ACL 2022, arXiv:2203.10705, section 3.1)."""
+
+    term: ClassVar[str] = "abridged.objectives.contrastive:ContrastiveDistillation"
 
     weight: float = Field(default=0.1, ge=0, description="factor of this term in the total loss")
     dimensions: int = Field(default=64, ge=1, description="size of the projected representations")
@@ -105,11 +111,6 @@ class Contrastive(Objective):
         "as the sequence has tokens for vocabulary)",
     )
 
-    def build(self, context: ObjectiveContext) -> Term:
-        from abridged.objectives.contrastive import ContrastiveDistillation
-
-        return ContrastiveDistillation(self, context)
-
     def cached_parts(self) -> frozenset[str]:
         if self.negatives == "vocabulary":
             raise AbridgedError(
@@ -122,6 +123,7 @@ class Contrastive(Objective):
 class Hidden(Objective):
     """Mean squared error between hidden states of the student and the teacher."""
 
+    term: ClassVar[str] = "abridged.objectives.layers:HiddenDistillation"
     needs_hidden_states: ClassVar[bool] = True
 
     layers: dict[int, int] | None = Field(
@@ -130,15 +132,11 @@ class Hidden(Objective):
         "student layer, evenly spread over the teacher's",
     )
 
-    def build(self, context: ObjectiveContext) -> Term:
-        from abridged.objectives.hidden import HiddenDistillation
-
-        return HiddenDistillation(self, context)
-
 
 class Attention(Objective):
     """Divergence between the attention probabilities of the student and the teacher; rules out fused attention."""
 
+    term: ClassVar[str] = "abridged.objectives.layers:AttentionDistillation"
     needs_attentions: ClassVar[bool] = True
 
     loss: Literal["kl", "mse"] = Field(
@@ -151,15 +149,11 @@ class Attention(Objective):
         "decoder's, then those across; null = every student layer, evenly spread over the teacher's",
     )
 
-    def build(self, context: ObjectiveContext) -> Term:
-        from abridged.objectives.attention import AttentionDistillation
-
-        return AttentionDistillation(self)
-
 
 class FeedForward(Objective):
     """Mean squared error between what the feed-forward parts of student and teacher add to the hidden states (ILKD)."""
 
+    term: ClassVar[str] = "abridged.objectives.layers:FeedForwardDistillation"
     needs_feed_forward: ClassVar[bool] = True
 
     layers: dict[int, int] | None = Field(
@@ -167,8 +161,3 @@ class FeedForward(Objective):
         description="student layer: teacher layer, from 0; of an encoder-decoder the encoder's come first; null = "
         "every student layer, evenly spread over the teacher's",
     )
-
-    def build(self, context: ObjectiveContext) -> Term:
-        from abridged.objectives.feed_forward import FeedForwardDistillation
-
-        return FeedForwardDistillation(self)

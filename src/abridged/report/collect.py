@@ -9,30 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abridged.checkpoint.code_books import CODE_BOOKS
-from abridged.report.data import HeadPicture, MatrixPicture, ModelRow, PartBytes, ReportData, SampleGroup, TokenPicture
+from abridged.core.measurement import Measured, nats_lost
+from abridged.core.modes import evaluating
+from abridged.core.text import lines_of
+from abridged.report.data import (
+    HeadPicture,
+    MatrixPicture,
+    ModelRow,
+    PartBytes,
+    PlanOutcome,
+    ReportData,
+    SampleGroup,
+    TokenPicture,
+    VideoPicture,
+)
 from abridged.report.pictures import matrix_picture, token_picture
 from abridged.report.text import duration, megabytes
+from abridged.storage.code_books import CODE_BOOKS
+from abridged.storage.compressed import compressed_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from abridged.data.batch import Batch
-    from abridged.families import Anatomy
+    from abridged.families import View
     from abridged.recipe import Recipe
 
-#: Scores by the names that they have in metrics, and how they are called.
-_SCORES = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "matthews": "Matthews",
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-}
 TOKENS = 160  #: tokens of the text in the picture: enough to show a cloud, few enough to see single ones
 
 
@@ -40,18 +43,20 @@ def collect(
     *,
     recipe: "Recipe",
     base_model: str,
+    base_model_note: str | None = None,
     data: str,
     directory: str | os.PathLike[str],
     account: Mapping[str, Any],
-    teacher_metrics: Mapping[str, Any],
-    student_metrics: Mapping[str, Any],
-    rounded_metrics: Mapping[str, Any] | None = None,
+    teacher_metrics: Measured,
+    student_metrics: Measured,
+    rounded_metrics: Measured | None = None,
     rounded_name: str = "round to nearest, untrained",
     metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str] = (),
     matrices: Sequence[MatrixPicture] = (),
     tokens: TokenPicture | None = None,
     samples: Sequence[SampleGroup] = (),
     heads: HeadPicture | None = None,
+    videos: VideoPicture | None = None,
     auto_class: str = "AutoModelForCausalLM",
     environment: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -62,15 +67,17 @@ def collect(
     Args:
         recipe: as run, overrides included.
         base_model, data: as the person named them.
+        base_model_note: what a person should know of the teacher, in a sentence.
         directory: where the checkpoint will be; only its last name is shown.
         account: what `abridged.checkpoint.inspect.inspect` says of the saved student.
-        teacher_metrics, student_metrics, rounded_metrics: what `abridged.evaluation.perplexity.perplexity` gave for
-            each, on the same text; the last for the teacher rounded to the student's bits without training.
+        teacher_metrics, student_metrics, rounded_metrics: what was measured of each on the same data; the last
+            of the teacher rounded to the student's bits without training.
         metrics: the lines of metrics.jsonl, or its path.
-        matrices: of `picture_weights(student, anatomy)`, taken from the student before it is packed.
+        matrices: of `picture_weights(student, view)`, taken from the student before it is packed.
         tokens: of `picture_tokens(…)`.
         samples: what the models wrote.
         heads: of `picture_heads(…)`, where heads were pruned.
+        videos: of `Task.clips(…)`, where the models read videos.
         auto_class: the class of transformers that loads the student.
         environment: `versions` and `hardware`, as in abridged.json.
         seconds: wall time by name, such as {"training": 372.1, "evaluation": 20.4}.
@@ -79,28 +86,31 @@ def collect(
     stages = [stage.name or f"stage {number}" for number, stage in enumerate(recipe.stages, 1)]
     name = recipe.name
     ratio, bits, size = account["ratio"], account["bits_per_weight"], account["file_bytes"]
-    summary = [_row("teacher", "teacher", teacher_metrics, account["dense_bytes"], 1.0, 32.0)]
+    summary = [ModelRow("teacher", "teacher", teacher_metrics.measurements, account["dense_bytes"], 1.0, 32.0)]
     if rounded_metrics is not None:
         # the same grid, the same bytes: only the values differ
-        summary.append(_row(rounded_name, "rounded", rounded_metrics, size, ratio, bits))
-    summary.append(_row(f"student, {name}", "student", student_metrics, size, ratio, bits))
+        summary.append(ModelRow(rounded_name, "rounded", rounded_metrics.measurements, size, ratio, bits))
+    summary.append(ModelRow(f"student, {name}", "student", student_metrics.measurements, size, ratio, bits))
     return ReportData(
         title=f"{name} of {_last(base_model)}",
         recipe=name,
         recipe_description=recipe.description,
         paper=recipe.paper,
         base_model=_last(base_model),
+        base_model_note=base_model_note or "",
         data=_last(data),
         date=date.today().isoformat(),
-        evaluation=dict(student_metrics),
+        evaluation=student_metrics.facts,
         summary=summary,
         metrics=read_metrics(metrics),
         stages=stages,
-        parts=_parts(account["parts"]),
+        parts=[PartBytes(name, part["dense_bytes"], part["bytes"]) for name, part in account["parts"].items()],
+        plan=plan_outcome(recipe, account, teacher_metrics, student_metrics),
         matrices=list(matrices),
         tokens=tokens,
         samples=list(samples),
         heads=heads,
+        videos=videos,
         auto_class=auto_class,
         modules=[dict(module) for module in account["modules"]],
         directory=Path(directory).name,
@@ -112,8 +122,27 @@ def collect(
     )
 
 
-def picture_weights(student: "nn.Module", anatomy: "Anatomy") -> list[MatrixPicture]:
-    """How each quantised matrix of a student in training lies on its grid, in the anatomy's order.
+def plan_outcome(
+    recipe: "Recipe", account: Mapping[str, Any], teacher_metrics: Measured, student_metrics: Measured
+) -> PlanOutcome | None:
+    """What a plan expected beside what came of it; None where the recipe comes from no plan. See `collect`."""
+    expected = recipe.expected
+    if expected is None:
+        return None
+    return PlanOutcome(
+        expected_bytes=expected.file_bytes,
+        expected_loss=expected.loss,
+        file_bytes=account["file_bytes"],
+        loss=nats_lost(teacher_metrics, student_metrics),
+        trained=any(stage.trains for stage in recipe.stages),
+        way=expected.way,
+        tokens=expected.tokens,
+        front=expected.front,
+    )
+
+
+def picture_weights(student: "nn.Module", view: "View") -> list[MatrixPicture]:
+    """How each quantised matrix of a student in training lies on its grid, in the view's order.
 
     Q, K and V of a fused matrix are pictures of their own. Matrices that carry no quantiser are left out.
     """
@@ -121,7 +150,7 @@ def picture_weights(student: "nn.Module", anatomy: "Anatomy") -> list[MatrixPict
 
     pictures = []
     found = dict(student.named_modules())
-    for matrix in anatomy.matrices:
+    for matrix in view.matrices:
         source = getattr(found.get(matrix.name), "source", None)
         if not isinstance(source, QuantizedWeight):
             continue
@@ -129,9 +158,12 @@ def picture_weights(student: "nn.Module", anatomy: "Anatomy") -> list[MatrixPict
         grid = CODE_BOOKS[stored.code_book]
         names = ("Q", "K", "V") if matrix.fused == 3 else tuple(map(str, range(matrix.fused)))
         blocks = [_numpy(t).reshape(matrix.fused, -1) for t in (source.weight, stored.levels, stored.scale)]
+        zeros = None if stored.zero is None else _numpy(stored.zero).reshape(matrix.fused, -1)
         for index in range(matrix.fused):
             weight, levels, scale = (block[index] for block in blocks)
-            lines = weight.reshape(scale.size, -1)
+            offset = weight.reshape(scale.size, -1).mean(1) if source.settings.centered else None
+            if zeros is not None:  # what stands for level 0
+                offset = -zeros[index] * scale
             pictures.append(
                 matrix_picture(
                     matrix.name,
@@ -144,7 +176,7 @@ def picture_weights(student: "nn.Module", anatomy: "Anatomy") -> list[MatrixPict
                     block=names[index] if matrix.fused > 1 else "",
                     # four levels ±1, ±3 stand for cells that reach out to ±4 (ParetoQ's α)
                     clip=4 * scale if stored.code_book == "quaternary" else None,
-                    offset=lines.mean(1) if source.settings.centered else None,
+                    offset=offset,
                 )
             )
     return pictures
@@ -189,18 +221,15 @@ def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
 
     from abridged.objectives.base import outputs_of
 
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        batch = batch.to(next(iter(model.parameters())).device)
+    with torch.inference_mode(), evaluating(model) as device:
+        batch = batch.to(device)
         states = outputs_of(model, batch).last_hidden[batch.counted][:TOKENS]
-    model.train(was_training)
-    units = getattr(model, "hidden_units", None)
+    units = compressed_of(model).hidden_units
     if units is None:
         return _numpy(states.float())
     if units.is_floating_point():  # combinations, back in the units that they were made of
         return _numpy(states.float()) @ _numpy(units).T
-    whole = np.zeros((len(states), model.config.hidden_size), dtype=np.float32)
+    whole = np.zeros((len(states), model.config.get_text_config().hidden_size), dtype=np.float32)
     whole[:, units.numpy()] = _numpy(states.float())  # units that were pruned away say nothing
     return whole
 
@@ -216,7 +245,7 @@ def read_metrics(metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str]) 
     if not isinstance(metrics, str | os.PathLike):
         return [dict(line) for line in metrics]
     lines = []
-    for line in Path(metrics).read_text(encoding="utf-8").splitlines():
+    for line in lines_of(Path(metrics).read_text(encoding="utf-8")):
         try:
             found = json.loads(line)
         except json.JSONDecodeError:
@@ -224,16 +253,6 @@ def read_metrics(metrics: Sequence[Mapping[str, Any]] | str | os.PathLike[str]) 
         if isinstance(found, dict):
             lines.append(found)
     return lines
-
-
-def _row(name: str, role: str, metrics: Mapping[str, Any], size: int, ratio: float, bits: float) -> ModelRow:
-    found = {**metrics.get("rouge", {}), **metrics}
-    scores = {shown: found[key] for key, shown in _SCORES.items() if key in found}
-    return ModelRow(name, role, metrics.get("perplexity"), metrics.get("word_perplexity"), size, ratio, bits, scores)
-
-
-def _parts(parts: Mapping[str, Mapping[str, Any]]) -> list[PartBytes]:
-    return [PartBytes(name, part["dense_bytes"], part["bytes"]) for name, part in parts.items()]
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -24,7 +24,7 @@ class Training:
     """What was logged while training."""
 
     losses: list[Curve]  #: the loss, then its terms
-    watched: Curve | None  #: what was measured on the validation part: perplexity, or a score
+    watched: Curve | None  #: what was watched on the validation part
     rates: list[Curve]
     starts: list[float]  #: steps at which the second and later stages began
     steps: int  #: of all stages together
@@ -34,7 +34,8 @@ def read_curves(metrics: Iterable[dict[str, Any]]) -> Training | None:
     """Curves of all stages, laid end to end; None where nothing was logged.
 
     A "train" line has `stage`, `step`, `loss`, the terms by name and `lr` (a number, or numbers by group); an
-    "evaluate" line `stage`, `step` and `perplexity` or `score`. Other lines are passed over.
+    "evaluate" line `stage`, `step` and behind them what was measured, the number to watch first. Other lines are
+    passed over.
     """
     lines = [line for line in metrics if line.get("event") in {"train", "evaluate"} and _number(line.get("step"))]
     if not lines:
@@ -56,8 +57,8 @@ def read_curves(metrics: Iterable[dict[str, Any]]) -> Training | None:
 
     for line in lines:
         if line["event"] == "evaluate":
-            watched = "perplexity" if "perplexity" in line else "score"
-            add("watched", watched, line, line.get(watched))
+            watched = next(key for key in line if key not in _NOT_TERMS)
+            add("watched", watched, line, line[watched])
             continue
         add("loss", "loss", line, line.get("loss"))
         for name, value in line.items():

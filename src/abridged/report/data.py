@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from abridged.core.measurement import Measurement
+
 MB = 2**20  #: bytes in the MB of every table, as the papers count them
 
 
@@ -15,12 +17,14 @@ class ModelRow:
 
     name: str
     role: str  #: "teacher", "rounded" (quantised without training) or "student": decides the colour
-    perplexity: float | None = None  #: per token
-    word_perplexity: float | None = None
+    measurements: list[Measurement] = field(default_factory=list)
     file_bytes: int | None = None  #: on disk (for the teacher: its dense FP32 size)
     ratio: float | None = None  #: the teacher's bytes over these
     bits_per_weight: float | None = None
-    scores: dict[str, float] = field(default_factory=dict)  #: of the task, such as ROUGE in per cent: more is better
+
+    def find(self, like: Measurement) -> Measurement | None:
+        """What was measured of this model under the name of `like`."""
+        return next((m for m in self.measurements if m.name == like.name), None)
 
 
 @dataclass
@@ -30,6 +34,11 @@ class PartBytes:
     name: str
     dense_bytes: int  #: before, FP32
     file_bytes: int  #: after, on disk
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times smaller; None where one of the two is nothing."""
+        return self.dense_bytes / self.file_bytes if self.dense_bytes and self.file_bytes else None
 
 
 @dataclass
@@ -99,8 +108,12 @@ class SampleGroup:
     @classmethod
     def of(cls, prompt: str, texts: Mapping[str, str], label: str = "Prompt") -> "SampleGroup":
         """From texts by who wrote them: "teacher", "student", "reference", or any name for the untrained student."""
-        roles = {"teacher": "teacher", "student": "student", "reference": "reference"}
-        return cls(prompt, [Sample(who, roles.get(who, "rounded"), text) for who, text in texts.items()], label)
+        return cls(prompt, [Sample(who, role_of(who), text) for who, text in texts.items()], label)
+
+
+def role_of(who: str) -> str:
+    """The role, as in `ModelRow`, of whom a task calls so: any other name is the untrained student's."""
+    return who if who in ("teacher", "student", "reference") else "rounded"
 
 
 @dataclass
@@ -113,6 +126,59 @@ class HeadPicture:
     correlation: float | None  #: Spearman's, of that share with the masks' scores: below 0 where such heads went first
     each: dict[str, float | None] = field(default_factory=dict)  #: the same with single measures
 
+    @property
+    def count(self) -> int:
+        """Heads in all: of some modules there are fewer than the widest has."""
+        return int((~np.isnan(self.values)).sum())
+
+    @property
+    def most(self) -> float:
+        """The largest share of any head."""
+        return float(np.nanmax(self.values))
+
+
+@dataclass
+class PlanOutcome:
+    """What a plan expected of a recipe, and what came of it."""
+
+    expected_bytes: int
+    expected_loss: float  #: nats a token, before any training
+    file_bytes: int
+    loss: float | None  #: rise of the log perplexity, after training if there was any; None of what has no perplexity
+    trained: bool
+    way: str  #: how sensitivity was found
+    tokens: int
+    front: list[tuple[int, float]] = field(default_factory=list)  #: bytes and expected loss of other sizes
+
+
+@dataclass
+class Strip:
+    """Frames of a clip, in order, and how near each model has each of them to the clip's caption."""
+
+    caption: str
+    frames: list[bytes]  #: JPEG
+    cosines: dict[str, np.ndarray]  #: (frames,) by model
+
+
+@dataclass
+class Confusion:
+    """How often a caption was told from the same one with something in it turned around; chance is a half."""
+
+    true: str  #: what the captions say: "left", or "a, then b"
+    turned: str  #: and what it was turned into
+    count: int
+    mistaken: dict[str, float]  #: share of the captions whose opposite was as near or nearer, by model
+
+
+@dataclass
+class VideoPicture:
+    """Clips as several models see them. Models are called as in `SampleGroup.of`, the teacher first."""
+
+    strips: list[Strip]
+    similarities: dict[str, np.ndarray]  #: (texts, clips) cosines by model
+    own: np.ndarray  #: (texts, clips) bool: whether the text is one of the clip
+    confusions: list[Confusion] = field(default_factory=list)
+
 
 @dataclass
 class ReportData:
@@ -123,17 +189,20 @@ class ReportData:
     recipe_description: str = ""
     paper: str = ""
     base_model: str = ""
+    base_model_note: str = ""  #: a sentence on the teacher: that it was itself rounded
     data: str = ""  #: name of the text
     date: str = ""
-    evaluation: dict[str, Any] = field(default_factory=dict)  #: context, stride, tokens, words of the perplexities
+    evaluation: dict[str, Any] = field(default_factory=dict)  #: what was read to measure: tokens, words, texts, …
     summary: list[ModelRow] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)  #: lines of metrics.jsonl
     stages: list[str] = field(default_factory=list)  #: the stages' names, in order
     parts: list[PartBytes] = field(default_factory=list)
+    plan: PlanOutcome | None = None
     matrices: list[MatrixPicture] = field(default_factory=list)
     tokens: TokenPicture | None = None
     samples: list[SampleGroup] = field(default_factory=list)
     heads: HeadPicture | None = None
+    videos: VideoPicture | None = None
     modules: list[dict[str, Any]] = field(default_factory=list)  #: as `inspect` lists them
     directory: str = ""  #: name of the checkpoint's directory, for the loading example
     auto_class: str = "AutoModelForCausalLM"  #: of transformers, that loads it

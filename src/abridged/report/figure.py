@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import warnings
+from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -88,6 +89,14 @@ class Drawing:
         if fault[0] is None:
             self.svg = _inline(self.figure, self._label)
         self._style.__exit__(None, None, None)
+
+
+def standalone(svg: str) -> str:
+    """An inline figure as a file of its own, in the page's colours by day."""
+    style = (Path(__file__).parent / "templates" / "style.css").read_text()
+    colours = style.partition(":root {")[2].partition("}")[0]
+    svg = str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return svg.replace("<title>", f"<style>svg {{{colours} background: var(--paper); }}</style><title>", 1)
 
 
 def _inline(figure: Figure, label: str) -> Markup:

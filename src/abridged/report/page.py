@@ -7,6 +7,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from abridged.core.atomic import write_atomically
+from abridged.report import text
 from abridged.report.data import ReportData
 from abridged.report.sections import SECTIONS, what_was_lost
 
@@ -20,9 +22,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> Path:
         The path written.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(render(data), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, render(data))
     return path
 
 
@@ -35,13 +35,15 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["literal"] = lambda text: json.dumps(text, ensure_ascii=False)
+    environment.filters["literal"] = lambda value: json.dumps(value, ensure_ascii=False)
+    for name in ("megabytes", "number", "percent", "readable", "shortened", "significant", "times"):
+        environment.filters[name] = getattr(text, name)
     parts = []
     for section in SECTIONS:
         found = section(data)
         if found is not None:
             name = section.__name__
-            html = environment.get_template(f"{name}.html").render(found)
+            html = environment.get_template(f"{name}.html").render(found, data=data)
             parts.append({"id": name.replace("_", "-"), "title": found["title"], "html": Markup(html)})
     page = environment.get_template("page.html").render(data=data, lost=what_was_lost(data), sections=parts)
     # a lone surrogate (half of a character that a byte-level tokenizer cut) cannot be written as UTF-8

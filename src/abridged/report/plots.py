@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -11,9 +10,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from abridged.report.curves import Curve
-from abridged.report.data import HeadPicture, MatrixPicture, TokenCloud, TokenPicture
+from abridged.report.data import MB, HeadPicture, MatrixPicture, TokenCloud, TokenPicture, VideoPicture, role_of
 from abridged.report.figure import COLOURS, DASHES, MARKERS, SERIES, Drawing
-from abridged.report.text import name_of, significant, visible
+from abridged.report.text import name_of, visible
 
 _LABELS = 14  #: tokens named in a cloud, at most
 
@@ -119,30 +118,29 @@ def reach_of(matrices: Sequence[MatrixPicture]) -> float:
 
 def gammas(matrices: Sequence[MatrixPicture]) -> Markup:
     """γ over the layers, one line for each kind of module."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    for matrix in matrices:
-        if matrix.layer is not None and matrix.gamma is not None:
-            series.setdefault(kind_of(matrix), []).append((matrix.layer, matrix.gamma))
-    outside = {matrix.name: matrix.gamma for matrix in matrices if matrix.layer is None and matrix.gamma is not None}
-    names = [name_of(name, 20) for name in [*series, *outside]]
-    columns = 3 if max(map(len, names)) <= 15 else 2
-    return _over_layers("γ of every compressed matrix over the layers", "γ", series, outside, columns)
+    points = [(m.name if m.layer is None else kind_of(m), m.layer, m.gamma) for m in matrices if m.gamma is not None]
+    columns = 3 if max(len(name_of(name, 20)) for name, _, _ in points) <= 15 else 2
+    return _over_layers("γ of every compressed matrix over the layers", "γ", points, columns)
 
 
 def _over_layers(
     title: str,
     quantity: str,
-    series: dict[str, list[tuple[int, float]]],
-    outside: dict[str, float],
+    points: Sequence[tuple[str, int | None, float]],
     columns: int,
     bottom: float | None = None,
 ) -> Markup:
-    """A line for each series of (layer, value), a dashed one across for each value outside the layers."""
+    """A line for each kind of (kind, layer, value), a dashed one across for each value outside the layers."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for name, layer, value in points:
+        if layer is not None:
+            series.setdefault(name, []).append((layer, value))
+    outside = {name: value for name, layer, value in points if layer is None}
     height = 2.6 + 0.15 * math.ceil((len(series) + len(outside)) / columns)
     with Drawing(4.6, height, title) as drawing:
         axes = drawing.axes
-        for index, (name, points) in enumerate(series.items()):
-            layers, values = zip(*sorted(points), strict=True)
+        for index, (name, own) in enumerate(series.items()):
+            layers, values = zip(*sorted(own), strict=True)
             axes.plot(
                 layers,
                 values,
@@ -167,14 +165,7 @@ def _over_layers(
 
 def errors(points: Sequence[tuple[str, int | None, float]]) -> Markup:
     """The error of approximation (kind of module, layer or None, error) over the layers, a line for each kind."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    outside: dict[str, float] = {}
-    for kind, layer, error in points:
-        if layer is None:
-            outside[kind] = error
-        else:
-            series.setdefault(kind, []).append((layer, error))
-    return _over_layers("Error of every factored matrix", "‖W − ΣA⊗B‖ / ‖W‖", series, outside, columns=2, bottom=0)
+    return _over_layers("Error of every factored matrix", "‖W − ΣA⊗B‖ / ‖W‖", points, columns=2, bottom=0)
 
 
 def heads(picture: HeadPicture) -> Markup:
@@ -200,6 +191,65 @@ def heads(picture: HeadPicture) -> Markup:
         axes.set_yticks(range(rows), [name_of(module, 24) for module in picture.modules])
         axes.set_xlabel("head")
     return drawing.svg
+
+
+def front(
+    points: Sequence[tuple[int, float]], planned: tuple[int, float], measured: tuple[int, float] | None = None
+) -> Markup:
+    """The loss (nats a token) that is expected at each size (bytes), what was planned, and what was measured."""
+    with Drawing(4.6, 2.8, "Expected loss at each size, and the one that was planned") as drawing:
+        axes = drawing.axes
+        sizes, losses = zip(*points, strict=True)
+        axes.plot(
+            [size / MB for size in sizes], losses, color=COLOURS["rounded"], marker="o", markersize=3, label="expected"
+        )
+        axes.plot(
+            planned[0] / MB, planned[1], color=COLOURS["ink"], marker="D", markersize=6, linestyle="", label="planned"
+        )
+        if measured is not None and math.isfinite(measured[1]) and measured[1] > 0:
+            axes.plot(
+                measured[0] / MB,
+                measured[1],
+                color=COLOURS["student"],
+                marker="s",
+                markersize=6,
+                linestyle="",
+                label="measured",
+            )
+        axes.set_yscale("log")
+        axes.grid(axis="y")
+        axes.set_xlabel("MB of the weights’ file")
+        axes.set_ylabel("loss, nats a token")
+        axes.legend()
+    return drawing.svg
+
+
+def similarities(picture: VideoPicture, teacher: str, other: str) -> Markup:
+    """Cosines of texts and clips, a model's against the teacher's; a text's own clips stand out."""
+    x, y = picture.similarities[teacher], picture.similarities[other]
+    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    room = 0.03 * (high - low or 1.0)
+    with Drawing(3.5, 3.5, f"Cosines of texts and clips, {other} against {teacher}") as drawing:
+        axes = drawing.axes
+        axes.plot([low, high], [low, high], color=COLOURS["rule"], linewidth=0.8)
+        for own, colour, size in ((False, COLOURS["muted"], 2.0), (True, COLOURS[role_of(other)], 4.0)):
+            chosen = picture.own == own
+            axes.plot(
+                x[chosen], y[chosen], color=colour, marker="o", markersize=size, markeredgewidth=0, linestyle="",
+                alpha=0.85 if own else 0.4,
+            )  # fmt: skip
+        axes.set_xlim(low - room, high + room)
+        axes.set_ylim(low - room, high + room)
+        axes.set_aspect("equal")
+        axes.set_xlabel(teacher)
+        axes.set_ylabel(other)
+    return drawing.svg
+
+
+def agreement(picture: VideoPicture, teacher: str, other: str) -> float | None:
+    """Correlation of a model's cosines with the teacher's; None where one of them does not vary."""
+    x, y = (picture.similarities[name].ravel() for name in (teacher, other))
+    return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else None
 
 
 def kind_of(matrix: MatrixPicture) -> str:
@@ -295,10 +345,3 @@ def _label_places(
         if len(places) == _LABELS:
             break
     return places
-
-
-def describe_gamma(matrix: MatrixPicture) -> dict[str, Any]:
-    """The numbers under a histogram, as text."""
-    low, middle, high = matrix.alpha
-    spread = f" ({significant(low, 2)} to {significant(high, 2)})" if matrix.scales > 1 else ""
-    return {"alpha": significant(middle) + spread, "gamma": significant(matrix.gamma)}

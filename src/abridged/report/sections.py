@@ -1,31 +1,24 @@
-"""The parts of a report, in order. Each looks at the data and gives what its template needs, or None to be left out.
+"""The parts of a report, in order. Each looks at the data and gives what its template needs beside them, or None to be
+left out.
 
 A new section is a function in `SECTIONS` and a template of the function's name; `title` is its heading.
 """
 
+import base64
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from abridged.core.measurement import Measurement
 from abridged.report import plots
 from abridged.report.curves import Training, read_curves
-from abridged.report.data import MatrixPicture, ModelRow, ReportData
-from abridged.report.text import (
-    MISSING,
-    THIN,
-    megabytes,
-    number,
-    percent,
-    readable,
-    signed_percent,
-    significant,
-)
+from abridged.report.data import MatrixPicture, ModelRow, PartBytes, ReportData, role_of
+from abridged.report.text import MISSING, megabytes, number, percent, signed_percent, times
 
 Section = dict[str, Any]
 _ALL_MATRICES = 32  #: with more than these, histograms are drawn of some layers only
-_SHOWN = 600  #: characters of a document
 _PARTS = {
     "embedding": "embedding",
     "attention": "attention",
@@ -40,23 +33,16 @@ _PARTS = {
 }  #: how parts are called, in the order shown; others follow
 
 
-def loss_of(row: ModelRow, teacher: ModelRow, per: str = "perplexity") -> float | None:
-    """Relative rise of a perplexity over the teacher's: 0.195 is a loss of 19.5 %."""
-    own, reference = getattr(row, per), getattr(teacher, per)
-    return None if own is None or not reference else own / reference - 1
-
-
-def _loss_cell(row: ModelRow, teacher: ModelRow, per: str) -> str:
-    return MISSING if row is teacher else signed_percent(loss_of(row, teacher, per))
-
-
-def _perplexity_cells(row: ModelRow, teacher: ModelRow) -> list[tuple[str, str]]:
-    return [
-        ("perplexity per token", number(row.perplexity)),
-        ("loss", _loss_cell(row, teacher, "perplexity")),
-        ("perplexity per word", number(row.word_perplexity)),
-        ("loss per word", _loss_cell(row, teacher, "word_perplexity")),
-    ]
+def _measured(row: ModelRow, teacher: ModelRow) -> list[tuple[str, str]]:
+    """The cells of what was measured; of what should be low also how much of the teacher's was lost."""
+    cells = []
+    for index, before in enumerate(m for m in teacher.measurements if m.title):
+        own = row.find(before)
+        cells.append((before.column, number(None if own is None else own.value)))
+        if before.better == "lower":
+            loss = MISSING if row is teacher or own is None else signed_percent(own.loss(before.value))
+            cells.append((f"loss {before.unit}" if index else "loss", loss))
+    return cells
 
 
 def summary(data: ReportData) -> Section | None:
@@ -65,25 +51,19 @@ def summary(data: ReportData) -> Section | None:
         return None
     teacher = data.summary[0]
     rows = [
-        {
-            "name": row.name,
-            "role": row.role,
-            "cells": [
-                *(_perplexity_cells(row, teacher) if teacher.perplexity is not None else ()),
-                *((name, number(row.scores.get(name))) for name in teacher.scores),
+        (
+            row,
+            [
+                *_measured(row, teacher),
                 ("MB on disk", megabytes(row.file_bytes)),
-                ("ratio", MISSING if row.ratio is None else f"{number(row.ratio, 1)}{THIN}×"),
+                ("ratio", times(row.ratio)),
                 ("bits per weight", number(row.bits_per_weight)),
             ],
-        }
+        )
         for row in data.summary
     ]
-    return {
-        "title": "Before and after",
-        "rows": rows,
-        "columns": [name for name, _ in rows[0]["cells"]],
-        "evaluation": data.evaluation,
-    }
+    counts = [(key.replace("_", " "), count) for key, count in data.evaluation.items() if isinstance(count, int)]
+    return {"title": "Before and after", "rows": rows, "counts": counts}
 
 
 def what_was_lost(data: ReportData) -> list[str]:
@@ -100,41 +80,49 @@ def what_was_lost(data: ReportData) -> list[str]:
             f"The student takes {megabytes(student.file_bytes)} MB on disk where its teacher takes "
             f"{megabytes(teacher.file_bytes)} MB: {number(ratio, 1)} times less{bits}."
         )
+    if data.base_model_note:
+        sentences.append(f"{data.base_model_note[0].upper()}{data.base_model_note[1:]}.")
     text = f" on {data.data}" if data.data else ""
-    for name, own in student.scores.items():
-        before = teacher.scores.get(name)
-        if before:
-            change = own / before - 1
-            less = f"{percent(-change)} less" if change < 0 else f"{percent(change)} more"
-            sentences.append(f"Its {name}{text} is {number(own)} against {number(before)}, {less}.")
-            break  # the first is the one that people quote
-    loss = loss_of(student, teacher)
-    if loss is None or student.perplexity is None or teacher.perplexity is None:
-        return sentences
+    for better in ("higher", "lower"):  # of each the first, which people quote
+        own = next((m for m in student.measurements if m.title and m.better == better), None)
+        before = own and teacher.find(own)
+        if own is not None and before is not None and before.value:
+            sentences += _against(own, before, None if rounded is None else rounded.find(own), text)
+    return sentences
+
+
+def _against(own: Measurement, before: Measurement, rounded: Measurement | None, text: str) -> list[str]:
+    """What happened to one measurement; of a perplexity, also what that means."""
+    loss, gave = own.loss(before.value), f"the teacher’s {number(before.value)}"
+    assert loss is not None
     if not math.isfinite(loss):
-        return [*sentences, "Its perplexity is not finite: the student does not predict this text at all."]
-    gave = f"the teacher’s {number(teacher.perplexity)}"
+        return [f"Its {own.title} is not finite: the student does not predict this text at all."]
+    if own.better == "higher":
+        less = f"{percent(loss)} less" if loss > 0 else f"{percent(-loss)} more"
+        return [f"Its {own.title}{text} is {number(own.value)} against {number(before.value)}, {less}."]
     if loss > 0.0005:
-        sentences.append(
-            f"Its perplexity{text} is {number(student.perplexity)} against {gave}, a loss of {percent(loss)}: "
-            f"on (geometric) average it gives the token that really comes next "
-            f"{number(1 / (1 + loss))} times the probability that the teacher gives it."
-        )
+        sentence = f"Its {own.title}{text} is {number(own.value)} against {gave}, a loss of {percent(loss)}"
+        if own.logarithmic:
+            sentence += (
+                ": on (geometric) average it gives the token that really comes next "
+                f"{number(1 / (1 + loss))} times the probability that the teacher gives it"
+            )
+        sentences = [f"{sentence}."]
     else:
         better = f"{percent(-loss)} better than" if loss < -0.0005 else "the same as"
-        sentences.append(f"Its perplexity{text} is {number(student.perplexity)}, {better} {gave}: nothing was lost.")
-    cost = None if rounded is None else loss_of(rounded, teacher)
+        sentences = [f"Its {own.title}{text} is {number(own.value)}, {better} {gave}: nothing was lost."]
+    cost = rounded.loss(before.value) if rounded is not None and own.logarithmic else None
     if rounded is not None and cost is not None and math.isfinite(cost) and cost > max(loss, 0.0005):
         bridged = 1 - math.log1p(max(loss, 0.0)) / math.log1p(cost)
         sentences.append(
-            f"The same bits without training give a perplexity of {number(rounded.perplexity)}; training won back "
+            f"The same bits without training give a {own.title} of {number(rounded.value)}; training won back "
             f"{percent(bridged)} of what rounding lost, counted in bits of surprise for each token."
         )
     return sentences
 
 
 def training(data: ReportData) -> Section | None:
-    """Loss terms, validation perplexity and learning rates over the steps."""
+    """Loss terms, what was measured on the validation part, and learning rates over the steps."""
     found = read_curves(data.metrics)
     if found is None:
         return None
@@ -142,24 +130,30 @@ def training(data: ReportData) -> Section | None:
     bounds = [0.0, *found.starts, found.steps]
     return {
         "title": "Training",
-        "figures": _training_figures(found),
+        "figures": _training_figures(found, data),
         "stages": [(name, int(bounds[i]), int(bounds[i + 1])) for i, name in enumerate(names) if i + 1 < len(bounds)],
         "steps": found.steps,
     }
 
 
-def _training_figures(found: Training) -> list[tuple[Any, str, str]]:
+def _training_figures(found: Training, data: ReportData) -> list[tuple[Any, str, str]]:
     figures = []
-    if found.watched is not None and found.watched.name == "perplexity":
-        svg = plots.curves([found.watched], "Validation perplexity by step", "perplexity", found.starts)
-        best = np.nanmin(found.watched.values)
-        figures.append(
-            (svg, "Validation perplexity.", f"Per token, measured while training. Lowest: {number(float(best))}.")
+    if found.watched is not None:
+        name = found.watched.name.replace("_", " ")
+        kind = next((m for row in data.summary for m in row.measurements if m.name == found.watched.name), None)
+        drawn = plots.curves(
+            [found.watched],
+            f"Validation {name} by step",
+            name,
+            found.starts,
+            logarithmic=bool(kind and kind.logarithmic),
         )
-    elif found.watched is not None:
-        svg = plots.curves([found.watched], "Validation score by step", "score", found.starts, logarithmic=False)
-        best = np.nanmax(found.watched.values)
-        figures.append((svg, "Validation score.", f"Measured while training. Highest: {number(float(best))}."))
+        told = "Measured while training."
+        if kind is not None:
+            best, values = ("Lowest", np.nanmin) if kind.better == "lower" else ("Highest", np.nanmax)
+            told = told if kind.unit == "%" else f"{kind.unit.capitalize()}, measured while training."
+            told = f"{told} {best}: {number(float(values(found.watched.values)))}."
+        figures.append((drawn, f"Validation {name}.", told))
     if found.losses:
         svg = plots.curves(found.losses, "Loss and its terms by step", "loss", found.starts)
         caption = "Means since the point before."
@@ -176,33 +170,11 @@ def bytes_by_part(data: ReportData) -> Section | None:
     """Where the bytes were, and where they are."""
     if not data.parts:
         return None
-    dense, small = sum(p.dense_bytes for p in data.parts), sum(p.file_bytes for p in data.parts)
-    largest = max(max(p.dense_bytes, p.file_bytes) for p in data.parts) or 1
     order = list(_PARTS)
-    rows = [
-        {
-            "name": _PARTS.get(part.name, part.name),
-            "dense": megabytes(part.dense_bytes),
-            "file": megabytes(part.file_bytes),
-            "ratio": f"{number(part.dense_bytes / part.file_bytes, 1)}{THIN}×"
-            if part.file_bytes and part.dense_bytes
-            else MISSING,
-            "share": percent(part.file_bytes / small, 0) if small else MISSING,
-            "dense_width": round(100 * part.dense_bytes / largest, 2),
-            "file_width": round(100 * part.file_bytes / largest, 2),
-        }
-        for part in sorted(data.parts, key=lambda part: order.index(part.name) if part.name in order else len(order))
-    ]
-    total = {
-        "dense": megabytes(dense),
-        "file": megabytes(small),
-        "ratio": _times(dense, small),
-    }
-    return {"title": "Where the bytes are", "rows": rows, "total": total}
-
-
-def _times(before: int, after: int) -> str:
-    return f"{number(before / after, 1)}{THIN}×" if before and after else MISSING
+    parts = sorted(data.parts, key=lambda part: order.index(part.name) if part.name in order else len(order))
+    whole = PartBytes("all parts", sum(p.dense_bytes for p in parts), sum(p.file_bytes for p in parts))
+    largest = max(max(p.dense_bytes, p.file_bytes) for p in parts) or 1
+    return {"title": "Where the bytes are", "parts": parts, "whole": whole, "largest": largest, "names": _PARTS}
 
 
 def tokens(data: ReportData) -> Section | None:
@@ -210,23 +182,8 @@ def tokens(data: ReportData) -> Section | None:
     picture = data.tokens
     if picture is None or len(picture.labels) < 3:
         return None
-    panels = [
-        {
-            "svg": plots.token_cloud(picture, cloud),
-            "name": cloud.name,
-            "role": cloud.role,
-            "to_teacher": number(cloud.to_teacher),
-            "among": number(cloud.among),
-            "found": percent(cloud.found, 0),
-        }
-        for cloud in picture.clouds
-    ]
-    return {
-        "title": "One text as each model sees it",
-        "panels": panels,
-        "count": len(picture.labels),
-        "explained": percent(picture.explained, 0),
-    }
+    drawn = [(cloud, plots.token_cloud(picture, cloud)) for cloud in picture.clouds]
+    return {"title": "One text as each model sees it", "clouds": drawn}
 
 
 def weights(data: ReportData) -> Section | None:
@@ -235,30 +192,14 @@ def weights(data: ReportData) -> Section | None:
         return None
     shown = shown_matrices(data.matrices)
     reach = plots.reach_of(shown)
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[int | None, list[tuple[MatrixPicture, str, Any]]] = {}
     for matrix in shown:
-        panel = {
-            "svg": plots.histogram(matrix, reach),
-            "name": plots.kind_of(matrix),
-            **plots.describe_gamma(matrix),
-            "clipped": percent(matrix.clipped),
-            "zeros": percent(matrix.zeros, 0) if matrix.zeros is not None else "",
-        }
-        groups.setdefault("" if matrix.layer is None else f"layer {matrix.layer}", []).append(panel)
-    rest = [m for m in data.matrices if not any(m is other for other in shown)]
+        panel = (matrix, plots.kind_of(matrix), plots.histogram(matrix, reach))
+        groups.setdefault(matrix.layer, []).append(panel)
     return {
         "title": "Weights on their grids",
         "groups": groups,
-        "rest": [
-            {
-                "name": f"{matrix.name} {matrix.block}".strip(),
-                "mean_abs": significant(matrix.mean_abs),
-                "clipped": percent(matrix.clipped),
-                "zeros": percent(matrix.zeros, 0),
-                **plots.describe_gamma(matrix),
-            }
-            for matrix in rest
-        ],
+        "rest": [m for m in data.matrices if not any(m is other for other in shown)],
         "levels": max(len(matrix.levels) for matrix in shown),
     }
 
@@ -282,12 +223,18 @@ def gamma(data: ReportData) -> Section | None:
     values = [matrix.gamma for matrix in data.matrices if matrix.gamma is not None]
     if len(values) < 2 or all(matrix.layer is None for matrix in data.matrices):
         return None
-    return {
-        "title": "Clipping factors over the layers",
-        "svg": plots.gammas(data.matrices),
-        "low": significant(min(values)),
-        "high": significant(max(values)),
-    }
+    return {"title": "Clipping factors over the layers", "svg": plots.gammas(data.matrices), "values": values}
+
+
+def plan(data: ReportData) -> Section | None:
+    """What a plan expected of the size and of the loss, and what came of them."""
+    found = data.plan
+    if found is None:
+        return None
+    front = found.front or [(found.expected_bytes, found.expected_loss)]
+    measured = None if found.loss is None else (found.file_bytes, found.loss)
+    svg = plots.front(front, (found.expected_bytes, found.expected_loss), measured)
+    return {"title": "Planned, and what came of it", "svg": svg}
 
 
 def factors(data: ReportData) -> Section | None:
@@ -302,24 +249,36 @@ def factors(data: ReportData) -> Section | None:
         "svg": plots.errors(points),
         "count": len(found),
         "worst": worst["name"],
-        "error": percent(worst["error"], 0),
+        "error": worst["error"],
     }
 
 
 def heads(data: ReportData) -> Section | None:
     """What the teacher's heads look at, and which of them were pruned."""
-    if data.heads is None:
+    return None if data.heads is None else {"title": "Heads that were pruned", "svg": plots.heads(data.heads)}
+
+
+def videos(data: ReportData) -> Section | None:
+    """Frames of clips, similarities of the student against the teacher's, and what is mistaken for its opposite."""
+    picture = data.videos
+    if picture is None:
         return None
-    picture = data.heads
+    strips = [
+        {
+            "caption": strip.caption,
+            "frames": [f"data:image/jpeg;base64,{base64.b64encode(frame).decode()}" for frame in strip.frames],
+            "cosines": strip.cosines,
+        }
+        for strip in picture.strips
+    ]
+    teacher, *others = picture.similarities
+    drawn = [(name, role_of(name), plots.similarities(picture, teacher, name)) for name in others]
     return {
-        "title": "Heads that were pruned",
-        "svg": plots.heads(picture),
-        "removed": int(picture.removed.sum()),
-        "all": int((~np.isnan(picture.values)).sum()),
-        "most": percent(float(np.nanmax(picture.values))),
-        "correlation": None if picture.correlation is None else f"{picture.correlation:+.2f}",
-        "first": picture.correlation is not None and picture.correlation < 0,
-        "each": ", ".join(f"{name} {value:+.2f}" for name, value in picture.each.items() if value is not None),
+        "title": "Clips as the models see them",
+        "strips": strips,
+        "models": {name: role_of(name) for name in picture.similarities},
+        "drawn": drawn,
+        "agreement": {name: plots.agreement(picture, teacher, name) for name in others},
     }
 
 
@@ -327,55 +286,26 @@ def samples(data: ReportData) -> Section | None:
     """The same prompts continued, or documents summed up, by each model."""
     if not data.samples:
         return None
-    groups = [
-        {
-            "label": group.label,
-            "prompt": readable(_shortened(group.prompt)),
-            "samples": [{"name": s.name, "role": s.role, "text": readable(s.text.strip())} for s in group.samples],
-        }
-        for group in data.samples
-    ]
     continued = data.samples[0].label == "Prompt"
-    return {"title": "The same prompt, continued" if continued else "The same documents, summed up", "groups": groups}
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " …"
+    return {"title": "The same prompt, continued" if continued else "The same documents, summed up"}
 
 
 def modules(data: ReportData) -> Section | None:
     """Every stored module: shape, bits, scales, bytes."""
-    if not data.modules:
-        return None
-    rows = [
-        {
-            "name": module["name"],
-            "cells": [
-                ("shape", " × ".join(f"{size:,}" for size in module["shape"])),
-                ("stored as", module["stored"]),
-                ("scales", module.get("scales", MISSING)),
-                ("bytes", f"{module['bytes']:,}"),
-            ],
-        }
-        for module in data.modules
-    ]
-    return {"title": "Modules", "rows": rows, "columns": [name for name, _ in rows[0]["cells"]]}
+    return {"title": "Modules"} if data.modules else None
 
 
 def loading(data: ReportData) -> Section | None:
     """How to use the checkpoint."""
-    if not data.directory:
-        return None
-    return {"title": "How to load it", "directory": data.directory, "auto_class": data.auto_class}
+    return {"title": "How to load it"} if data.directory else None
 
 
 def setting(data: ReportData) -> Section | None:
     """Machine, versions, time and memory."""
-    if not data.machine and not data.costs:
-        return None
-    return {"title": "How it was made", "machine": data.machine, "costs": data.costs}
+    return {"title": "How it was made"} if data.machine or data.costs else None
 
 
 SECTIONS: list[Callable[[ReportData], Section | None]] = [
-    summary, bytes_by_part, training, tokens, factors, weights, gamma, heads, samples, loading, modules, setting,
+    summary, plan, bytes_by_part, training, tokens, factors, weights, gamma, heads, videos, samples, loading, modules,
+    setting,
 ]  # fmt: skip

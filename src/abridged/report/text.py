@@ -6,6 +6,7 @@ import unicodedata
 from abridged.report.data import MB
 
 MISSING = "–"
+USELESS = 1_000  #: a perplexity this many times the teacher's is a guess, however large the number
 THIN = "\u202f"  #: narrow space that keeps a number and its unit on one line
 
 
@@ -23,9 +24,13 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def signed_percent(share: float | None) -> str:
-    """A relative change: 0.195 -> '+19.5\u202f%'."""
+    """A relative change: 0.195 -> '+19.5\u202f%'; beyond ten times '×\u202f25', beyond a thousand 'unusable'."""
     if share is None or math.isnan(share):
         return MISSING
+    if share > USELESS:
+        return "unusable"
+    if share > 10:
+        return f"×{THIN}{number(share + 1, 0)}"
     sign = "+" if share >= 0 else "−"
     return f"{sign}{number(abs(100 * share), 1)}{THIN}%"
 
@@ -41,6 +46,11 @@ def megabytes(size: float | None) -> str:
         return MISSING
     value = size / MB
     return number(value, 1 if value >= 10 else 2 if value >= 0.1 else 3)
+
+
+def times(ratio: float | None) -> str:
+    """How many times smaller: 16.04 -> '16.0\u202f×'; nothing is said of 0."""
+    return f"{number(ratio, 1)}{THIN}×" if ratio else MISSING
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -80,6 +90,11 @@ def visible(text: str, limit: int = 16) -> str:
 def name_of(text: str, limit: int) -> str:
     """A name as a short label: as `visible`, with its spaces as spaces."""
     return visible(text, limit).replace("␣", " ")
+
+
+def shortened(text: str, limit: int = 600) -> str:
+    """The beginning of a document, in whole words."""
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " …"
 
 
 def readable(text: str) -> str:

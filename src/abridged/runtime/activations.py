@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 
 SMALLEST_SCALE = 1e-10
+
+INPUT_FUNCTIONS = ("identity", "gelu_tanh", "gelu")
+"""What a packed layer can do to its input before it rounds it; the kernels know them by number."""
+
+
+def check_function(name: str) -> None:
+    """Raise AbridgedError unless `name` is a function that a linear layer's input can pass."""
+    if name not in INPUT_FUNCTIONS:
+        raise AbridgedError(f"no input function {name!r}; known are {', '.join(INPUT_FUNCTIONS)}")
+
+
+def apply_function(x: Tensor, name: str) -> Tensor:
+    """x, or in FP32 (FP64 of that) what becomes of it."""
+    check_function(name)
+    return x if name == "identity" else F.gelu(_wide(x), approximate=_approximation(name))
+
+
+def function_backward(grad: Tensor, x: Tensor, name: str) -> Tensor:
+    """The gradient for x, in its type, of one for `apply_function(x, name)`."""
+    if name == "identity":
+        return grad
+    found: Tensor = torch.ops.aten.gelu_backward(_wide(grad), _wide(x), approximate=_approximation(name))
+    return found.to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _approximation(name: str) -> str:
+    return "tanh" if name == "gelu_tanh" else "none"
 
 
 def level_range(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -39,6 +71,52 @@ def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, low: in
     return levels.mul_(scale).to(x.dtype)
 
 
+class Rounding(NamedTuple):
+    """How an input is rounded to integers of `bits`: by a fixed scale (1,) FP32 and, where the range is not symmetric,
+    a zero point (1,) int32; or each token by its own largest value, where there is no scale."""
+
+    bits: int
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x of any shape, rounded, in its type."""
+        low, high = level_range(self.bits, self.zero_point is None)
+        if self.scale is None:
+            return quantize_per_token(x, high)
+        return quantize_static(x, self.scale, self.zero_point, low, high)
+
+    def backward(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient for x of one for `apply(x)`, in its shape and type: straight through, and nothing beyond the
+        clip of a fixed scale (PACT, arXiv 1805.06085), as in training."""
+        if self.scale is None:
+            return grad
+        low, high = level_range(self.bits, self.zero_point is None)
+        levels = x.to(self.scale.dtype) / self.scale
+        if self.zero_point is not None:
+            levels += self.zero_point
+        return grad.masked_fill((levels <= low) | (levels >= high), 0.0)
+
+
+class Round(torch.autograd.Function):
+    """`Rounding.apply` with the gradient of `Rounding.backward`."""
+
+    @staticmethod
+    def forward(ctx, x, bits, scale, zero_point):
+        ctx.save_for_backward(x)
+        ctx.rounding = Rounding(bits, scale, zero_point)
+        return ctx.rounding.apply(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.rounding.backward(grad, *ctx.saved_tensors), None, None, None
+
+
+def rounded(x: Tensor, rounding: Rounding) -> Tensor:
+    """`rounding.apply(x)`, differentiable where somebody asks for that."""
+    return Round.apply(x, *rounding) if x.requires_grad else rounding.apply(x)
+
+
 class StaticActivation(nn.Module):
     """Quantises with a fixed scale: symmetric around 0, or with an integer zero point."""
 
@@ -61,12 +139,11 @@ class StaticActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantise x of any shape; the result has its shape and type."""
-        zero_point = None if self.symmetric else self.zero_point
-        return quantize_static(x, self.scale, zero_point, *level_range(self.bits, self.symmetric))
+        return rounded(x, self.rounding())
 
-    def operands(self) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point, as `ops.quantized_linear` takes them."""
-        return self.scale, None if self.symmetric else self.zero_point
+    def rounding(self) -> Rounding:
+        """What it does, as a packed layer takes it."""
+        return Rounding(self.bits, self.scale, None if self.symmetric else self.zero_point)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "static", "bits": self.bits, "symmetric": self.symmetric}
@@ -74,21 +151,9 @@ class StaticActivation(nn.Module):
 
 def quantize_per_token(x: Tensor, top: int) -> Tensor:
     """Each token (last dimension) rounded to -top … top of its own symmetric grid, computed in FP32, in x's type."""
-    values = x if x.dtype == torch.float64 else x.float()
+    values = _wide(x)
     scale = values.abs().amax(-1, keepdim=True).div_(top).clamp_min_(SMALLEST_SCALE)
     return (values / scale).round_().mul_(scale).to(x.dtype)
-
-
-class RoundPerToken(torch.autograd.Function):
-    """Rounds each token (last dimension) on its own symmetric grid; the gradient is passed straight through."""
-
-    @staticmethod
-    def forward(ctx, x, top):
-        return quantize_per_token(x, top)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, None
 
 
 class DynamicActivation(nn.Module):
@@ -100,11 +165,11 @@ class DynamicActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantise x (..., features); the result has its shape and type."""
-        return RoundPerToken.apply(x, level_range(self.bits, True)[1])
+        return rounded(x, self.rounding())
 
-    def operands(self) -> tuple[None, None]:
-        """Neither scale nor zero point, as `ops.quantized_linear` takes them."""
-        return None, None
+    def rounding(self) -> Rounding:
+        """What it does, as a packed layer takes it."""
+        return Rounding(self.bits)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "dynamic", "bits": self.bits}

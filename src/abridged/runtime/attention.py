@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
-from abridged.runtime import ops
+from abridged.runtime import kernels
 
 IMPLEMENTATION = "abridged"
 ON_KERNELS = "abridged_sdpa"
@@ -35,6 +35,12 @@ class QuantizedAttention(nn.Module):
         self.query, self.key, self.value, self.probabilities = query, key, value, probabilities
 
 
+def quantizers_of(module: nn.Module) -> QuantizedAttention | None:
+    """The activation quantisers that an attention module carries, if it does."""
+    found: QuantizedAttention | None = getattr(module, "attention_quantizers", None)
+    return found
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -43,23 +49,33 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention as transformers' eager one, with `module.attention_quantizers` where there are any.
 
-    `query` (B, heads, T, d), `key` and `value` (B, key heads, S, d), `attention_mask` (B, 1, T, S) added to the
-    scores. Returns the output (B, T, heads, d) and the probabilities (B, heads, T, S) before their quantisation.
-    Raises ValueError when a causal module gets no mask for several queries: the future would leak.
+    `query` (B, heads, T, d), `key` and `value` (B, key heads, S, d); `position_bias` (1 or B, heads, T, S), as T5 has
+    one, and `attention_mask` (B, 1, T, S) are added to the scores, which pass `softcap * tanh(scores / softcap)` before
+    (Gemma 2). Returns the output (B, T, heads, d) and the probabilities (B, heads, T, S) before their quantisation.
+    Raises ValueError when a causal module gets no mask for several queries, for the future would leak, and for what
+    else would be left out without a word (GPT-OSS's sinks).
     """
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("attention with sinks cannot be quantised, nor can its probabilities be seen")
     if attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", False):
         raise ValueError("causal attention was called without a mask; its mask function is not registered")
-    quantizers = getattr(module, "attention_quantizers", None)
+    quantizers = quantizers_of(module)
     if quantizers is not None:
         query, key, value = quantizers.query(query), quantizers.key(key), quantizers.value(value)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = torch.matmul(query, key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[-2]]
     probabilities = torch.softmax(scores, dim=-1).to(value.dtype)
@@ -88,10 +104,10 @@ def attention_on_kernels(
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     unusual = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux")) or dropout
     recorded = torch.compiler.is_compiling() or torch.is_grad_enabled()
-    kernels = None if unusual or recorded else ops.kernels()
-    if kernels is not None and queries >= FEWEST and not (causal and queries != keys):
+    compiled = None if unusual or recorded else kernels.kernels()
+    if compiled is not None and queries >= FEWEST and not (causal and queries != keys):
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        made = kernels.attend_all(query, key, value, attention_mask, causal, factor)
+        made = compiled.attend_all(query, key, value, attention_mask, causal, factor)
         if made is not None:
             return made, None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)

@@ -14,22 +14,28 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from abridged.checkpoint.code_books import row_bytes
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.runtime.activations import INPUT_FUNCTIONS, Rounding, check_function
+from abridged.runtime.weight import PackedWeight
+from abridged.storage.code_books import CODE_BOOKS
+from abridged.storage.matrix import Storage
 
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 5  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 6  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
-    ("int4", "bits"): 4, ("int8", "bits"): 5,
+    ("int4", "bits"): 4, ("int8", "bits"): 5, ("int3", "bits"): 6, ("int5", "bits"): 7, ("int6", "bits"): 8,
 }  # fmt: skip
-_FUNCTIONS = {"identity": 0, "gelu_tanh": 1, "gelu": 2}
+_SIGNED = {f"uint{bits}": "ternary" if bits == 2 else f"int{bits}" for bits in (2, 3, 4, 5, 6, 8)}
+_MIDDLES = {book: -CODE_BOOKS[signed][0] for book, signed in _SIGNED.items()}  #: code of level 0 in those
+_FUNCTIONS = {name: number for number, name in enumerate(INPUT_FUNCTIONS)}
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -43,9 +49,9 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, path: str = "auto") -> None:
         pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
         self._linear = library.abridged_linear
-        self._linear.argtypes = [*[pointer] * 7, *[int64] * 5, *[int32] * 5, int64]
+        self._linear.argtypes = [*[pointer] * 8, *[int64] * 5, *[int32] * 5, int64]
         self._embedding = library.abridged_embedding
-        self._embedding.argtypes = [*[pointer] * 4, *[int64] * 5, int32, int64]
+        self._embedding.argtypes = [*[pointer] * 5, *[int64] * 5, int32, int64]
         self._attend = library.abridged_attend
         self._attend.argtypes = [*[pointer] * 4, *[int64] * 9, ctypes.c_float, int32, int32, int64]
         self._attend.restype = None
@@ -66,88 +72,86 @@ class Kernels:
         self._attends_all = bool(library.abridged_attends_all(self._number))
         self._serves = lru_cache(maxsize=None)(library.abridged_serves)
 
-    def serves_linear(self, x: Tensor, scales: int, rows: int, columns: int, code_book: str, packing: str) -> bool:
-        """Whether `linear` can be called: of float32 or bf16 on the CPU, and scales that do not split a step."""
-        if x.dtype not in _TYPES or x.device.type != "cpu":
-            return False
-        return bool(self._serves(_BOOKS[code_book, packing], columns, scales // rows if scales > rows else 1))
+    def serves_linear(self, dtype: torch.dtype, storage: Storage) -> bool:
+        """Whether `linear` can be called: of float32 or bf16, and scales that do not split a step."""
+        return dtype in _TYPES and bool(
+            self._serves(
+                _BOOKS[_SIGNED.get(storage.code_book, storage.code_book), storage.packing],
+                storage.columns,
+                storage.groups,
+            )
+        )
 
     def linear(
-        self,
-        x: Tensor,
-        packed: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        input_scale: Tensor | None,
-        input_zero_point: Tensor | None,
-        input_bits: int,
-        rows: int,
-        columns: int,
-        code_book: str,
-        packing: str,
-        input_function: str = "identity",
+        self, weight: Held, x: Tensor, bias: Tensor | None, rounding: Rounding, function: str = "identity"
     ) -> Tensor:
-        """What `ops.quantized_linear` gives. Sizes have been checked: the library trusts them."""
+        """``round(function(x)) W^T + bias`` (..., rows) of x (..., columns) on the CPU, in its type.
+
+        Raises AbridgedError unless everything is of the size and type that the library, which trusts it, will read.
+        """
         x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], rows))
+        bias = None if bias is None else bias.float().contiguous()
+        check_function(function)
+        fault = _fault(weight, x, bias, rounding)
+        if fault is not None:
+            raise AbridgedError(f"a packed layer of {weight.rows}x{weight.columns}: {fault}")
+        y = x.new_empty((*x.shape[:-1], weight.rows))
         failed = self._linear(
             x.data_ptr(),
             y.data_ptr(),
-            packed.data_ptr(),
-            scale.data_ptr(),
+            weight.codes,
+            weight.scales,
+            weight.offsets,
             None if bias is None else bias.data_ptr(),
-            None if input_scale is None else input_scale.data_ptr(),
-            None if input_zero_point is None else input_zero_point.data_ptr(),
-            x.numel() // columns,
-            rows,
-            columns,
-            packed.numel() // rows,
-            scale.numel(),
-            _BOOKS[code_book, packing],
+            None if rounding.scale is None else rounding.scale.data_ptr(),
+            None if rounding.zero_point is None else rounding.zero_point.data_ptr(),
+            x.numel() // weight.columns,
+            weight.rows,
+            weight.columns,
+            weight.row_bytes,
+            weight.num_scales,
+            weight.book,
             _TYPES[x.dtype],
-            input_bits,
-            _FUNCTIONS[input_function],
+            rounding.bits,
+            _FUNCTIONS[function],
             self._number,
             torch.get_num_threads(),
         )
         if failed:
-            raise MemoryError(f"no memory for {x.numel()} activations in 8 bits")
+            raise _failure(failed, x)
         return y
 
     def prepared_linear(
-        self,
-        packed: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        input_scale: Tensor | None,
-        input_zero_point: Tensor | None,
-        input_bits: int,
-        rows: int,
-        columns: int,
-        code_book: str,
-        packing: str,
-        input_function: str = "identity",
+        self, weight: PackedWeight, bias: Tensor | None, rounding: Rounding, function: str = "identity"
     ) -> Callable[[Tensor], Tensor]:
         """`linear` for many calls: a function of x (B, columns) FP32, contiguous, that returns y (B, rows).
 
         It returns the same memory whenever B is the same. Good for as long as nobody moves the tensors.
         """
-        operands = (packed, scale, bias, input_scale, input_zero_point)  # `call` keeps them from being freed
-        held = [ctypes.c_void_p(None if operand is None else operand.data_ptr()) for operand in operands]
-        sizes = [rows, columns, packed.numel() // rows, scale.numel()]
-        numbers = (_BOOKS[code_book, packing], 0, input_bits, _FUNCTIONS[input_function], self._number)
+        held, rows = Held.of(weight), weight.storage.rows
+        operands = (bias, rounding.scale, rounding.zero_point)
+        kept = (weight, held, operands)  # `call` keeps what it points to from being freed
+        addresses = [
+            held.codes,
+            held.scales,
+            held.offsets,
+            *(None if one is None else one.data_ptr() for one in operands),
+        ]
+        pointers = [ctypes.c_void_p(address) for address in addresses]
+        sizes = [rows, held.columns, held.row_bytes, held.num_scales]
+        numbers = (held.book, 0, rounding.bits, _FUNCTIONS[function], self._number)
         rest = [*map(ctypes.c_int64, sizes), *map(ctypes.c_int32, numbers), ctypes.c_int64(torch.get_num_threads())]
         outputs: dict[int, tuple[Tensor, ctypes.c_void_p]] = {}
-        function = self._linear
+        run = self._linear
 
-        def call(x: Tensor, _: object = operands) -> Tensor:
+        def call(x: Tensor, _: object = kept) -> Tensor:
             batch = len(x)
             if batch not in outputs:
                 y = torch.empty(batch, rows)
                 outputs[batch] = y, ctypes.c_void_p(y.data_ptr())
             y, to = outputs[batch]
-            if function(x.data_ptr(), to, *held, batch, *rest):
-                raise MemoryError(f"no memory for {x.numel()} activations in 8 bits")
+            if failed := run(x.data_ptr(), to, *pointers, batch, *rest):
+                raise _failure(failed, x)
             return y
 
         return call
@@ -200,28 +204,80 @@ class Kernels:
         self._attend_all(*pointers, sizes, *strides, masked, scaling, causal, self._number, torch.get_num_threads())
         return y
 
-    def embedding(
-        self, ids: Tensor, packed: Tensor, scale: Tensor, rows: int, columns: int, code_book: str, packing: str
-    ) -> Tensor:
-        """What `ops.packed_embedding` gives. Raises IndexError for an id that is not a row."""
+    def embedding(self, weight: Held, ids: Tensor) -> Tensor:
+        """Rows of ids (...) as (..., columns) FP32. Raises IndexError for an id that is not a row."""
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise AbridgedError(f"a packed embedding takes 64- or 32-bit ids, not {ids.dtype}")
         ids = ids.contiguous().long()
-        y = torch.empty((*ids.shape, columns))
+        y = torch.empty((*ids.shape, weight.columns))
         failed = self._embedding(
             ids.data_ptr(),
             y.data_ptr(),
-            packed.data_ptr(),
-            scale.data_ptr(),
+            weight.codes,
+            weight.scales,
+            weight.offsets,
             ids.numel(),
-            rows,
-            columns,
-            row_bytes(columns, code_book, packing),
-            scale.numel(),
-            _BOOKS[code_book, packing],
+            weight.rows,
+            weight.columns,
+            weight.row_bytes,
+            weight.num_scales,
+            weight.book,
             torch.get_num_threads(),
         )
         if failed:
-            raise IndexError(f"an id is outside the {rows} rows of the embedding")
+            raise IndexError(f"an id is outside the {weight.rows} rows of the embedding")
         return y
+
+
+class Held(NamedTuple):
+    """A weight as the library takes it: addresses, sizes, and the scales and offsets that had to be made anew."""
+
+    codes: int
+    scales: int
+    offsets: int | None
+    rows: int
+    columns: int
+    row_bytes: int
+    num_scales: int
+    book: int
+    kept: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, weight: PackedWeight) -> Held:
+        """Raises AbridgedError unless codes and scales are as their storage says, and contiguous."""
+        weight.check()
+        storage, scales = weight.storage, weight.scales.float().contiguous()
+        if not weight.codes.is_contiguous():
+            raise AbridgedError(f"a packed matrix of {storage.rows}x{storage.columns}: the codes are not contiguous")
+        sizes = (storage.rows, storage.columns, storage.row_bytes, storage.num_scales)
+        book = _BOOKS[_SIGNED.get(storage.code_book, storage.code_book), storage.packing]
+        kept, offsets = [] if scales.data_ptr() == weight.scales.data_ptr() else [scales], None
+        zeros = weight.zero_points()
+        if zeros is not None:  # the kernel knows the codes as those of a grid around 0
+            kept.append(_MIDDLES[storage.code_book] - zeros)
+            offsets = kept[-1].data_ptr()
+        return cls(weight.codes.data_ptr(), scales.data_ptr(), offsets, *sizes, book, tuple(kept))
+
+
+def _fault(weight: Held, x: Tensor, bias: Tensor | None, rounding: Rounding) -> str | None:
+    """What the library would stumble over."""
+    scale, zero_point = rounding.scale, rounding.zero_point
+    if x.dim() == 0 or x.shape[-1] != weight.columns:
+        return f"x ends in {x.shape[-1] if x.dim() else 0} columns"
+    if bias is not None and bias.shape != (weight.rows,):
+        return "the bias is of another size"
+    if scale is not None and (scale.numel() != 1 or scale.dtype != torch.float32):
+        return "the input's scale is not one FP32 number"
+    if zero_point is not None and (scale is None or zero_point.numel() != 1 or zero_point.dtype != torch.int32):
+        return "the input's zero point is not one 32-bit integer"
+    return None if 2 <= rounding.bits <= 8 else f"inputs of {rounding.bits} bits"
+
+
+def _failure(code: int, x: Tensor) -> Exception:
+    """What the library's function for linear layers says by its number."""
+    if code == 2:
+        return AbridgedError("the input's zero point is outside of its levels")
+    return MemoryError(f"no memory for {x.numel()} activations in 8 bits")
 
 
 @lru_cache(maxsize=1)

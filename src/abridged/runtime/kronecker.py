@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from abridged.runtime.factors import Factors
+from abridged.runtime.weight import EmbeddingSizes, LinearSizes, StandIn
+from abridged.storage.factors import Factors
 
 #: Entries of a right factor up to which it is applied number by number: matrix products so thin are slow.
 FEW = 16
@@ -50,29 +51,30 @@ def weight_of(module: Any) -> Tensor:
     return weight
 
 
-class Factored(nn.Module):
-    """What is factored: its `factors`, and `error`, ‖W − ΣA⊗B‖ / ‖W‖ when it was made of W (None: it was not)."""
+class Factored(StandIn):
+    """What is factored, by its `factors`."""
 
     def __init__(self, factors: Factors) -> None:
         super().__init__()
         self.factors = factors
-        self.error: float | None = None
 
     @property
     def rows(self) -> int:
         """Output features, or vocabulary entries."""
         return self.factors.rows
 
+    @property
+    def columns(self) -> int:
+        """Input features, or the width of an embedding."""
+        return self.factors.columns
+
     def pairs(self) -> Iterator[tuple[str, Any]]:
         """(path from here, module that holds `left` and `right`) of every block."""
         yield "", self
 
-    @property
-    def weight(self) -> Tensor:
-        """That of the first left factor: transformers asks stock layers for one, to see that it needs no start."""
+    def like(self) -> tuple[torch.dtype, torch.device]:
         _, pair = next(iter(self.pairs()))
-        weight: Tensor = pair.left.weight
-        return weight
+        return pair.left.weight.dtype, pair.left.weight.device
 
     def dequantized(self) -> Tensor:
         """The matrix (rows, columns) multiplied out, in FP32 where it is packed."""
@@ -82,7 +84,7 @@ class Factored(nn.Module):
         return str(self.factors)
 
 
-class KroneckerLinear(Factored):
+class KroneckerLinear(LinearSizes, Factored):
     """y = x (Σ A_r ⊗ B_r)ᵀ + bias."""
 
     bias: nn.Parameter | None
@@ -165,7 +167,7 @@ class KroneckerLinear(Factored):
         return weight_of(self.left)
 
 
-class KroneckerBlocks(Factored):
+class KroneckerBlocks(LinearSizes, Factored):
     """Several factored matrices that read the same input, their outputs side by side: fused Q, K and V."""
 
     bias: nn.Parameter | None
@@ -188,16 +190,15 @@ class KroneckerBlocks(Factored):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-class KroneckerEmbedding(Factored):
+class KroneckerEmbedding(EmbeddingSizes, Factored):
     """Rows of Σ A_r ⊗ B_r with B a row: a token costs one row of A. The result is multiplied by `embed_scale`."""
 
-    def __init__(self, factors: Factors, embed_scale: float = 1.0, device: torch.device | str | None = None) -> None:
+    def __init__(self, factors: Factors, device: torch.device | str | None = None) -> None:
         super().__init__(factors)
         rows, columns = factors.left_weight
         self.left: nn.Module = nn.Embedding(rows, columns, device=device)
         rows, columns = factors.right_weight
         self.right: nn.Module = nn.Linear(columns, rows, bias=False, device=device)  # holds B as a tied head does
-        self.embed_scale = embed_scale
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (...) integers to (..., columns)."""
@@ -209,12 +210,10 @@ class KroneckerEmbedding(Factored):
         return y if self.embed_scale == 1.0 else y * self.embed_scale
 
 
-def build_factored(
-    factors: Factors, embedding: bool, bias: nn.Parameter | None = None, embed_scale: float = 1.0
-) -> Any:
+def build_factored(factors: Factors, embedding: bool, bias: nn.Parameter | None = None) -> Any:
     """An empty module for these factors, on the default device."""
     if embedding:
-        return KroneckerEmbedding(factors, embed_scale)
+        return KroneckerEmbedding(factors)
     return (KroneckerLinear if factors.fused == 1 else KroneckerBlocks)(factors, bias)
 
 

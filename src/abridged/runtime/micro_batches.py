@@ -14,18 +14,23 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from abridged.storage.view import View
+
 #: Tokens that pass a layer together: so many that unpacking the weights takes little of the time.
 TOKENS = 512
 
-#: transformers' encoder layers, which take (B, T, d) states, a mask and settings, and return (B, T, d).
-_ENCODER_LAYERS = ("BertLayer", "RobertaLayer", "BartEncoderLayer", "MBartEncoderLayer", "PegasusEncoderLayer")
 
-
-def install(model: nn.Module) -> None:
-    """Let the encoder layers of a packed model read their batches in portions."""
-    for module in model.modules():
-        if type(module).__name__ in _ENCODER_LAYERS:
-            module.forward = Portions(module, module.forward)
+def install(model: Any, view: View) -> None:
+    """Let the encoder layers of a packed model, whose texts do not see each other, read their batches in portions."""
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+    inside = set(encoder.modules())
+    for path in view.blocks:
+        block = model.get_submodule(path)
+        attentions = [model.get_submodule(a) for a in view.attentions if a.startswith(path + ".")]
+        if getattr(block, "rows_meet", False):  # frames of one video, which see each other
+            continue
+        if block in inside and attentions and not any(getattr(a, "is_causal", True) for a in attentions):
+            block.forward = Portions(block, block.forward)
 
 
 class Portions:
@@ -43,7 +48,10 @@ class Portions:
         for start in range(0, rows, portion):
             part = slice(start, start + portion)
             given = {key: _part_of(value, rows, part) for key, value in kwargs.items()}
-            made[part] = self._forward(hidden_states[part], *(_part_of(v, rows, part) for v in args), **given)
+            answer = self._forward(hidden_states[part], *(_part_of(v, rows, part) for v in args), **given)
+            if not isinstance(answer, Tensor):  # a layer that gives more than states is asked for all at once
+                return self._forward(hidden_states, *args, **kwargs)
+            made[part] = answer
         return made
 
     def _may_split(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -52,13 +60,18 @@ class Portions:
             return False
         if any(module._forward_hooks for module in self.layer.modules() if module is not self.layer):
             return False  # transformers collects attention maps by hooks
-        plain = (Tensor, bool, int, float, str, type(None))
-        return all(isinstance(v, plain) and _fits(v, rows) for v in (*args, *kwargs.values()))
+        return all(_fits(v, rows) for v in (*args, *kwargs.values()))
 
 
 def _fits(value: Any, rows: int) -> bool:
-    return not isinstance(value, Tensor) or (value.dim() > 1 and value.shape[0] in (1, rows))
+    if isinstance(value, tuple):  # cosines and sines
+        return all(_fits(v, rows) for v in value)
+    if isinstance(value, Tensor):
+        return value.dim() > 1 and value.shape[0] in (1, rows)
+    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def _part_of(value: Any, rows: int, part: slice) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_part_of(v, rows, part) for v in value)
     return value[part] if isinstance(value, Tensor) and value.shape[0] == rows else value

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from abridged.runtime import ops
-from abridged.runtime.activations import DynamicActivation, StaticActivation, build_activation
+from abridged.runtime import backends, ops
+from abridged.runtime.activations import DynamicActivation, Rounding, StaticActivation, build_activation
+from abridged.runtime.weight import EmbeddingSizes, LinearSizes, PackedWeight, StandIn
 
 if TYPE_CHECKING:
-    from abridged.checkpoint.format import ActivationSpec, EmbeddingSpec, LinearSpec, MatrixSpec
+    from abridged.storage.format import ActivationSpec, EmbeddingSpec, LinearSpec, MatrixSpec
 
 
 def build_input_quantizer(spec: ActivationSpec) -> StaticActivation | DynamicActivation:
@@ -19,50 +20,67 @@ def build_input_quantizer(spec: ActivationSpec) -> StaticActivation | DynamicAct
     return build_activation(spec.model_dump(exclude_none=True)).float()
 
 
-class PackedModule(nn.Module):
-    """What both have: ``weight``, the packed codes (bytes,) uint8, and ``weight_scale`` (num_scales,) FP32.
+class PackedModule(StandIn):
+    """What both have: ``codes`` (bytes,) uint8, ``scales`` (num_scales,) FP32 and, where the code book has them, packed
+    ``zeros`` (bytes,) uint8.
 
-    The names are those of a stock layer's, so that transformers' initialisation and weight tying work on them, and
-    the codes are never of the dense shape, so that a process without abridged fails on them instead of reading
-    them as weights.
+    In a file they go by the names of `storage.format.FILE_NAMES`: ``weight``, as a stock layer's, but never of the
+    dense shape, so that a process without abridged fails on the codes instead of reading them as weights.
     """
 
     def __init__(self, spec: MatrixSpec, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.spec = spec
-        codes = torch.empty(spec.packed_bytes, dtype=torch.uint8, device=device)
-        scale = torch.empty(spec.num_scales, dtype=torch.float32, device=device)
-        self.weight = nn.Parameter(codes, requires_grad=False)
-        self.weight_scale = nn.Parameter(scale, requires_grad=False)
+        self.spec, self.storage = spec, spec.storage
+        codes = torch.empty(self.storage.packed_bytes, dtype=torch.uint8, device=device)
+        scales = torch.empty(spec.num_scales, dtype=torch.float32, device=device)
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.scales = nn.Parameter(scales, requires_grad=False)
+        self.zeros: nn.Parameter | None
+        if self.storage.zero_bytes:
+            zeros = torch.empty(self.storage.zero_bytes, dtype=torch.uint8, device=device)
+            self.zeros = nn.Parameter(zeros, requires_grad=False)
+        else:
+            self.register_parameter("zeros", None)
+        #: What the model computes in; it follows the model's casts.
+        self.dtype = torch.get_default_dtype()
+        self._handles = backends.Handles()
 
     @property
     def rows(self) -> int:
-        """Output features, or vocabulary entries."""
-        return self.spec.rows
+        return self.storage.rows
 
     @property
-    def storage(self) -> tuple[int, int, str, str]:
-        """(rows, columns, code_book, packing), as the ops take them."""
-        return self.spec.rows, self.spec.columns, self.spec.code_book, self.spec.packing
+    def columns(self) -> int:
+        return self.storage.columns
+
+    @property
+    def packed(self) -> PackedWeight:
+        """Codes, scales, zero points and how they lie."""
+        found = self._parameters
+        return PackedWeight(found["codes"], found["scales"], self.storage, found["zeros"])  # type: ignore[arg-type]
 
     def dequantized(self) -> Tensor:
         """The weight (rows, columns) in FP32."""
-        return ops.dequantize(self.weight, self.weight_scale, *self.storage)
+        return self.packed.dequantize()
+
+    def like(self) -> tuple[torch.dtype, torch.device]:
+        return self.dtype, self.codes.device
 
     def _apply(self, fn, recurse=True):
-        # A cast of the model (.half(), .to(bfloat16)) moves the scale but leaves it in FP32.
-        scale = self.weight_scale.data
+        # A cast of the model (.half(), .to(bfloat16)) moves the scales but leaves them in FP32.
+        scales = self.scales.data
         super()._apply(fn, recurse)
-        if self.weight_scale.dtype != torch.float32:
-            self.weight_scale.data = scale.to(self.weight_scale.device)
+        if self.scales.dtype != torch.float32:
+            self.scales.data = scales.to(self.scales.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
 
     def extra_repr(self) -> str:
-        rows, columns, code_book, packing = self.storage
-        return f"{rows}x{columns}, {code_book}, packing={packing}, num_scales={self.spec.num_scales}"
+        s = self.storage
+        return f"{s.rows}x{s.columns}, {s.code_book}, packing={s.packing}, num_scales={s.num_scales}"
 
 
-class PackedLinear(PackedModule):
+class PackedLinear(LinearSizes, PackedModule):
     """``y = q(x) W^T + b`` with W packed and q the input's activation quantiser, if there is one."""
 
     def __init__(self, spec: LinearSpec, device: torch.device | str | None = None) -> None:
@@ -72,37 +90,39 @@ class PackedLinear(PackedModule):
             self.bias = nn.Parameter(torch.empty(spec.rows, device=device), requires_grad=False)
         else:
             self.register_parameter("bias", None)
-        #: A function before this layer that its kernel computes on the way (`ops.INPUT_FUNCTIONS`).
+        #: A function before this layer that its kernel computes on the way (`activations.INPUT_FUNCTIONS`).
         self.input_function = "identity"
         self.input_quantizer: StaticActivation | DynamicActivation | None = None
         if spec.input is not None:
             self.input_quantizer = build_input_quantizer(spec.input).to(device)
 
+    def rounding(self) -> Rounding | None:
+        """How the input is rounded."""
+        quantizer = self.input_quantizer
+        return None if quantizer is None else quantizer.rounding()
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., columns) -> (..., rows), in x's dtype."""
-        quantizer = self.input_quantizer
-        if quantizer is None:
-            x = ops.apply_function(x, self.input_function).to(x.dtype)
-            return ops.packed_linear(x, self.weight, self.weight_scale, self.bias, *self.storage)
-        quantization = (*quantizer.operands(), quantizer.bits)
-        return ops.quantized_linear(
-            x, self.weight, self.weight_scale, self.bias, *quantization, *self.storage, self.input_function
-        )
+        weight, bias, rounding = self.packed, self._parameters["bias"], self.rounding()
+        if not backends.is_plain(x):
+            return ops.linear(weight, x, bias, rounding, self.input_function)
+        backend = backends.choose(weight, x, rounding)
+        return backend.linear(self._handles.of(backend, weight), x, bias, rounding, self.input_function)
 
 
-class PackedEmbedding(PackedModule):
+class PackedEmbedding(EmbeddingSizes, PackedModule):
     """Rows of a packed matrix by id, in the dtype that the model computes in."""
-
-    dtype_like: Tensor
 
     def __init__(self, spec: EmbeddingSpec, device: torch.device | str | None = None) -> None:
         super().__init__(spec, device)
-        # Ids carry no dtype: an empty buffer follows the model's casts and says which one to answer in.
-        self.register_buffer("dtype_like", torch.empty(0, device=device), persistent=False)
-        #: Multiplies the rows, as in BART.
-        self.embed_scale = 1.0
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids: (...) integers -> (..., columns)."""
-        rows = ops.packed_embedding(ids, self.weight, self.weight_scale, *self.storage).to(self.dtype_like.dtype)
+        weight = self.packed
+        if backends.is_plain(ids):
+            backend = backends.choose(weight, ids)
+            rows = backend.embedding(self._handles.of(backend, weight), ids)
+        else:
+            rows = ops.embedding(weight, ids)
+        rows = rows.to(self.dtype)
         return rows if self.embed_scale == 1.0 else rows * self.embed_scale

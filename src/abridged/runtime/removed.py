@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 
 class NoMatrix(nn.Module):
-    """In place of a linear layer: a zero without dimensions, which fits whatever it is added to."""
+    """In place of a linear layer: nothing of an input, and of nothing a zero that fits whatever it is added to.
+
+    So the first matrices of a part make rows without any columns, which go through gates, also where they are cut in
+    two as Phi-3's are, and the last one a zero without dimensions.
+    """
 
     weight: Tensor
 
@@ -18,8 +22,8 @@ class NoMatrix(nn.Module):
         self.register_buffer("weight", torch.empty(0), persistent=False)  # transformers looks for one to initialise
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (…) -> ()."""
-        return x.new_zeros(())
+        """x: (…, n) -> (…, 0); (…, 0) or () -> ()."""
+        return x.new_zeros((*x.shape[:-1], 0) if x.dim() and x.shape[-1] else ())
 
 
 class NoAttention(nn.Module):
@@ -34,7 +38,8 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """hidden_states: (B, T, d) -> (), and no probabilities."""
-        cache, across = kwargs.get("past_key_values"), kwargs.get("key_value_states")
+        cache = kwargs.get("past_key_values")
+        across = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
         if cache is not None and self.layer_idx is not None:
             self._count(cache, hidden_states, across)
         return hidden_states.new_zeros(()), None

@@ -1,10 +1,11 @@
 """What models are trained for and measured on: one file per kind of work."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abridged.errors import AbridgedError
-from abridged.models import finds_answers, is_encoder_decoder, is_language_model, labels_texts
+from abridged.core.errors import AbridgedError
+from abridged.data.dataset import Dataset
+from abridged.data.opening import RowData
+from abridged.families.kinds import finds_answers, is_encoder_decoder, is_language_model, labels_texts, reads_videos
 from abridged.tasks.base import Split, Task
 
 if TYPE_CHECKING:
@@ -13,60 +14,49 @@ if TYPE_CHECKING:
 __all__ = ["Split", "Task", "task_for"]
 
 
-def task_for(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    data: str | Path,
-    columns: tuple[str, ...] | None = None,
-    task: str | None = None,
-) -> Task:
-    """What `data` are to `model`: texts to label, a text to go on with, pairs to learn from, or one to restore.
-
-    Args:
-        columns: of rows: (source, target) for an encoder-decoder, (text, label) or (text, text, label) to label.
-        task: one of GLUE's, for a model that labels texts.
+def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", data: Dataset) -> Task:
+    """What `data` are to `model`: texts to label, a text to go on with, pairs to learn from, or one to restore, videos.
 
     Raises:
-        AbridgedError: the data cannot be read, or are not for such a model.
+        AbridgedError: the data are not for such a model.
     """
-    from abridged.data.pairs import looks_like_pairs
+    if reads_videos(model):
+        from abridged.tasks.video_questions import VideoQuestions
+        from abridged.tasks.video_text import VideoText
 
+        return (VideoQuestions if hasattr(model, "answer") else VideoText)(model, tokenizer, data.as_videos())
     if labels_texts(model):
         from abridged.tasks.classification import Classification
 
-        return Classification(model, tokenizer, data, task, columns)
+        return Classification(model, tokenizer, data.as_labelled())
     if finds_answers(model):
         from abridged.tasks.question_answering import QuestionAnswering
 
-        return QuestionAnswering(model, tokenizer, data)
-    if task is not None:
-        raise AbridgedError(f"a {type(model).__name__} does not label texts, which the task {task} asks for")
-    if not is_encoder_decoder(model):
-        if columns is not None:
-            raise AbridgedError("columns of a source and a target are for an encoder-decoder, such as BART")
-        if not is_language_model(model):
-            raise AbridgedError(f"a {type(model).__name__} can be packed and loaded, but not trained or measured here")
-        from abridged.tasks.language_modeling import LanguageModeling
+        return QuestionAnswering(model, tokenizer, data.as_questions())
+    name = type(model).__name__
+    if data.task is not None:
+        raise AbridgedError(f"a {name} does not label texts, which the task {data.task} asks for")
+    if is_encoder_decoder(model):
+        if data.kind == "pairs" or (isinstance(data, RowData) and data.has_pairs):
+            from abridged.tasks.sequence_to_sequence import SequenceToSequence
 
-        return LanguageModeling(model, tokenizer, data)
-    pair = two_columns(columns)
-    if looks_like_pairs(data, pair):
-        from abridged.tasks.sequence_to_sequence import SequenceToSequence
+            return SequenceToSequence(model, tokenizer, data.as_pairs())
+        from abridged.tasks.denoising import TextDenoising
 
-        return SequenceToSequence(model, tokenizer, data, pair)
-    from abridged.tasks.denoising import TextDenoising
+        return TextDenoising(model, tokenizer, data.as_text())
+    if isinstance(data, RowData) and data.columns is not None:
+        raise AbridgedError("columns of a source and a target are for an encoder-decoder, such as BART")
+    if not is_language_model(model):
+        raise AbridgedError(
+            f"a {name} {_does(model)}, for which there is no task yet: it can be quantised, stored and loaded "
+            "through the library, and fine-tuned to label texts (abridged finetune MODEL --data ROWS)"
+        )
+    from abridged.tasks.language_modeling import LanguageModeling
 
-    return TextDenoising(model, tokenizer, data)
+    return LanguageModeling(model, tokenizer, data.as_text())
 
 
-def two_columns(columns: tuple[str, ...] | None) -> tuple[str, str] | None:
-    """`columns` of a source and a target.
-
-    Raises:
-        AbridgedError: there are not two.
-    """
-    if columns is None:
-        return None
-    if len(columns) != 2:
-        raise AbridgedError(f"an encoder-decoder learns from two columns, source and target, not from {len(columns)}")
-    return columns[0], columns[1]
+def _does(model: "PreTrainedModel") -> str:
+    """What a model that no task is for does with a text."""
+    heads = {"ForTokenClassification": "labels tokens", "ForMaskedLM": "fills in masks"}
+    return next((does for head, does in heads.items() if type(model).__name__.endswith(head)), "makes embeddings")

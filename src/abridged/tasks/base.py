@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
 
+from abridged.core.errors import AbridgedError
+from abridged.core.measurement import Measured
+from abridged.core.settings import TrainingSettings
 from abridged.data.batch import Batch
+from abridged.data.dataset import Dataset
 from abridged.data.examples import Examples
-from abridged.errors import AbridgedError
-from abridged.models import labels_texts
-from abridged.report.data import SampleGroup
-from abridged.training.settings import TrainingSettings
+from abridged.families.kinds import context_of, labels_texts
+from abridged.report.data import SampleGroup, VideoPicture
 
+Made = TypeVar("Made")
 Split = Literal["validation", "test"]
 
 
@@ -20,77 +23,98 @@ class Task(ABC):
     """Data and metrics of one kind of work.
 
     Attributes:
+        data: what it reads.
         name: of the data, as the person named them.
         notes: what a person should know of the data before training begins, one sentence each; usually nothing.
         has_test: whether the test part is another than the validation part.
+        tokenizer, limit: of the model, `limit` the tokens that its positions allow.
     """
 
     #: Settings of `TrainingSettings` that fine-tuning starts from.
     defaults: ClassVar[dict[str, Any]] = {
         "epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "weight_decay": 0.1, "keep": "best",
     }  # fmt: skip
-    name: str
-    notes: list[str]
-    has_test: bool
+
+    #: What it can be asked for beside its own data: "texts" or "augmentation" of a stage, a "stride" between windows.
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, model: Any, tokenizer: Any, data: Dataset) -> None:
+        self.data, self.name, self.has_test = data, data.name, data.has_test
+        self.tokenizer, self.limit = tokenizer, context_of(model.config)
+        self.notes: list[str] = []
+        self._encoded: dict[Any, Any] = {}
+
+    def _once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What is made of the data for a key, made once."""
+        if key not in self._encoded:
+            self._encoded[key] = make()
+        made: Made = self._encoded[key]
+        return made
+
+    def examples(self, settings: TrainingSettings) -> Examples:
+        """The training data, tokenised.
+
+        Raises:
+            AbridgedError: a stage asks for texts or augmentation that the task does not read.
+        """
+        if settings.augmentation is not None and "augmentation" not in self.takes:
+            raise AbridgedError("training.augmentation is for labelled texts, which these data are not")
+        if settings.texts is not None and "texts" not in self.takes:
+            raise AbridgedError("training.texts is for models that go on with texts, or label them, which this is not")
+        return self._examples(settings)
 
     @abstractmethod
-    def examples(self, settings: TrainingSettings) -> Examples:
-        """The training data, tokenised."""
+    def _examples(self, settings: TrainingSettings) -> Examples:
+        """`examples` of settings that fit."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What abridged.json says of the data, such as how many tokens there are to train on."""
 
     @abstractmethod
-    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
-        """A function that measures `model` on some of the validation part; its first number is the one to watch."""
+    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], Measured]:
+        """A function that measures `model` on some of the validation part; its headline is what to watch."""
 
     @abstractmethod
-    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
-        """Measure `model` on all of a part: `perplexity` and `word_perplexity`, or `score` and what it is made of."""
+    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> Measured:
+        """Measure `model` on all of a part."""
 
-    @abstractmethod
-    def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:
-        """Perplexity of a finished `model` on the test part, or on all of what came without parts.
+    def evaluate(self, model: Any, context: int | None, stride: int | None, limit: int | None = None) -> Measured:
+        """Measure a finished `model` on the test part, or on all of what came without parts.
 
         Args:
-            context: tokens that are read at once; all that the positions allow when None.
+            context: tokens that are read at once; what the positions allow, at most `DEFAULT_CONTEXT`, when None.
             stride: tokens between windows of a text that a model goes on with.
+            limit: the most to read: tokens of a text, else pairs, texts or questions.
 
         Raises:
-            AbridgedError: they do not fit the model.
+            AbridgedError: they do not fit the model, or a stride is given where the task has none.
         """
+        if stride is not None and "stride" not in self.takes:
+            raise AbridgedError("a stride is for a text that a model goes on with, not for an encoder-decoder")
+        return self._evaluate(model, context, stride, limit)
+
+    @abstractmethod
+    def _evaluate(self, model: Any, context: int | None, stride: int | None, limit: int | None) -> Measured:
+        """`evaluate` of what fits."""
 
     @abstractmethod
     def picture(self) -> Batch:
         """A text of the test part, whose tokens the report draws as the models see them."""
 
+    def clips(self, models: Mapping[str, Any]) -> VideoPicture | None:
+        """Videos of the test part as "teacher", "untrained" and "student" see them; None where they read none."""
+        return None
+
     @abstractmethod
     def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:
-        """What "teacher", "untrained" and "student" make of the same prompts, for the report."""
+        """What "teacher", "untrained" and "student", those that there are, make of the same prompts, for the report."""
 
 
-def refuse_stride(stride: int | None) -> None:
-    """Raise AbridgedError where a stride is asked of an encoder-decoder."""
-    if stride is not None:
-        raise AbridgedError("a stride is for a text that a model goes on with, not for an encoder-decoder")
-
-
-def refuse_augmentation(settings: TrainingSettings) -> None:
-    """Raise AbridgedError where augmentation is asked for of what is no labelled text."""
-    if settings.augmentation is not None:
-        raise AbridgedError("training.augmentation is for labelled texts, which these data are not")
-
-
-def refuse_unlabelled(settings: TrainingSettings, objectives: Container[str], model: Any) -> None:
+def refuse_unlabelled(settings: TrainingSettings, objectives: Mapping[str, Any], model: Any) -> None:
     """Raise AbridgedError where a model that labels texts is to learn labels from texts that have none."""
-    if settings.texts is not None and "labels" in objectives and labels_texts(model):
+    learned = [name for name, objective in objectives.items() if objective.needs_labels]
+    if settings.texts is not None and learned and labels_texts(model):
         raise AbridgedError(
-            f"'{settings.texts}' has no labels: leave the objective labels out of a stage that reads it"
+            f"'{settings.texts}' has no labels: leave the objective {learned[0]} out of a stage that reads it"
         )
-
-
-def refuse_texts(settings: TrainingSettings) -> None:
-    """Raise AbridgedError where a stage asks for texts of its own that the task cannot read."""
-    if settings.texts is not None:
-        raise AbridgedError("training.texts is for models that go on with texts, or label them, which this is not")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from abridged.data.augment import augmented
+from abridged.core.errors import AbridgedError
+from abridged.core.measurement import Measured
+from abridged.core.modes import evaluating
+from abridged.core.settings import TrainingSettings, settings_to_read
+from abridged.core.text import refuse_half_characters
 from abridged.data.batch import Batch
-from abridged.data.labelled import Labelled, LabelledData, TokenSentences, load_labelled
+from abridged.data.labelled import Labelled, LabelledData, TokenSentences
+from abridged.data.rows import listed
 from abridged.data.text import load_text, sentences
-from abridged.errors import AbridgedError
 from abridged.evaluation.scores import score
-from abridged.models import labels_texts
+from abridged.families.kinds import LabelSet, context_of, labels_texts
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_stride
-from abridged.training.settings import TrainingSettings
+from abridged.tasks.augment import augmented
+from abridged.tasks.base import Split, Task
 
 _PICTURED = 16
 _SAMPLES = 6
@@ -28,7 +31,7 @@ class Classification(Task):
     """Labelled texts in three parts; measured by the metrics of the task.
 
     Raises:
-        AbridgedError: see `load_labelled`; or the data's labels are not the model's.
+        AbridgedError: the data's labels are not the model's.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
@@ -36,19 +39,20 @@ class Classification(Task):
         "evaluate_every": 100,
     }  # fmt: skip
 
-    def __init__(
-        self, model: Any, tokenizer: Any, data: str | Path, task: str | None, columns: tuple[str, ...] | None
-    ) -> None:
-        self.source = str(model.name_or_path)  # what proposes words where texts are augmented
-        self.data = load_labelled(data, task, columns)
-        self.name, self.has_test = self.data.name, self.data.test is not self.data.validation
-        self.notes = [f"{self.data.dropped} rows without a text or a label are left out"] if self.data.dropped else []
-        self.tokenizer, self.ids = tokenizer, label_ids(model, self.data)
-        self.names = {i: label for label, i in (self.ids or {}).items()}
-        self.limit = min(int(tokenizer.model_max_length), int(model.config.max_position_embeddings))
-        self._encoded: dict[tuple[str, int], TokenSentences] = {}
+    takes = frozenset({"texts", "augmentation"})
+    data: LabelledData
 
-    def examples(self, settings: TrainingSettings) -> TokenSentences:
+    def __init__(self, model: Any, tokenizer: Any, data: LabelledData) -> None:
+        super().__init__(model, tokenizer, data)
+        self.source = str(model.name_or_path)  # what proposes words where texts are augmented
+        self.ids = label_ids(model, self.data)
+        # F1 is of the second label of two, both of which must be there
+        several = data.task is None and self.ids is not None and model.config.num_labels > 2
+        self.metrics = ("accuracy",) if several else data.metrics
+        self.names = {i: label for label, i in (self.ids or {}).items()}
+        self.limit = min(int(tokenizer.model_max_length), self.limit)
+
+    def _examples(self, settings: TrainingSettings) -> TokenSentences:
         context = settings.context_within(self.limit)
         if settings.texts is not None:
             found = self._unlabelled(settings.texts, context)
@@ -62,31 +66,32 @@ class Classification(Task):
         return found
 
     def _of(self, split: str, context: int) -> TokenSentences:
-        if (split, context) not in self._encoded:
-            rows = getattr(self.data, split)
-            self._encoded[split, context] = TokenSentences.of(rows, self.tokenizer, self.ids, context)
-        return self._encoded[split, context]
+        rows = getattr(self.data, split)
+        return self._once((split, context), lambda: TokenSentences.of(rows, self.tokenizer, self.ids, context))
 
     def _augmented(self, settings: TrainingSettings, context: int) -> TokenSentences:
-        assert settings.augmentation is not None
-        key = (settings.augmentation.model_dump_json(), context)
-        if key not in self._encoded:
-            rows = augmented(self.data.train, settings.augmentation, self.source, settings.seed)
-            self._encoded[key] = TokenSentences.of(rows, self.tokenizer, self.ids, context)
-        return self._encoded[key]
+        asked, seed = settings.augmentation, settings.seed
+        assert asked is not None
+
+        def make() -> TokenSentences:
+            rows = augmented(self.data.train, asked, self.source, seed)
+            return TokenSentences.of(rows, self.tokenizer, self.ids, context)
+
+        return self._once((asked.model_dump_json(), context), make)
 
     def _unlabelled(self, texts: str, context: int) -> TokenSentences:
         """Sentences of a text, or two that follow each other where the task has pairs; their labels say nothing."""
-        key = (f"texts {texts}", context)
-        if key not in self._encoded:
+
+        def make() -> TokenSentences:
             found = sentences(load_text(texts).train)
             pairs = self.data.train[0].second is not None
             nexts: list[str] | list[None] = found[1:] if pairs else [None] * len(found)
             rows = [Labelled(first, second, 0.0) for first, second in zip(found, nexts, strict=False)]
             if not rows:
                 raise AbridgedError(f"the text '{texts}' has no {'pair of sentences' if pairs else 'sentence'}")
-            self._encoded[key] = TokenSentences.of(rows, self.tokenizer, None, context)
-        return self._encoded[key]
+            return TokenSentences.of(rows, self.tokenizer, None, context)
+
+        return self._once((f"texts {texts}", context), make)
 
     def facts(self) -> dict[str, Any]:
         others = ("validation", "test", "texts ")
@@ -100,28 +105,24 @@ class Classification(Task):
             "rows_dropped": self.data.dropped,
         }
 
-    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
+    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], Measured]:
         examples = self._of("validation", settings.context_within(self.limit))
         count = min(len(examples), max(1, round(settings.evaluate_tokens / examples.tokens_in_example)))
+        return lambda: self._measure(model, examples, count)
 
-        def validate() -> dict[str, float]:
-            measured = self._measure(model, examples, count)
-            return {"score": measured.pop("score"), **measured}
-
-        return validate
-
-    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
+    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> Measured:
         examples = self._of(split, settings.context_within(self.limit))
-        return {**self._measure(model, examples, len(examples)), "texts": len(examples)}
+        return self._measure(model, examples, len(examples)).also(texts=len(examples))
 
-    def _measure(self, model: Any, examples: TokenSentences, count: int) -> dict[str, float]:
+    def _measure(self, model: Any, examples: TokenSentences, count: int) -> Measured:
         logits = label_logits(model, examples, count)
         predicted = logits[:, 0] if self.ids is None else logits.argmax(-1)
-        return score(self.data.metrics, predicted, examples.labels[:count])
+        return score(self.metrics, predicted, examples.labels[:count])
 
-    def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:
-        refuse_stride(stride)
-        return self.measure(model, "test", TrainingSettings(context=context))
+    def _evaluate(self, model: Any, context: int | None, stride: int | None, limit: int | None) -> Measured:
+        examples = self._of("to_evaluate", settings_to_read(context).context_within(self.limit))
+        count = min(len(examples), limit or len(examples))
+        return self._measure(model, examples, count).also(texts=count)
 
     def picture(self) -> Batch:
         some = self.data.test[:_PICTURED]
@@ -158,12 +159,13 @@ def label_ids(model: Any, data: LabelledData) -> dict[str, int] | None:
             kinds = ("scores", "labels") if config.num_labels == 1 else ("labels", "scores")
             raise AbridgedError(f"the model gives {kinds[0]}, and '{data.name}' has {kinds[1]}")
         return None
-    own = {str(label): int(i) for label, i in config.label2id.items()}
+    own = LabelSet(data.labels).ids(config)
     strange = [label for label in data.labels if label not in own]
     if strange:
         raise AbridgedError(
-            f"'{data.name}' has the label '{strange[0]}', and the model's labels are {', '.join(own)}: fine-tune a "
-            "model for these labels, or rename them"
+            f"'{data.name}' has the label '{strange[0]}', and the model's labels are {listed(list(config.label2id))}: "
+            "fine-tune a model for these labels, or rename them, in the data or in id2label and label2id of the "
+            "model's config.json"
         )
     return own
 
@@ -171,17 +173,14 @@ def label_ids(model: Any, data: LabelledData) -> dict[str, int] | None:
 @torch.inference_mode()
 def label_logits(model: Any, examples: TokenSentences, count: int, batch_size: int = 32) -> np.ndarray:
     """(count, C) FP32 of the first examples, read in batches of about one length."""
-    device = next(iter(model.parameters())).device
-    was_training = model.training
-    model.eval()
     order = np.argsort([len(ids) for ids in examples.ids[:count]], kind="stable")
     found: np.ndarray | None = None
-    for start in range(0, count, batch_size):
-        index = torch.from_numpy(order[start : start + batch_size].copy())
-        logits = model(**examples.batch(index).to(device).model_inputs).logits.float().cpu().numpy()
-        found = np.empty((count, logits.shape[1]), dtype=np.float32) if found is None else found
-        found[index.numpy()] = logits
-    model.train(was_training)
+    with evaluating(model) as device:
+        for start in range(0, count, batch_size):
+            index = torch.from_numpy(order[start : start + batch_size].copy())
+            logits = model(**examples.batch(index).to(device).model_inputs).logits.float().cpu().numpy()
+            found = np.empty((count, logits.shape[1]), dtype=np.float32) if found is None else found
+            found[index.numpy()] = logits
     assert found is not None
     return found
 
@@ -189,15 +188,27 @@ def label_logits(model: Any, examples: TokenSentences, count: int, batch_size: i
 def classify(
     model: Any, tokenizer: Any, texts: Sequence[str], seconds: Sequence[str] | None = None
 ) -> list[dict[str, float]]:
-    """What a model makes of texts, or of pairs of them: the probability of each label, or {"score": …}.
+    """Label texts, or pairs of them.
+
+    Args:
+        texts: what is beyond the model's positions is cut off.
+        seconds: the second of each pair, where the model labels pairs.
+
+    Returns:
+        Of each text the probability of every label by its name; {"score": …} of a model that gives scores.
 
     Raises:
-        AbridgedError: the model does not label texts.
+        AbridgedError: the model does not label texts, or there are not as many seconds as texts.
     """
     if not labels_texts(model):
         raise AbridgedError(f"a {type(model).__name__} does not label texts: fine-tune one with labels")
+    if isinstance(texts, str) or (seconds is not None and len(seconds) != len(texts)):
+        raise AbridgedError("classify takes a list of texts, and as many seconds where the model labels pairs")
+    if not texts:
+        return []
+    refuse_half_characters(*texts, *(seconds or ()))
     rows = [Labelled(text, None if seconds is None else seconds[i], 0.0) for i, text in enumerate(texts)]
-    limit = min(int(tokenizer.model_max_length), int(model.config.max_position_embeddings))
+    limit = min(int(tokenizer.model_max_length), context_of(model.config))
     logits = label_logits(model, TokenSentences.of(rows, tokenizer, None, limit), len(rows))
     if model.config.num_labels == 1:
         return [{"score": float(row[0])} for row in logits]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from abridged.core.measurement import Measured
+from abridged.core.settings import TrainingSettings, settings_to_read
 from abridged.data.batch import Batch
 from abridged.data.blocks import tokenize
 from abridged.data.denoising import Denoising, Vocabulary
 from abridged.data.pairs import Specials
-from abridged.data.text import count_words, load_text
-from abridged.evaluation.references import reference_perplexity
+from abridged.data.text import TextData, count_words
+from abridged.evaluation.perplexity import reference_perplexity
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride, refuse_texts
-from abridged.training.settings import TrainingSettings
+from abridged.tasks.base import Split, Task
 
 #: Windows that the final measurement reads at most.
 _WINDOWS = 512
@@ -26,57 +26,48 @@ class TextDenoising(Task):
     """A text in three parts, cut into windows; measured by the perplexity of what it was, given the noisy one.
 
     Raises:
-        AbridgedError: see `load_text`, `Specials.of` and `Vocabulary.of`.
+        AbridgedError: see `Specials.of` and `Vocabulary.of`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, data: str | Path) -> None:
-        self.text = load_text(data)
-        self.name, self.notes = self.text.name, []
-        self.has_test = self.text.test != self.text.validation
-        self.tokenizer = tokenizer
+    def __init__(self, model: Any, tokenizer: Any, text: TextData) -> None:
+        super().__init__(model, tokenizer, text)
         self.specials, self.vocabulary = Specials.of(tokenizer, model.config), Vocabulary.of(tokenizer)
-        self.limit = int(model.config.max_position_embeddings)
-        self._examples: dict[tuple[str, int], Denoising] = {}
 
-    def examples(self, settings: TrainingSettings) -> Denoising:
-        refuse_augmentation(settings)
-        refuse_texts(settings)
+    def _examples(self, settings: TrainingSettings) -> Denoising:
         return self._of("train", settings)
 
     def facts(self) -> dict[str, Any]:
-        return {"train_tokens": len(next(e.text for (split, _), e in self._examples.items() if split == "train"))}
+        return {"train_tokens": len(next(e.text for (split, _), e in self._encoded.items() if split == "train"))}
 
     def _of(self, split: str, settings: TrainingSettings) -> Denoising:
         context = settings.context_within(self.limit)
-        if (split, context) not in self._examples:
-            tokens = tokenize(self.tokenizer, getattr(self.text, split))
-            self._examples[split, context] = Denoising(tokens, context, self.specials, self.vocabulary)
-        return self._examples[split, context]
 
-    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
+        def make() -> Denoising:
+            tokens = tokenize(self.tokenizer, getattr(self.data, split))
+            return Denoising(tokens, context, self.specials, self.vocabulary)
+
+        return self._once((split, context), make)
+
+    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], Measured]:
         limit = max(1, settings.evaluate_tokens // settings.context_within(self.limit))
+        return lambda: Measured(self._measure(model, "validation", settings, limit).measurements)
 
-        def validate() -> dict[str, float]:
-            measured = self._measure(model, "validation", settings, limit)
-            return {key: measured[key] for key in ("perplexity", "word_perplexity")}
-
-        return validate
-
-    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
+    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> Measured:
         return self._measure(model, split, settings, _WINDOWS)
 
-    def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:
-        refuse_stride(stride)
-        return self.measure(model, "test", TrainingSettings(context=context))
+    def _evaluate(self, model: Any, context: int | None, stride: int | None, limit: int | None) -> Measured:
+        settings = settings_to_read(context)
+        windows = _WINDOWS if limit is None else max(1, limit // settings.context_within(self.limit))
+        return self._measure(model, "test", settings, windows)
 
-    def _measure(self, model: Any, split: Split, settings: TrainingSettings, limit: int) -> dict[str, Any]:
-        words = count_words(getattr(self.text, split))
+    def _measure(self, model: Any, split: Split, settings: TrainingSettings, limit: int) -> Measured:
+        words = count_words(getattr(self.data, split))
         examples = self._of(split, settings)
         return reference_perplexity(model, examples, words, len(self.specials.before), limit)
 
     def picture(self) -> Batch:
-        context = next(context for split, context in self._examples if split == "test")
-        return self._examples["test", context].batch(torch.zeros(1, dtype=torch.int64))
+        found = next(e for (split, _), e in self._encoded.items() if split == "test")
+        return found.batch(torch.zeros(1, dtype=torch.int64))
 
     def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:
         return []

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from abridged.core.measurement import Measured
+from abridged.core.progress import counter
+from abridged.core.settings import TrainingSettings, settings_to_read
 from abridged.data.batch import Batch
-from abridged.data.pairs import Pair, Specials, TokenPairs, load_pairs
-from abridged.evaluation.references import reference_perplexity
+from abridged.data.pairs import PairData, Specials, TokenPairs
+from abridged.evaluation.perplexity import reference_perplexity
 from abridged.evaluation.summaries import has_rouge, rouge, summarize
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task, refuse_augmentation, refuse_stride, refuse_texts
-from abridged.training.progress import counter
-from abridged.training.settings import TrainingSettings
+from abridged.tasks.base import Split, Task
 
 _PICTURED = 16  #: pairs whose targets the report draws, token by token
 _SAMPLES = 4
@@ -30,25 +30,17 @@ class SequenceToSequence(Task):
         rouge_pairs: how many of the test part ROUGE is measured on; all when None.
 
     Raises:
-        AbridgedError: see `load_pairs` and `Specials.of`.
+        AbridgedError: see `Specials.of`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, data: str | Path, columns: tuple[str, str] | None) -> None:
-        self.pairs = load_pairs(data, columns)
-        self.name, self.notes = self.pairs.name, []
-        self.has_test = self.pairs.test is not self.pairs.validation
-        self.tokenizer, self.specials = tokenizer, Specials.of(tokenizer, model.config)
+    def __init__(self, model: Any, tokenizer: Any, pairs: PairData) -> None:
+        super().__init__(model, tokenizer, pairs)
+        self.pairs, self.specials = pairs, Specials.of(tokenizer, model.config)
         self.rouge_pairs: int | None = ROUGE_PAIRS
-        self.limit = int(model.config.max_position_embeddings)
-        self._encoded: dict[tuple[str, int, int], TokenPairs] = {}
-        if self.pairs.dropped:
-            self.notes.append(f"{self.pairs.dropped} rows without a source or a target are left out")
         if not has_rouge():
             self.notes.append("ROUGE is left out of what is measured: pip install 'abridged[summaries]' brings it")
 
-    def examples(self, settings: TrainingSettings) -> TokenPairs:
-        refuse_augmentation(settings)
-        refuse_texts(settings)
+    def _examples(self, settings: TrainingSettings) -> TokenPairs:
         found = self._of("train", settings)
         for what, cut in (("source", found.source_cut), ("target", found.target_cut)):
             limit = settings.context_within(self.limit) if what == "source" else self._target(settings)
@@ -62,9 +54,8 @@ class SequenceToSequence(Task):
 
     def _of(self, split: str, settings: TrainingSettings) -> TokenPairs:
         key = (split, settings.context_within(self.limit), self._target(settings))
-        if key not in self._encoded:
-            self._encoded[key] = TokenPairs.of(getattr(self.pairs, split), self.tokenizer, self.specials, *key[1:])
-        return self._encoded[key]
+        pairs = getattr(self.pairs, split)
+        return self._once(key, lambda: TokenPairs.of(pairs, self.tokenizer, self.specials, *key[1:]))
 
     def facts(self) -> dict[str, Any]:
         found = next(e for (split, *_), e in self._encoded.items() if split == "train")
@@ -77,17 +68,12 @@ class SequenceToSequence(Task):
             "rows_dropped": self.pairs.dropped,
         }
 
-    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], dict[str, float]]:
+    def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], Measured]:
         examples = self._of("validation", settings)
         limit = max(1, round(settings.evaluate_tokens / examples.tokens_in_example))
+        return lambda: Measured(self._perplexity(model, "validation", settings, limit).measurements)
 
-        def validate() -> dict[str, float]:
-            measured = self._perplexity(model, "validation", settings, limit)
-            return {key: measured[key] for key in ("perplexity", "word_perplexity")}
-
-        return validate
-
-    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> dict[str, Any]:
+    def measure(self, model: Any, split: Split, settings: TrainingSettings) -> Measured:
         """Perplexity of all targets; of the test part also ROUGE of the first `rouge_pairs`, where it is installed."""
         measured = self._perplexity(model, split, settings)
         if split != "test" or not has_rouge():
@@ -96,33 +82,27 @@ class SequenceToSequence(Task):
         with counter("summaries") as show:
             sources = [pair.source for pair in some]
             written = summarize(model, self.tokenizer, sources, show=lambda done: show(done, len(some)))
-        return {**measured, "rouge": rouge(written.texts, some), "rouge_pairs": len(some)}
+        return measured.also(rouge=rouge(written.texts, some), rouge_pairs=len(some))
 
-    def evaluate(self, model: Any, context: int | None, stride: int | None) -> dict[str, Any]:
-        refuse_stride(stride)
-        context = TrainingSettings(context=context).context_within(self.limit)
-        pairs = self.pairs.to_evaluate
+    def _evaluate(self, model: Any, context: int | None, stride: int | None, limit: int | None) -> Measured:
+        context = settings_to_read(context).context_within(self.limit)
+        pairs = self.pairs.to_evaluate[:limit]
         encoded = TokenPairs.of(pairs, self.tokenizer, self.specials, context, self.limit)
         words = sum(len(pair.target.split()) + 1 for pair in pairs)
         measured = reference_perplexity(model, encoded, words, len(self.specials.before))
-        return {**measured, "sources_cut": encoded.source_cut, "targets_cut": encoded.target_cut}
+        return measured.also(sources_cut=encoded.source_cut, targets_cut=encoded.target_cut)
 
-    def _perplexity(
-        self, model: Any, split: str, settings: TrainingSettings, limit: int | None = None
-    ) -> dict[str, Any]:
+    def _perplexity(self, model: Any, split: str, settings: TrainingSettings, limit: int | None = None) -> Measured:
         words = sum(len(pair.target.split()) + 1 for pair in getattr(self.pairs, split))
         return reference_perplexity(model, self._of(split, settings), words, len(self.specials.before), limit)
 
     def picture(self) -> Batch:
-        some = self._shown(_PICTURED)
+        some = self.pairs.test[:_PICTURED]
         pairs = TokenPairs.of(some, self.tokenizer, self.specials, self.limit, self.limit)
         return pairs.batch(torch.arange(len(some)))
 
-    def _shown(self, count: int) -> list[Pair]:
-        return self.pairs.test[:count]
-
     def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:
-        some = self._shown(_SAMPLES)
+        some = self.pairs.test[:_SAMPLES]
         sources = [pair.source for pair in some]
         written = {name: summarize(model, self.tokenizer, sources).texts for name, model in models.items()}
         groups = []

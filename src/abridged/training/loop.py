@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from abridged.core.errors import AbridgedError
+from abridged.core.hardware import can_compile
+from abridged.core.measurement import Measured
+from abridged.core.progress import progress, seconds_since
+from abridged.core.settings import TrainingSettings
 from abridged.data.batch import Batch
 from abridged.data.examples import Examples
-from abridged.errors import AbridgedError
-from abridged.training.hardware import can_compile
+from abridged.objectives.base import StudentForward
 from abridged.training.optimizer import make_optimizer, rate_factor, total_steps
 from abridged.training.processes import attention_for, autocast, make_accelerator, together
-from abridged.training.progress import progress
-from abridged.training.settings import TrainingSettings
 from abridged.training.state import TrainingState
 from abridged.training.workspace import Workspace
 
-#: What falls as a model gets better; anything else rises.
-LESS_IS_BETTER = ("perplexity",)
 #: Steps from which compiling the blocks repays the time it takes.
 _COMPILE_FROM_STEPS = 200
 
@@ -35,7 +36,7 @@ _COMPILE_FROM_STEPS = 200
 class Run:
     """All that training one stage needs."""
 
-    system: nn.Module  #: the student and its objectives; forward(batch, targets) -> (loss, named terms)
+    system: StudentForward  #: the student and its objectives; forward(batch, targets) -> (loss, named terms)
     examples: Examples
     settings: TrainingSettings
     work: Workspace
@@ -46,8 +47,8 @@ class Run:
     before_step: Callable[[float], None] = lambda progress: None
     #: called after each step, with the accelerator
     after_step: Callable[[Accelerator], None] = lambda accelerator: None
-    #: what is measured now and then, on the main process; the first of its numbers is the one that is watched
-    validate: Callable[[], dict[str, float]] | None = None
+    #: what is measured now and then, on the main process; its headline is what is watched
+    validate: Callable[[], Measured] | None = None
     #: parameters with rates of their own, by the group's name
     groups: dict[str, list[nn.Parameter]] = field(default_factory=dict)
     #: repeated blocks to compile
@@ -86,7 +87,7 @@ class Trainer:
         self.state = TrainingState(run.stage, run.system, optimizer, run.work)
         self.log_every = max(1, min(20, self.steps // 50))
         self.compiled = False
-        self.pending: list[dict[str, Tensor]] = []  # what the steps since the last report measured
+        self.pending: list[dict[str, Tensor]] = []  # what the passes since the last report measured
         self._start_clock()
 
     def train(self) -> None:
@@ -105,6 +106,7 @@ class Trainer:
         with progress(f"stage {self.run.stage + 1}", self.steps, self.state.step, main) as show:
             while self.state.step < self.steps:
                 self.step()
+                show(self.state.step)
                 self.report(show)
         if self.settings.keep == "best":
             self.state.load_best()
@@ -144,22 +146,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self._rate_factor(step)
         self.run.before_step(step / self.steps)
-        terms: dict[str, Tensor] = {}
         for number in range(self.passes):
             last = number + 1 == self.passes
             with nullcontext() if last else self.accelerator.no_sync(self.system):
                 loss, named = self._loss(self._batch(step, number))
                 self.accelerator.backward(loss / self.passes)
-            for name, value in {"loss": loss.detach(), **named}.items():
-                terms[name] = terms.get(name, 0) + value / self.passes
+            self.pending.append({"loss": loss.detach(), **named})
         if self.settings.gradient_clip is not None:
             norm = self.accelerator.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
-            terms["gradient_norm"] = norm
+            self.pending.append({"gradient_norm": norm})
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.run.after_step(self.accelerator)
         self.state.step += 1
-        self.pending.append(terms)
 
     def _rate_factor(self, step: int) -> float:
         return rate_factor(self.settings, step, self.steps) * self.state.rate_scale
@@ -187,7 +186,12 @@ class Trainer:
         if not math.isfinite(means["loss"]) or ((save or evaluate) and not self._is_sound()):
             self._go_back()
             return
-        speed = (step - self.since) * self.settings.batch_size * self.run.examples.tokens_in_example / self._seconds()
+        speed = (
+            (step - self.since)
+            * self.settings.batch_size
+            * self.run.examples.tokens_in_example
+            / seconds_since(self.began)
+        )
         with together():
             rate = self.settings.learning_rate * self._rate_factor(step - 1)
             record = {"stage": self.run.stage, "step": step, "lr": rate, **means}
@@ -202,12 +206,17 @@ class Trainer:
         self._start_clock()
 
     def _means(self) -> dict[str, float]:
-        """Means of what was measured since the last report, over steps and processes."""
-        names = sorted(self.pending[0])
-        steps = [torch.stack([torch.as_tensor(t[n]).float().reshape(()) for n in names]) for t in self.pending]
+        """Means of what was measured since the last report, over passes and processes: each of those that it was
+        measured in, since not every term is for every batch."""
+        names = sorted(set(gather_object(list({name: None for found in self.pending for name in found}))))
+        sums = torch.zeros(2, len(names), device=self.accelerator.device)
+        for found in self.pending:
+            for name, value in found.items():
+                sums[0, names.index(name)] += torch.as_tensor(value).float().reshape(()).to(sums.device)
+                sums[1, names.index(name)] += 1
         self.pending = []
-        means = self.accelerator.reduce(torch.stack(steps).mean(0), reduction="mean")
-        return dict(zip(names, means.tolist(), strict=True))
+        values, counts = self.accelerator.reduce(sums, reduction="sum").tolist()
+        return {name: value / count for name, value, count in zip(names, values, counts, strict=True) if count}
 
     def _is_sound(self) -> bool:
         """Whether the weights, after the step that made them, still give a finite loss: only then are they kept."""
@@ -231,17 +240,17 @@ class Trainer:
             print(sentence, file=sys.stderr)
         self._start_clock()
 
-    def _validate(self, validate: Callable[[], dict[str, float]], show: Callable[..., None]) -> None:
+    def _validate(self, validate: Callable[[], Measured], show: Callable[..., None]) -> None:
         self.run.system.eval()
         with torch.no_grad(), autocast(self.settings), self._eagerly():
             measured = validate()
         self.run.system.train()
-        self.work.log({"event": "evaluate", "stage": self.run.stage, "step": self.state.step, **measured})
-        watched, value = next(iter(measured.items()))
-        show(self.state.step, watched={watched: value})
-        better = value if watched in LESS_IS_BETTER else -value
-        if better < self.state.best:
-            self.state.best = better
+        watched = measured.headline  # goes first: that is how the report's curves find it
+        number = {watched.name: watched.value}
+        self.work.log({"event": "evaluate", "stage": self.run.stage, "step": self.state.step, **number, **measured})
+        show(self.state.step, watched=number)
+        if watched.rank < self.state.best:
+            self.state.best = watched.rank
             if self.settings.keep == "best":
                 self.state.save_best()
 
@@ -251,6 +260,3 @@ class Trainer:
 
     def _start_clock(self) -> None:
         self.began, self.since = time.perf_counter(), self.state.step
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.began

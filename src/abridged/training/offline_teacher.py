@@ -9,7 +9,6 @@ logits, lose little by it where it matters, near 0.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from abridged.core.atomic import write_atomically, written_file
+from abridged.core.errors import AbridgedError
+from abridged.core.modes import evaluating
+from abridged.core.progress import progress
 from abridged.data.batch import Batch
 from abridged.data.blocks import Blocks
-from abridged.errors import AbridgedError
-from abridged.models import weights_hash
+from abridged.models.load import weights_hash
 from abridged.objectives.base import CachedOutputs, Outputs, TopLogits, outputs_of
-from abridged.objectives.chunked import compute_dtype, log_softmax, rows_in_chunk
-from abridged.training.progress import progress
+from abridged.objectives.chunked import chunks
 
 PARTS = frozenset({"top_logits", "last_hidden"})
 VERSION = 1
@@ -81,21 +82,19 @@ def cache_teacher(
             _check(directory, wanted, parts)
         else:
             description = {"version": VERSION, **wanted, "parts": sorted(parts), "shard_blocks": _shard_blocks(blocks)}
-            _replace(directory / _DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=1)))
+            write_atomically(directory / _DESCRIPTION, json.dumps(description, indent=1))
         kept = _describe(directory)
         size = kept["shard_blocks"]
-        was_training = teacher.training
-        teacher.eval()
-        with progress("teacher", len(blocks), show=show) as update:
+        with progress("teacher", len(blocks), show=show) as update, evaluating(teacher):
             for number, start in enumerate(range(0, len(blocks), size)):
                 stop = min(start + size, len(blocks))
                 path = _shard(directory, number)
                 if number % processes == rank and not path.exists():
                     tensors = _answers(teacher, blocks, start, stop, kept, batch_size)
-                    _replace(path, lambda temporary, tensors=tensors: save_file(tensors, temporary))
+                    with written_file(path) as temporary:
+                        save_file(tensors, temporary)
                 update(stop)
-        teacher.train(was_training)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise AbridgedError(f"cannot write the teacher cache {directory}: {error}") from error
     if not alone:
         distributed.barrier()
@@ -135,24 +134,17 @@ def top_logits(outputs: Outputs, labels: Tensor, top_k: int, temperature: float 
         `log_probabilities` (B, T, k) float16, `indices` (B, T, k) int32 (uint16 up to 65,536 entries), `log_rest`
         and `label_log_probability` (B, T) float16.
     """
-    weight, bias = outputs.language_head.weights()
-    hidden = outputs.language_head.inputs(outputs.last_hidden).flatten(0, -2)
-    dtype = compute_dtype(hidden)
-    hidden, weight = hidden.to(dtype), weight.to(dtype)
-    rows = min(len(hidden), rows_in_chunk(len(weight), hidden.device))
-    logits = hidden.new_empty(rows, len(weight))
-    log_p = torch.empty_like(logits, dtype=torch.float32)
-    chunks = []
-    with torch.autocast(hidden.device.type, enabled=False):
-        for part, wanted in zip(hidden.split(rows), labels.clamp_min(0).flatten().split(rows), strict=True):
-            log_q = log_p[: len(part)]
-            log_softmax(part, weight, bias, logits[: len(part)], log_q)
-            label = log_q.gather(1, wanted.unsqueeze(-1)).squeeze(-1)
-            if temperature != 1:
-                torch.log_softmax(log_q / temperature, -1, out=log_q)
-            top, indices = log_q.topk(top_k)
-            rest = log_q.scatter_(1, indices, -torch.inf).logsumexp(-1)
-            chunks.append((top, indices, rest, label))
+    head = outputs.language_head
+    weight, bias = head.weights()
+    hidden, wanted = head.inputs(outputs.last_hidden).flatten(0, -2), labels.clamp_min(0).flatten()
+    parts = []
+    for rows, log_q in chunks(hidden, weight, bias, head.cap):
+        label = log_q.gather(1, wanted[rows].unsqueeze(-1)).squeeze(-1)
+        if temperature != 1:
+            torch.log_softmax(log_q / temperature, -1, out=log_q)
+        top, indices = log_q.topk(top_k)
+        rest = log_q.scatter_(1, indices, -torch.inf).logsumexp(-1)
+        parts.append((top, indices, rest, label))
     small = torch.uint16 if len(weight) <= 2**16 else torch.int32
     names = {
         "log_probabilities": torch.half,
@@ -162,7 +154,7 @@ def top_logits(outputs: Outputs, labels: Tensor, top_k: int, temperature: float 
     }
     return {
         name: torch.cat(tensors).to(kind).view(*labels.shape, *tensors[0].shape[1:])
-        for (name, kind), tensors in zip(names.items(), zip(*chunks, strict=True), strict=True)
+        for (name, kind), tensors in zip(names.items(), zip(*parts, strict=True), strict=True)
     }
 
 
@@ -228,16 +220,6 @@ def _shard_blocks(blocks: Blocks) -> int:
 
 def _shard(directory: Path, number: int) -> Path:
     return directory / f"targets-{number:05d}.safetensors"
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _describe(directory: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from abridged.core.errors import AbridgedError
+from abridged.core.settings import TrainingSettings
 from abridged.data.examples import Examples
-from abridged.errors import AbridgedError
-from abridged.training.settings import TrainingSettings
 
 
 def total_steps(settings: TrainingSettings, examples: Examples) -> int:

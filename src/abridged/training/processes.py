@@ -11,10 +11,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from abridged.core.errors import AbridgedError
+from abridged.core.hardware import fast_bf16
+from abridged.core.settings import TrainingSettings
 from abridged.data.batch import Batch
-from abridged.errors import AbridgedError
-from abridged.training.hardware import fast_bf16
-from abridged.training.settings import TrainingSettings
 
 SHORT = 128  #: tokens up to which a CPU is quicker without fused attention
 
@@ -25,7 +25,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     Raises:
         AbridgedError: a tracker that `settings` asks for is unknown or not installed.
     """
-    _check_trackers(settings.track_with)
+    check_trackers(settings.track_with)
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",
@@ -52,8 +52,8 @@ def attention_for(batch: Batch) -> AbstractContextManager[None]:
     There torch's fused attention in bf16 takes 1.4 to 3 times as long as those, forward and backward, up to 128 tokens;
     over longer texts, and in FP32, it is as fast or faster.
     """
-    bf16 = torch.is_autocast_enabled("cpu") and not batch.input_ids.is_cuda
-    longest = max(ids.shape[1] for ids in (batch.input_ids, batch.source_ids) if ids is not None)
+    bf16 = torch.is_autocast_enabled("cpu") and not batch.labels.is_cuda
+    longest = max((ids.shape[1] for ids in batch.tokens), default=0)
     if not bf16 or longest > SHORT:
         return nullcontext()
     return sdpa_kernel(SDPBackend.MATH)
@@ -83,7 +83,8 @@ def together() -> Iterator[None]:
         raise failure
 
 
-def _check_trackers(names: list[str]) -> None:
+def check_trackers(names: list[str]) -> None:
+    """Raise AbridgedError for a tracker that accelerate does not know, or that is not installed."""
     if not names:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
 from abridged.training.workspace import Workspace
 
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -19,7 +19,7 @@ class TrainingState:
     Attributes:
         step: optimiser steps done.
         rate_scale: factor of every learning rate; lowered when the loss was not finite.
-        best: lowest validation perplexity so far, or the highest score with its sign turned.
+        best: the lowest rank (see `Measurement`) of what is watched so far.
         saved_step: step of the checkpoint on disk.
     """
 

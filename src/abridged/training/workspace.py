@@ -1,26 +1,25 @@
 """Where a run keeps what it needs to go on: a locked folder beside the output, renamed into place when done."""
 
-import errno
 import fcntl
 import json
 import math
 import os
 import shutil
+import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from abridged.errors import AbridgedError
-
-#: What a disk says that is full, over quota, read-only, or broken.
-_DISK = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY, errno.EIO
-}  # fmt: skip
-
+from abridged.core.atomic import disk_fault, flush, is_still, settle, write_atomically, written_file
+from abridged.core.errors import AbridgedError
+from abridged.core.outputs import check_output, output_path
 
 METRICS = "metrics.jsonl"
 
@@ -30,44 +29,72 @@ class Workspace:
 
     Making one only looks; entering it claims the folder. Only the main process writes; the others (`main=False`) read.
 
+    Args:
+        inputs: what the run reads (see `check_output`), which it never replaces.
+
+    Attributes:
+        finished: where to write the result, a directory of the output's name; `publish` puts it in place.
+
     Raises:
-        AbridgedError: OUTPUT exists (without `overwrite`), an interrupted run is there (without `resume` or
-            `overwrite`), another process works there, or the folder cannot be written.
+        AbridgedError: OUTPUT is no place to write (see `check_output`), or exists (without `overwrite`), an interrupted
+            run is there (without `resume` or `overwrite`), or another process works there.
     """
 
-    def __init__(self, output: str | Path, *, resume: bool = False, overwrite: bool = False, main: bool = True) -> None:
-        self.output = Path(output).expanduser().absolute()
+    def __init__(
+        self,
+        output: str | Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        main: bool = True,
+        inputs: Iterable[str | Path | None] = (),
+    ) -> None:
+        self.output = output_path(output)
+        self.main, self.resume, self.overwrite, self.inputs = main, resume, overwrite, tuple(inputs)
         self.folder = self.output.with_name(self.output.name + ".partial")
         self.state_path = self.folder / "state.safetensors"
-        self.main, self.resume, self.overwrite = main, resume, overwrite
+        self.finished = self.folder / "finished" / self.output.name
+        self.parts = self.folder / "parts"
+        self._replaced = self.folder / "replaced"  # what was at OUTPUT, for a moment
         self._replaces = self.folder / "replaces-output"  # noted on disk, since a run may be resumed
         self._lock: int | None = None
         if main:
-            self._check()
+            try:
+                self._check()
+            except OSError as error:
+                raise AbridgedError(f"cannot write to {self.output}: {error.strerror}") from error
 
     def _check(self) -> None:
-        if self._lock is None and _is_locked(self.folder / "lock"):
-            raise AbridgedError(f"another run is writing to {self.output}")
-        if self.resume and not self.overwrite and not self.folder.exists() and (self.output / METRICS).exists():
+        self._check_folder()
+        if self.resume and not self.overwrite and not self._replaces.exists() and (self.output / METRICS).exists():
             raise AbridgedError(f"{self.output} is finished: nothing is left to resume; --overwrite begins anew")
-        if self.output.exists() and not self._may_replace():
-            raise AbridgedError(f"{self.output} exists already: choose another output, or add --overwrite")
-        if self.output.exists() and not self.output.is_dir():
-            raise AbridgedError(f"{self.output} is a file: choose another output")
+        self._check_output()
         if self.state_path.exists() and not self.resume and not self.overwrite:
             raise AbridgedError(
                 f"an interrupted run is in {self.folder}: add --resume to go on with it, or --overwrite to begin anew"
             )
 
-    def _may_replace(self) -> bool:
-        return self.overwrite or (self.resume and self._replaces.exists())
+    def _check_folder(self) -> None:
+        """Raise AbridgedError where the folder is another run's, or no run's."""
+        lock = self.folder / "lock"
+        if self._lock is None and _is_locked(lock):
+            raise AbridgedError(f"another run is writing to {self.output}")
+        there = os.path.lexists(self.folder) and not lock.exists()
+        if there and (self.folder.is_symlink() or not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise AbridgedError(f"{self.folder}, where a run keeps its state, is something else: move it away")
+
+    def _check_output(self) -> None:
+        may_replace = self.overwrite or (self.resume and self._replaces.exists())
+        check_output(self.output, overwrite=may_replace, inputs=self.inputs)
 
     def __enter__(self) -> "Workspace":
         if self.main:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = _lock(self.folder / "lock")
+                self._restore()
                 self._check()
+                shutil.rmtree(self.finished.parent, ignore_errors=True)  # half of a result, of an earlier attempt
                 if not self.resume:
                     self._clear()
                 if self.overwrite:
@@ -83,17 +110,36 @@ class Workspace:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.main and self.folder.exists() and not self.state_path.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)  # there is nothing in it to go on from
+        if self._is_ours():
+            with suppress(OSError):
+                self._restore()
+            if not self.state_path.exists() and not self._replaced.exists():
+                self._remove()  # there is nothing in it to go on from
+        reason = disk_fault(error, self.folder) if error is not None else None
         self._release()
-        if isinstance(error, OSError) and error.errno in _DISK:
-            how = "; free some space and --resume" if self.state_path.exists() else ""
-            raise AbridgedError(f"cannot write to {self.folder}: {error.strerror}{how}") from error
+        if reason is not None and not isinstance(error, AbridgedError):
+            raise AbridgedError(f"cannot write to {self.folder}: {reason}{self._how()}") from error
+
+    def _how(self) -> str:
+        return "; free some space and --resume" if self.state_path.exists() else ""
 
     def _release(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _is_ours(self) -> bool:
+        """Whether the folder is still the one that was claimed."""
+        return self._lock is not None and is_still(self._lock, self.folder / "lock")
+
+    def _must_be_ours(self) -> None:
+        if not self._is_ours():
+            raise AbridgedError(f"{self.folder} was removed while the run worked: begin anew")
+
+    def _restore(self) -> None:
+        """Put back what was at OUTPUT where something has come between taking it away and putting the new there."""
+        if self._replaced.exists() and not self.output.exists():
+            os.rename(self._replaced, self.output)
 
     def _clear(self) -> None:
         self.state_path.unlink(missing_ok=True)  # first: what is half removed must not look like a run
@@ -101,36 +147,55 @@ class Workspace:
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def check_same_run(self, fingerprint: dict[str, Any]) -> None:
-        """Note what the run is, or refuse to resume one that was something else."""
-        path = self.folder / "run.json"
-        if self.resume and path.exists():
-            before = json.loads(path.read_text())
-            changed = [key for key, value in json.loads(json.dumps(fingerprint)).items() if before.get(key) != value]
+    def _remove(self) -> None:
+        with suppress(OSError):
+            self._clear()  # all but the lock, by which the folder is known for a run's
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def interrupted_recipe(self) -> dict[str, Any] | None:
+        """The recipe of the run that is to be resumed, as JSON; None where there is none, or it cannot be read."""
+        try:
+            run = json.loads((self.folder / "run.json").read_text(encoding="utf-8")) if self.resume else {}
+            return run.get("recipe") if isinstance(run, dict) else None
+        except (OSError, ValueError, RecursionError):
+            return None  # entering says what is wrong
+
+    def check_same_run(self, run: dict[str, Any], libraries: dict[str, str] | None = None) -> list[str]:
+        """Note what the run is, as JSON, or refuse to resume one that was something else.
+
+        Returns:
+            A sentence where `libraries`, by name and version, are others: then it goes on, but not bit for bit.
+        """
+        path, libraries = self.folder / "run.json", libraries or {}
+        if self.resume and (path.exists() or self.state_path.exists()):
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+                changed = [key for key, value in json.loads(json.dumps(run)).items() if before.get(key) != value]
+                others = [f"{name} {was}" for name, was in before["libraries"].items() if libraries.get(name) != was]
+            except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+                raise AbridgedError(f"{path} is missing or damaged: begin anew with --overwrite") from error
             if changed:
+                told = [f"{key} ({before.get(key)})" if key == "version" else key for key in changed]
                 raise AbridgedError(
-                    f"cannot resume {self.output}: its {' and '.join(changed)} differ from the interrupted run's; "
+                    f"cannot resume {self.output}: its {' and '.join(told)} differ from the interrupted run's; "
                     "use the same settings, or --overwrite to begin anew"
                 )
-        elif self.main:
-            write_atomically(path, json.dumps(fingerprint, indent=1))
+            return [f"the run was begun with {' and '.join(others)}: it goes on, but not bit for bit"] if others else []
+        if self.main:
+            write_atomically(path, json.dumps({**run, "libraries": libraries}, indent=1))
+        return []
 
     def save_state(self, tensors: dict[str, Any], position: dict[str, Any]) -> None:
         """Write the training state, all or nothing: `position` is JSON kept inside the same file."""
-        self._save(tensors, self.state_path, {"position": json.dumps(position)})
+        self._save(tensors, self.state_path, position)
 
     def load_state(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The state last saved and its position, or None when nothing was saved yet."""
-        if not self.state_path.exists():
-            return None
-        try:
-            with safe_open(self.state_path, framework="pt") as file:
-                position = json.loads(file.metadata()["position"])
-            return load_file(self.state_path), position
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise AbridgedError(
-                f"the training checkpoint {self.state_path} is damaged: begin anew with --overwrite"
-            ) from error
+        """The state last saved and its position, or None when nothing was saved yet.
+
+        Raises:
+            AbridgedError: it is damaged, as in the others.
+        """
+        return self._load(self.state_path) if self.state_path.exists() else None
 
     def save_best(self, stage: int, tensors: dict[str, Any]) -> None:
         """Write the best weights of a stage, all or nothing."""
@@ -139,95 +204,120 @@ class Workspace:
     def load_best(self, stage: int) -> dict[str, Any] | None:
         """The best weights of a stage, or None when none were saved."""
         path = self.folder / f"best-{stage}.safetensors"
-        return load_file(path) if path.exists() else None
+        return self._load(path)[0] if path.exists() else None
 
     def save_student(self, stage: int, tensors: dict[str, Any]) -> None:
         """Write what a stage has made, all or nothing, for the next to learn from."""
         self._save(tensors, self.folder / f"student-{stage}.safetensors")
 
     def load_student(self, stage: int) -> dict[str, Any]:
-        """What `save_student` wrote.
+        """What `save_student` wrote."""
+        return self._load(self.folder / f"student-{stage}.safetensors")[0]
 
-        Raises:
-            AbridgedError: it is not there any more, or is damaged.
-        """
-        path = self.folder / f"student-{stage}.safetensors"
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise AbridgedError(f"{path} is missing or damaged: begin anew with --overwrite") from error
+    def save_part(self, name: str, tensors: dict[str, Any], told: dict[str, Any]) -> None:
+        """Write what a runner goes on from, all or nothing; `told` is JSON kept inside the same file."""
+        self.parts.mkdir(exist_ok=True)
+        self._save(tensors, self.parts / f"{name}.safetensors", told)
 
-    def _save(self, tensors: dict[str, Any], path: Path, metadata: dict[str, str] | None = None) -> None:
+    def load_part(self, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What `save_part` wrote, its tensors memory-mapped; None where there is none of that name."""
+        path = self.parts / f"{name}.safetensors"
+        return self._load(path) if path.exists() else None
+
+    def has_part(self, name: str) -> bool:
+        return (self.parts / f"{name}.safetensors").exists()
+
+    def forget_parts(self, pattern: str) -> None:
+        """Remove the parts whose names fit a pattern."""
+        for path in self.parts.glob(f"{pattern}.safetensors"):
+            path.unlink()
+
+    def _save(self, tensors: dict[str, Any], path: Path, position: dict[str, Any] | None = None) -> None:
         if not self.main:
             return
-        temporary = path.with_suffix(".tmp")
+        self._must_be_ours()
+        told = json.dumps(position)
         try:
-            save_file(tensors, temporary, metadata=metadata)
-            _flush(temporary)
-            os.replace(temporary, path)
-        except (SafetensorError, OSError) as error:
-            temporary.unlink(missing_ok=True)
-            how = "; free some space and --resume" if self.state_path.exists() else ""
+            with written_file(path) as temporary:
+                save_file(tensors, temporary, metadata={"position": told, "crc32": _checksum(tensors, told)})
+        except AbridgedError as error:
             raise AbridgedError(
-                f"cannot write the training checkpoint to {self.folder} (is the disk full?): {error}{how}"
+                f"cannot write the training checkpoint (is the disk full?): {error}{self._how()}"
+            ) from error
+
+    def _load(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+            tensors, told = load_file(path), metadata["position"]
+            if metadata["crc32"] != _checksum(tensors, told):
+                raise ValueError("other bits than were written")
+            return tensors, json.loads(told)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise AbridgedError(
+                f"the training checkpoint {path} is missing or damaged: begin anew with --overwrite"
             ) from error
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; a number that is not finite becomes null, which JSON has a word for."""
         if self.main:
+            self._must_be_ours()
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
             with (self.folder / METRICS).open("a") as file:
                 file.write(json.dumps(finite) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All that was logged; a line that a fault has cut short is left out."""
+        """All that was logged; a line that a fault has cut short or damaged is left out."""
         path = self.folder / METRICS
         records = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with suppress(ValueError):
-                records.append(json.loads(line))
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict) and all(type(record.get(key, 0)) is int for key in ("stage", "step")):
+                    records.append(record)
         return records
 
     def forget_metrics_after(self, stage: int, step: int) -> None:
         """Drop what an interrupted run logged after its last checkpoint: those steps will be done again."""
         if self.main:
+            self._must_be_ours()
             kept = [m for m in self.metrics() if (m.get("stage", 0), m.get("step", 0)) <= (stage, step)]
             write_atomically(self.folder / METRICS, "".join(json.dumps(m) + "\n" for m in kept))
 
-    def publish(self, finished: Path) -> None:
-        """Put the folder `finished`, which lies in the workspace, in OUTPUT's place, and remove the workspace.
+    def publish(self) -> None:
+        """Put what was written to `finished` in OUTPUT's place, and remove the workspace.
 
         Raises:
             AbridgedError: something has appeared at OUTPUT that this run may not replace.
         """
         if not self.main:
             return
-        if self.resume and not self.overwrite and not self.folder.exists() and (self.output / METRICS).exists():
-            raise AbridgedError(f"{self.output} is finished: nothing is left to resume; --overwrite begins anew")
-        if self.output.exists() and not self._may_replace():
-            raise AbridgedError(f"{self.output} has appeared while this run worked: move it away, then --resume")
+        self._must_be_ours()
+        try:
+            self._check_output()
+        except AbridgedError as error:
+            raise AbridgedError(
+                f"{self.output} has appeared while this run worked: move it away, then --resume"
+            ) from error
+        settle(self.finished)
         self._replaces.touch()
-        old = self.output.with_name(self.output.name + ".old.partial")
         if self.output.exists():
-            if old.exists():
-                shutil.rmtree(old)
-            os.rename(self.output, old)
-        os.rename(finished, self.output)
-        shutil.rmtree(old, ignore_errors=True)
-        self.state_path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+            if self._replaced.exists():  # by an earlier attempt, which was stopped right after
+                shutil.rmtree(self._replaced)
+            os.rename(self.output, self._replaced)
+        os.rename(self.finished, self.output)
+        flush(self.output.parent)
+        self._replaces.unlink()  # from here on there is nothing to resume
+        self._remove()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file through a temporary name, so that a reader never sees half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # processes may write the same file at once
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _checksum(tensors: dict[str, Tensor], position: str) -> str:
+    """Of all that a checkpoint holds: a flipped bit in it would make another model, and nobody would know."""
+    crc = zlib.crc32(position.encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def _lock(path: Path) -> int:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abridged.methods.kronecker.decomposition import nearest, random, rearranged
-from abridged.runtime.factors import Factors
 from abridged.runtime.kronecker import layout, multiply_out
+from abridged.storage.factors import Factors
 
 SHAPES = [
     Factors((6, 4), (2, 3)),

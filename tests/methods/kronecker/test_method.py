@@ -17,15 +17,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
-from abridged.methods.kronecker import prepare
+from abridged import families
+from abridged.core.errors import AbridgedError
+from abridged.methods.kronecker import attached
 from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.lockstep import target
 from abridged.methods.quantization.method import Quantize
 from abridged.methods.quantization.modules import QuantizedEmbedding, QuantizedLinear
-from abridged.runtime.factors import Factors
 from abridged.runtime.kronecker import KroneckerEmbedding, factored_modules
+from abridged.storage.compressed import compressed_of
+from abridged.storage.factors import Factors
 
 IDS = torch.randint(4, 128, (2, 12), generator=torch.Generator().manual_seed(0))
 MANY = torch.randint(4, 128, (24, 24), generator=torch.Generator().manual_seed(1))
@@ -33,6 +34,7 @@ BERT = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 LLAMA = {**BERT, "num_key_value_heads": 1, "max_position_embeddings": 32}
 BART = {"vocab_size": 128, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64}
 BART |= {"decoder_ffn_dim": 64, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "scale_embedding": True}
+C_FC = "transformer.h.0.mlp.c_fc"
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 4, "n_head": 2, "n_positions": 32, **ENDS}
 FAMILIES = {
@@ -55,7 +57,7 @@ def factor(model, **settings):
         assert settings.get("initialization") == "inputs", "no other start reads data"
         model(MANY)
 
-    Kronecker.model_validate(settings).prepare(model, anatomy_of(model), calibrate)
+    Kronecker.model_validate(settings).build(model, families.view(model), calibrate)
     return model
 
 
@@ -76,9 +78,9 @@ def test_full_rank_answers_as_the_original_did(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_factored_model_is_what_its_factors_multiply_out_to(family):
     model, dense = factor(make(family), rank=2), make(family)
-    anatomy = anatomy_of(dense)
+    view = families.view(dense)
     with torch.no_grad():
-        for matrix in anatomy.matrices:
+        for matrix in view.matrices:
             module = model.get_submodule(matrix.name)
             if matrix.name in factored_modules(model):
                 weight = module.dequantized()
@@ -100,7 +102,7 @@ def test_odd_layers_and_the_embedding_alone_are_factored():
 def test_half_of_the_parameters_are_left_of_what_is_factored():
     model = make()
     before = sum(p.numel() for p in model.parameters())
-    weights = {m.name: m.rows * m.columns for m in anatomy_of(model).matrices if m.part != "positions"}
+    weights = {m.name: m.rows * m.columns for m in families.view(model).matrices if m.part != "positions"}
     after = sum(p.numel() for p in factor(model).parameters())
     few = sum(m.factors.fused * 2 for name, m in factored_modules(model).items() if name != "lm_head")
     assert after == before - sum(weights.values()) // 2 + few
@@ -121,9 +123,9 @@ def test_the_nearer_of_the_two_forms_is_taken():
     with torch.no_grad():
         weight = model.transformer.h[0].mlp.c_fc.weight  # stored (in, out)
         weight[1::2] = 3 * weight[::2]  # neighbouring inputs count alike: a row is exact
-    nearest = factored_modules(factor(model, matrices=["*.0.mlp.c_fc"]))["transformer.h.0.mlp.c_fc"]
+    nearest = factored_modules(factor(model, matrices=["*.0.mlp.c_fc"]))[C_FC]
     assert nearest.factors.right == (1, 2)
-    assert nearest.error < 1e-3
+    assert compressed_of(model).errors[C_FC] < 1e-3
     other = factored_modules(factor(make(), matrices=["*.0.mlp.c_fc"], form="rows"))["transformer.h.0.mlp.c_fc"]
     assert other.factors.right == (2, 1)
 
@@ -131,8 +133,9 @@ def test_the_nearer_of_the_two_forms_is_taken():
 def test_more_terms_come_nearer_with_as_many_parameters():
     errors = []
     for rank in (1, 2, 4, 8):
-        module = factor(make(), rank=rank, form="columns", matrices=["*.0.mlp.c_fc"]).transformer.h[0].mlp.c_fc
-        errors.append(module.error)
+        model = factor(make(), rank=rank, form="columns", matrices=["*.0.mlp.c_fc"])
+        module = model.get_submodule(C_FC)
+        errors.append(compressed_of(model).errors[C_FC])
         assert module.factors.rank * module.factors.left[1] == 16
     assert errors == sorted(errors, reverse=True)
 
@@ -151,7 +154,7 @@ def test_random_start_has_the_size_of_the_weights():
     model = factor(make(), initialization="random")
     module = model.transformer.h[1].mlp.c_fc
     assert module.dequantized().std().item() == pytest.approx(0.02, rel=0.1)
-    assert module.error > 1
+    assert compressed_of(model).errors["transformer.h.1.mlp.c_fc"] > 1
 
 
 def loud(family="gpt2"):
@@ -184,7 +187,7 @@ def test_a_start_on_inputs_comes_nearer_to_the_outputs(family, form):
 def test_a_start_on_inputs_makes_up_for_the_factors_before(monkeypatch):
     wanted, settings = logits(loud()), {"initialization": "inputs", "matrices": ["attention", "ffn"]}
     corrected = factor(loud(), **settings)
-    monkeypatch.setattr(prepare, "target", lambda w, m, crossed, *rest: target(w, m, None, *rest))
+    monkeypatch.setattr(attached, "target", lambda w, m, crossed, *rest: target(w, m, None, *rest))
     alone = factor(loud(), **settings)
     distances = [(logits(model) - wanted).norm() for model in (corrected, alone)]
     assert distances[0] < 0.95 * distances[1]
@@ -200,10 +203,11 @@ def test_the_first_layer_s_factors_are_the_best_for_its_inputs():
     x, weight = met[0].flatten(0, 1), model.get_submodule(path).weight.detach().t()
     lost = {}
     for start in ("nearest", "inputs"):
-        other = factor(copy.deepcopy(model), initialization=start, matrices=["*.0.mlp.c_fc"]).get_submodule(path)
-        rest = weight - other.dequantized().detach()
+        other = factor(copy.deepcopy(model), initialization=start, matrices=["*.0.mlp.c_fc"])
+        rest = weight - other.get_submodule(path).dequantized().detach()
         lost[start] = (x @ rest.t()).norm()
-        assert other.error == pytest.approx(float(rest.norm() / weight.norm()), rel=1e-4)  # whatever was sought
+        error = float(rest.norm() / weight.norm())  # whatever was sought
+        assert compressed_of(other).errors[path] == pytest.approx(error, rel=1e-4)
     assert lost["inputs"] < lost["nearest"]
 
 
@@ -231,7 +235,7 @@ def test_padding_is_left_out_of_a_start_on_inputs():
     for named in ({"input_ids": MANY}, {"input_ids": padded, "attention_mask": mask}):
         models.append(model := make())
         method = Kronecker(initialization="inputs")
-        method.prepare(model, anatomy_of(model), lambda model, tokens=None, named=named: model(**named))
+        method.build(model, families.view(model), lambda model, tokens=None, named=named: model(**named))
     for one, two in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, two, atol=2e-3, rtol=1e-2)
 
@@ -249,7 +253,7 @@ def test_a_later_stage_reads_no_data_for_factors_that_are_there():
     model = factor(make(), initialization="inputs")
     before = {name: id(p) for name, p in model.named_parameters()}
     settings = Kronecker(initialization="inputs")
-    settings.prepare(model, anatomy_of(model), None)
+    settings.build(model, families.view(model), None)
     assert {name: id(p) for name, p in model.named_parameters()} == before
 
 
@@ -271,8 +275,8 @@ def test_a_later_stage_leaves_factors_as_they_are():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_anatomy_lists_the_factors_that_matter(family):
     model = make(family)
-    whole = anatomy_of(model)
-    refined = anatomy_of(factor(model, layers=[1]))
+    whole = families.view(model)
+    refined = families.view(factor(model, layers=[1]))
     assert refined.whole == whole.whole
     modules = dict(model.named_modules())
     for matrix in refined.matrices:
@@ -282,23 +286,23 @@ def test_anatomy_lists_the_factors_that_matter(family):
         for path in (matrix.name, *matrix.tied):
             assert modules[path].weight.shape == (matrix.rows, matrix.columns)
     assert refined.feed_forward == whole.feed_forward
-    low_rank = anatomy_of(factor(make(family), form="low_rank", layers=[1]))
+    low_rank = families.view(factor(make(family), form="low_rank", layers=[1]))
     assert {m.name.rpartition(".")[2] for m in low_rank.matrices if m.factor_of} == {"left", "right"}
 
 
 def test_the_first_factor_has_the_range_of_the_input():
     model = factor(make(), form="low_rank", layers=[0])
-    ranges = {m.name: m.input for m in anatomy_of(model).matrices}
+    ranges = {m.name: m.input for m in families.view(model).matrices}
     assert ranges["transformer.h.0.mlp.c_proj.right"] == "asymmetric"
     assert ranges["transformer.h.0.mlp.c_proj.left"] == "symmetric"
-    rows = anatomy_of(factor(make(), form="rows", layers=[0], matrices=["ffn"]))
+    rows = families.view(factor(make(), form="rows", layers=[0], matrices=["ffn"]))
     assert {m.name: m.input for m in rows.matrices}["transformer.h.0.mlp.c_proj.left"] == "asymmetric"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_factors_are_quantised_after(family):
     model = factor(make(family), layers=[1])
-    Quantize().prepare(model, anatomy_of(model), lambda model: model(IDS))
+    Quantize().build(model, families.view(model), lambda model: model(IDS))
     kinds = (QuantizedLinear, QuantizedEmbedding)
     for module in factored_modules(model).values():
         for _, pair in module.pairs():
@@ -340,7 +344,7 @@ def test_weights_that_are_not_finite_and_matrices_quantised_before():
     with pytest.raises(AbridgedError, match="not all finite"):
         factor(model)
     model = make()
-    Quantize().prepare(model, anatomy_of(model), lambda model: model(IDS))
+    Quantize().build(model, families.view(model), lambda model: model(IDS))
     with pytest.raises(AbridgedError, match="before other methods change it"):
         factor(model)
 

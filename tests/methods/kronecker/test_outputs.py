@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from abridged.methods.kronecker import outputs
-from abridged.methods.kronecker.decomposition import nearest
-from abridged.methods.kronecker.outputs import nearest_outputs, product
-from abridged.runtime.factors import Factors
+from abridged.methods.kronecker import decomposition
+from abridged.methods.kronecker.decomposition import nearest, nearest_outputs, product
+from abridged.storage.factors import Factors
 
 ROWS = [Factors((6, 12), (2, 1)), Factors((3, 12), (4, 1), rank=2)]
 LOW_RANK = [Factors((12, 1), (1, 12), rank=5)]
@@ -94,7 +93,7 @@ def test_no_turn_raises_the_error(factors, monkeypatch):
     weight, moments = weight_of(factors), moments_of(factors.columns)
     errors = [float(lost(weight, product(factors, *nearest(weight, factors)[:2]), moments))]
     for turns in range(6):
-        monkeypatch.setattr(outputs, "_TURNS", turns)
+        monkeypatch.setattr(decomposition, "_TURNS", turns)
         errors.append(nearest_outputs(weight, factors, moments)[2])
     assert all(after <= before * (1 + 1e-9) for before, after in zip(errors, errors[1:], strict=False))
 
@@ -102,8 +101,8 @@ def test_no_turn_raises_the_error(factors, monkeypatch):
 def test_a_matrix_of_many_rows_is_factored_as_its_square_root():
     factors = Factors((40, 4), (1, 3), rank=2)
     weight, moments = weight_of(factors), moments_of(12)
-    found = outputs.in_turns(weight, factors, moments)
-    expected = product(factors, *outputs._turns(weight, factors, moments))
+    found = decomposition.in_turns(weight, factors, moments)
+    expected = product(factors, *decomposition._turns(weight, factors, moments))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 

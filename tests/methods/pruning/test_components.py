@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.families.layout import HIDDEN, layout_of
 from abridged.methods import METHODS
-from abridged.methods.pruning.components import hidden_moments, principal_basis
-from abridged.methods.pruning.layout import HIDDEN, layout_of
-from abridged.methods.pruning.train import composed
-from abridged.objectives.hidden import narrowed
+from abridged.methods.pruning.attached import composed
+from abridged.methods.transforms import hidden_moments, principal_components
+from abridged.objectives.layers import narrowed
 from pruned import MODELS, build, calibrate, outputs
 
 #: Models of which no layer writes to the hidden width through a nonlinearity.
@@ -23,7 +23,7 @@ WIDTH, RANK = 32, 12
 def in_few_directions(name):
     """A model whose hidden states lie in RANK directions, none of them a unit's own, and the projection on them."""
     model = build(name)
-    layout = layout_of(model, anatomy_of(model))
+    layout = layout_of(model, families.view(model))
     norms = [model.get_submodule(m.path) for m in layout.modules if m.part == "norm"]
     directions = torch.randn(WIDTH, RANK, generator=torch.Generator().manual_seed(3))
     if isinstance(norms[0], nn.LayerNorm):
@@ -51,8 +51,8 @@ def in_few_directions(name):
 @pytest.mark.parametrize("name", LINEAR)
 def test_components_are_orthonormal_and_keep_the_mean_apart(name):
     model = build(name)
-    layout = layout_of(model, anatomy_of(model))
-    basis = principal_basis(hidden_moments(model, layout, calibrate), torch.arange(0, WIDTH, 2))
+    layout = layout_of(model, families.view(model))
+    basis = principal_components(hidden_moments(model, layout, calibrate), torch.arange(0, WIDTH, 2)).matrix
     expected = torch.eye(WIDTH // 2)
     if any(isinstance(m, nn.LayerNorm) for m in model.modules()):
         expected = expected - 2 / WIDTH
@@ -72,8 +72,8 @@ def test_a_model_in_few_directions_loses_nothing_with_components(name):
         method = METHODS["prune"](
             budget={"parameters": budget}, masks="magnitude", structures=("hidden",), reconstruct=True, hidden=hidden
         )
-        method.prepare(model, anatomy_of(model), calibrate)
-        assert method.finish(model)["hidden"] == [WIDTH // 2, WIDTH]
+        attached = method.build(model, families.view(model), calibrate)
+        assert attached.finish().facts["prune"]["hidden"] == [WIDTH // 2, WIDTH]
         distances[hidden] = float((outputs(model) - wanted).square().mean() / wanted.var())
     assert distances["components"] < 0.02
     assert distances["components"] < 0.2 * distances["units"]
@@ -82,10 +82,10 @@ def test_a_model_in_few_directions_loses_nothing_with_components(name):
 def test_a_head_behind_a_nonlinearity_keeps_single_units_and_says_so():
     model = build("bert-masked")
     method = METHODS["prune"](budget={"parameters": 0.5}, masks="magnitude", reconstruct=True, hidden="components")
-    method.prepare(model, anatomy_of(model), calibrate)
-    facts = method.finish(model)
-    assert any("single units" in note for note in facts["notes"])
-    assert model.hidden_units.dtype == torch.int64
+    attached = method.build(model, families.view(model), calibrate)
+    done = attached.finish()
+    assert any("single units" in note for note in done.notes["prune"])
+    assert done.hidden_units.dtype == torch.int64
 
 
 def test_components_need_the_fit():

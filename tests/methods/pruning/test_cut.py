@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
-from abridged.methods.pruning.layout import HIDDEN, layout_of
+from abridged import families
+from abridged.core.errors import AbridgedError
+from abridged.families.layout import HIDDEN, layout_of
 from abridged.methods.pruning.masked import attach, detach
 from abridged.methods.quantization.method import Quantize
+from abridged.storage.compressed import compressed_of
 from pruned import ALL, MODELS, answer, build, cut_to, masked, parts
 
 
@@ -26,13 +27,13 @@ def test_a_masked_model_is_the_cut_one(name, blocks):
     cut_to(model, masks, kept)
     assert torch.allclose(answer(model), expected, atol=1e-5)
     assert sum(p.numel() for p in model.parameters()) < 0.7 * count
-    assert model.shapes.parameters == count
+    assert compressed_of(model).shapes.parameters == count
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_counted_exactly(name):
     model = build(name)
-    layout = layout_of(model, anatomy_of(model))
+    layout = layout_of(model, families.view(model))
     total = sum(p.numel() for p in model.parameters())
     assert layout.parameters(layout.full(), dict.fromkeys(layout.axes, 1)) == total
     removed = (parts(model, "attention")[1], parts(model, "ffn")[-1])
@@ -44,18 +45,18 @@ def test_parameters_are_counted_exactly(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_anatomy_of_a_cut_model_has_its_sizes(name):
+def test_the_view_of_a_cut_model_has_its_sizes(name):
     model = build(name)
     gone = parts(model, "attention")[1]
     masks, kept = masked(model, removed=(gone,))
     cut_to(model, masks, kept)
-    anatomy = anatomy_of(model)
-    assert anatomy.hidden_size == len(kept[HIDDEN])
-    for matrix in anatomy.matrices:
+    view = families.view(model)
+    assert view.hidden_size == len(kept[HIDDEN])
+    for matrix in view.matrices:
         shape = tuple(model.get_submodule(matrix.name).weight.shape)
         assert (matrix.rows, matrix.columns) == (shape[::-1] if matrix.transposed else shape)
-    assert gone not in anatomy.attentions
-    assert {part.path: part.units for part in anatomy.parts} == {
+    assert gone not in view.attentions
+    assert {part.path: part.units for part in view.parts} == {
         path: len(units) for path, units in kept.items() if path not in (HIDDEN, gone)
     }
 
@@ -65,11 +66,11 @@ def test_a_cut_model_can_be_cut_again():
     cut_to(model, *masked(model, share=0.8, removed=(parts(model, "ffn")[0],)))
     masks, kept = masked(model, share=0.7, removed=(parts(model, "attention")[0],), seed=5)
     expected = answer(model)
-    total = model.shapes.parameters
+    total = compressed_of(model).shapes.parameters
     cut_to(model, masks, kept)
     assert torch.allclose(answer(model), expected, atol=1e-5)
-    assert model.shapes.parameters == total
-    assert len(model.shapes.removed) == 3
+    assert compressed_of(model).shapes.parameters == total
+    assert len(compressed_of(model).shapes.removed) == 3
 
 
 def test_every_block_removed_leaves_the_residual_path():
@@ -98,7 +99,7 @@ def test_generation_with_a_cache_is_generation_without(name):
 def test_masks_of_ones_change_nothing_and_leave_no_trace(name):
     model = build(name)
     before, names = answer(model), [name for name, _ in model.named_parameters()]
-    masks = attach(model, layout_of(model, anatomy_of(model)), "random", ALL)
+    masks = attach(model, layout_of(model, families.view(model)), "random", ALL)
     assert torch.allclose(answer(model), before, atol=1e-5)
     assert [name for name, _ in model.named_parameters()] == names
     detach(model, masks)
@@ -108,6 +109,6 @@ def test_masks_of_ones_change_nothing_and_leave_no_trace(name):
 
 def test_what_is_quantised_already_cannot_be_pruned():
     model = build("gpt2")
-    Quantize.model_validate({"activations": {"bits": None}}).prepare(model, anatomy_of(model), lambda model: None)
+    Quantize.model_validate({"activations": {"bits": None}}).build(model, families.view(model), lambda model: None)
     with pytest.raises(AbridgedError, match="prune before anything else"):
-        layout_of(model, anatomy_of(model))
+        layout_of(model, families.view(model))

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.families.layout import HIDDEN, layout_of
 from abridged.methods import METHODS
 from abridged.methods.pruning.fitting import Fitting, divergence
-from abridged.methods.pruning.layout import HIDDEN, layout_of
 from pruned import build, calibrate
 
 
@@ -19,7 +19,7 @@ def selection(width):
 @pytest.mark.parametrize(("best", "round_to"), [(8, 1), (20, 1), (32, 1), (4, 4), (28, 4)])
 def test_the_search_goes_down_or_up_as_long_as_it_gets_nearer(monkeypatch, best, round_to):
     model = build("bert")
-    fitting = Fitting(layout_of(model, anatomy_of(model)), {}, {}, calibrate, None, components=False)
+    fitting = Fitting(layout_of(model, families.view(model)), {}, {}, calibrate, None, components=False)
     monkeypatch.setattr(fitting, "distance", lambda kept: abs(len(kept[HIDDEN]) - best))
     found, tried = fitting.nearest(selection(20), selection, 20, round_to)
     assert abs(len(found.kept[HIDDEN]) - best) <= 1
@@ -36,8 +36,8 @@ def test_what_is_kept_is_nearest_and_within_the_budget(name):
     method = METHODS["prune"](
         budget={"parameters": 0.5}, masks="magnitude", reconstruct=True, hidden="components", widths=4
     )
-    method.prepare(model, anatomy_of(model), calibrate)
-    facts = method.finish(model)
+    attached = method.build(model, families.view(model), calibrate)
+    facts = attached.finish().account()["prune"]
     tried = facts["widths"]
     assert 1 < len(tried) <= 5
     assert tried[str(facts["hidden"][0])] == min(tried.values())

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.core.errors import AbridgedError
+from abridged.families.layout import HIDDEN, layout_of
 from abridged.methods.pruning.budget import Lagrangian, Target, measure_of
 from abridged.methods.pruning.cut import cut
 from abridged.methods.pruning.importance import magnitudes, normalized
 from abridged.methods.pruning.latency import interpolated
-from abridged.methods.pruning.layout import HIDDEN, layout_of
 from abridged.methods.pruning.masked import WeightedNorm, attach, detach
 from abridged.methods.pruning.masks import HardConcrete, Importance, InformationBottleneck
 from abridged.methods.pruning.select import select
@@ -21,7 +21,7 @@ from pruned import ALL, IDS, build, parts
 
 def prepared(name="gpt2", kind="random", structures=ALL, **budget):
     model = build(name)
-    layout = layout_of(model, anatomy_of(model))
+    layout = layout_of(model, families.view(model))
     masks = attach(model, layout, kind, structures)
     return model, masks, Target(layout, Budget(**budget))
 
@@ -185,7 +185,7 @@ def test_structures_that_are_not_named_stay_whole():
 
 def test_measures_agree_with_plain_counts():
     model = build("gpt2")
-    layout = layout_of(model, anatomy_of(model))
+    layout = layout_of(model, families.view(model))
     full, ones = layout.full(), dict.fromkeys(layout.axes, 1)
     flops = measure_of(layout, Budget(flops=0.5, context=16))(full, ones)
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "wpe" not in n)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.core.errors import AbridgedError
 from abridged.methods import METHODS
-from abridged.methods.pruning.masked import masks_of
+from abridged.methods.pruning.masked import ATTRIBUTE
 from abridged.recipe import Recipe
+from abridged.storage.compressed import compressed_of
 from pruned import IDS, answer, build, parts
 
 KINDS = ("vib", "l0", "magnitude", "taylor", "random")
@@ -15,21 +16,31 @@ KINDS = ("vib", "l0", "magnitude", "taylor", "random")
 
 def train(model, method, steps=12):
     """A stage that only matches the model's own logits."""
-    method.prepare(model, anatomy_of(model), lambda model: None)
+    attached = method.build(model, families.view(model), lambda model: None)
     expected = answer(model)
-    learned = [p for group in method.parameter_groups(model).values() for p in group]
+    learned = [p for group in attached.parameter_groups().values() for p in group]
     optimizer = torch.optim.AdamW(learned or [torch.nn.Parameter(torch.zeros(1))], lr=0.2, weight_decay=0.0)
     sizes = []
     for step in range(steps):
-        method.step(model.train(), step / steps)
-        added = method.penalties(model)
+        model.train()
+        attached.step(step / steps)
+        added = attached.penalties()
         out = model(input_ids=IDS, attention_mask=torch.ones_like(IDS))
         loss = (out.logits - expected).square().mean() + sum(v for v in added.values() if v.requires_grad)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         sizes.append(float(added["size"]))
-    return method.finish(model.eval()), sizes
+    return attached.finish().account()["prune"], sizes
+
+
+def test_units_that_stay_are_not_drowned_by_noise_when_the_others_are_measured():
+    model = build("gpt2")
+    method = METHODS["prune"](budget={"parameters": 0.7}, structures=("heads", "ffn"), measure=0.3)
+    facts, sizes = train(model, method)
+    assert torch.isfinite(torch.tensor(sizes)).all()
+    assert torch.isfinite(answer(model)).all()
+    assert facts["hidden"][0] == facts["hidden"][1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,9 +54,9 @@ def test_every_kind_of_mask_ends_at_the_budget(kind):
     assert facts["before"] == total
     assert sizes[0] > 0.9
     assert sizes[-1] < sizes[0]
-    assert masks_of(model) is None
+    assert getattr(model, ATTRIBUTE, None) is None
     assert torch.isfinite(answer(model)).all()
-    assert len(model.hidden_units) == facts["hidden"][0] == anatomy_of(model).hidden_size
+    assert len(compressed_of(model).hidden_units) == facts["hidden"][0] == families.view(model).hidden_size
 
 
 @pytest.mark.parametrize("kind", ["vib", "l0"])
@@ -63,11 +74,11 @@ def test_the_published_training_ends_at_the_budget(kind):
 def test_the_threshold_meets_the_budget_at_every_step(kind):
     model = build("bert-tokens")
     method = METHODS["prune"](budget={"parameters": 0.4}, masks=kind, measure=0.2, warmup=0.4)
-    method.prepare(model, anatomy_of(model), lambda model: None)
+    attached = method.build(model, families.view(model), lambda model: None)
     for progress, wanted in ((0.0, 1.0), (0.1, 1.0), (0.3, 0.85), (0.5, 0.55), (0.6, 0.4), (0.9, 0.4)):
         model.train()(input_ids=IDS).logits.square().mean().backward()
-        method.step(model, progress)
-        assert float(method.penalties(model)["size"]) == pytest.approx(wanted, abs=0.01)
+        attached.step(progress)
+        assert float(attached.penalties()["size"]) == pytest.approx(wanted, abs=0.01)
 
 
 def test_masks_start_from_what_the_loss_depends_on():
@@ -80,11 +91,12 @@ def test_masks_start_from_what_the_loss_depends_on():
         outputs[1].weight[0] *= 100
     before = answer(model.eval())
     method = METHODS["prune"](budget={"parameters": 0.5}, measure=0.5)
-    method.prepare(model, anatomy_of(model), lambda model: None)
-    masks = masks_of(model)
+    attached = method.build(model, families.view(model), lambda model: None)
+    masks = getattr(model, ATTRIBUTE, None)
     assert torch.allclose(answer(model.eval()), before, atol=1e-5)
     for progress in (0.0, 0.2, 0.4, 0.5):
-        method.step(model.train(), progress)
+        model.train()
+        attached.step(progress)
         (model(input_ids=IDS).logits - 1).square().mean().backward()
     scores = masks.mask.score().detach()
     half = len(outputs[0].weight) // 2
@@ -107,12 +119,12 @@ def test_what_is_cut_is_what_was_trained_without(kind):
     """Masks of zeros and ones have come down to the budget before the stage ends: the cut changes nothing more."""
     model = build("bert-tokens")
     method = METHODS["prune"](budget={"parameters": 0.6}, masks=kind)
-    method.prepare(model, anatomy_of(model), lambda model: None)
+    attached = method.build(model, families.view(model), lambda model: None)
     for progress in (0.0, 0.3, 0.6, 0.9):
-        method.step(model, progress)
+        attached.step(progress)
         model.train()(input_ids=IDS).logits.square().mean().backward()
     before = answer(model.eval())
-    method.finish(model)
+    attached.finish()
     assert torch.allclose(answer(model), before, atol=1e-4)
 
 
@@ -120,8 +132,8 @@ def test_untrained_is_by_magnitude_and_needs_no_step():
     model = build("llama")
     total = sum(p.numel() for p in model.parameters())
     method = METHODS["prune"](budget={"parameters": 0.7}).untrained()
-    method.prepare(model, anatomy_of(model), lambda model: None)
-    method.finish(model)
+    attached = method.build(model, families.view(model), lambda model: None)
+    attached.finish()
     assert 0.69 * total < sum(p.numel() for p in model.parameters()) <= 0.7 * total
 
 
@@ -130,33 +142,36 @@ def test_masks_that_were_not_done_are_said():
     assert any("not done" in note for note in facts["notes"])
 
 
-def test_all_blocks_gone_is_said_and_works():
+def test_where_masks_shut_every_block_one_attention_stays():
+    """Without any, each token would be read by itself."""
     model = build("gpt2")
+    attentions = parts(model, "attention")
     method = METHODS["prune"](budget={"parameters": 0.2})
-    method.prepare(model, anatomy_of(model), lambda model: None)
-    masks = masks_of(model)
+    attached = method.build(model, families.view(model), lambda model: None)
+    masks = getattr(model, ATTRIBUTE, None)
     with torch.no_grad():
         masks.mask.log_alpha[list(masks.gates.values())] = 20.0
         for path in parts(model, "ffn") + parts(model, "attention"):
             masks.mask.log_alpha[masks.places[path]] = 20.0
-    facts = method.finish(model)
-    assert any("collapsed" in note or "fits" in note for note in facts["notes"]) or facts["parts"]
+    facts = attached.finish().account()["prune"]
+    (left,) = (path for path, (kept, _) in facts["parts"].items() if kept)
+    assert left in attentions
     assert torch.isfinite(answer(model)).all()
 
 
 def test_quantisation_over_masks_is_refused():
     model = build("gpt2")
     method = METHODS["prune"](budget={"parameters": 0.5})
-    method.prepare(model, anatomy_of(model), lambda model: None)
-    METHODS["quantize"](activations={"bits": None}).prepare(model, anatomy_of(model), lambda model: None)
+    attached = method.build(model, families.view(model), lambda model: None)
+    METHODS["quantize"](activations={"bits": None}).build(model, families.view(model), lambda model: None)
     with pytest.raises(AbridgedError, match="prune in a stage before"):
-        method.step(model, 0.0)
+        attached.step(0.0)
 
 
 def test_budgets_that_cannot_be_are_refused_before_training():
     model = build("gpt2")
     with pytest.raises(AbridgedError, match="smallest possible"):
-        METHODS["prune"](budget={"parameters": 1e-4}).prepare(model, anatomy_of(model), lambda model: None)
+        METHODS["prune"](budget={"parameters": 1e-4}).build(model, families.view(model), lambda model: None)
 
 
 def test_budget_is_short_for_every_method_that_has_one():

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from abridged.errors import AbridgedError
-from abridged.families import anatomy_of
+from abridged import families
+from abridged.core.errors import AbridgedError
 from abridged.methods import METHODS
 from abridged.methods.pruning.reconstruct import reconstruct
 from pruned import MODELS, build, calibrate, cut_to, masked, outputs
@@ -79,7 +79,7 @@ def test_a_recipe_asks_for_it():
     for asked in (False, True):
         student = copy.deepcopy(model)
         method = METHODS["prune"](budget={"parameters": 0.6}, masks="magnitude", reconstruct=asked)
-        method.prepare(student, anatomy_of(student), calibrate)
-        method.finish(student)
+        attached = method.build(student, families.view(student), calibrate)
+        attached.finish()
         distances.append(float((outputs(student) - wanted).square().mean()))
     assert distances[1] < distances[0]

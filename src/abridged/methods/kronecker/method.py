@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from abridged.methods.base import Method
+from abridged.methods.base import Method, Needs, Pass
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from abridged.methods.base import Calibrate
+    from abridged.families import View
 
 PARTS = ("embedding", "head", "attention", "ffn", "pooler")
 
@@ -23,7 +21,10 @@ class Kronecker(Method):
     matrices, which a method after this one can make smaller still.
     """
 
+    name: ClassVar[str] = "kronecker"
+    attached: ClassVar[str] = "abridged.methods.kronecker.attached:Factoring"
     untrained_name: ClassVar[str] = "nearest factors"
+    by_parts: ClassVar[bool] = True
 
     factor: float = Field(default=2.0, gt=1, description="how many times fewer parameters a factored matrix has")
     rank: int = Field(
@@ -64,16 +65,28 @@ class Kronecker(Method):
             raise ValueError("form low_rank finds its rank from the factor: leave rank at 1")
         return self
 
-    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
-        """Swap the matrices asked for by factored ones; those factored already in the same way stay as they are.
+    @property
+    def needs(self) -> Needs:
+        """Inputs, where factors start by them."""
+        return "inputs" if self.initialization == "inputs" else "nothing"
 
-        Raises AbridgedError for shapes that do not divide a matrix, a rank above the maximum, a layer or path that the
-        model does not have, a head asked for without the embedding that it is tied to, weights or inputs that are not
-        finite, and matrices that another method has changed before.
-        """
-        from abridged.methods.kronecker.prepare import prepare
+    @property
+    def passes(self) -> frozenset[Pass]:
+        return frozenset() if self.needs == "nothing" else frozenset({"many"})
 
-        prepare(model, anatomy, calibrate, self)
+    def reaches(self, layer: int | None) -> bool:
+        """Whether matrices of a layer are factored; None is outside of the layers."""
+        if layer is None or self.layers == "all":
+            return True
+        return layer in self.layers if isinstance(self.layers, list) else layer % 2 == (self.layers == "odd")
+
+    def within(self, view: View) -> Kronecker | None:
+        """For the matrices that the part has; None where it has none of those that are asked for."""
+        asked = [pattern for pattern in self.matrices if any(matrix.is_called(pattern) for matrix in view.whole)]
+        there = any(
+            matrix.is_called(pattern) and self.reaches(matrix.layer) for matrix in view.whole for pattern in asked
+        )
+        return self.model_copy(update={"matrices": asked}) if there else None
 
     def untrained(self) -> Kronecker:
         """The nearest factors to the weights."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from abridged.errors import AbridgedError
-from abridged.methods.pruning.layout import Layout, Module
+from abridged.core.errors import AbridgedError
+from abridged.families.layout import Layout, Module
+from abridged.methods.pruning.latency import Measure, latency
 from abridged.methods.pruning.settings import Budget
-
-Measure = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
-"""(units left by axis, gates of the parts from 0 to 1) -> an amount; numbers, or tensors with gradients."""
 
 #: Bytes that a file's header has for each tensor, and at its beginning: a generous count.
 _HEADER, _TENSOR_HEADER = 64, 160
@@ -27,8 +25,6 @@ def measure_of(layout: Layout, budget: Budget) -> Measure:
         return _bytes(layout, budget)
     if budget.measure == "flops":
         return _flops(layout, budget.context)
-    from abridged.methods.pruning.latency import latency
-
     return latency(layout, budget.context)
 
 
@@ -64,7 +60,8 @@ def _bytes(layout: Layout, budget: Budget) -> Measure:
 def _flops(layout: Layout, context: int) -> Measure:
     """Of one token in a sequence of `context`: 2 for each weight of a matrix product, 4·context for each head column.
 
-    Poolers and heads for labels run once for a sequence. An embedding is looked up, and counts where a head reads it.
+    Poolers and heads for labels of whole texts run once for a sequence. An embedding is looked up, and counts where a
+    head reads it.
     """
 
     def count(counts: Mapping[str, Any], gates: Mapping[str, Any]) -> Any:
@@ -73,7 +70,7 @@ def _flops(layout: Layout, context: int) -> Measure:
             if module.columns is None or (module.part in ("embedding", "positions") and not module.head):
                 continue
             size = 2 * module.rows.length(counts) * module.columns.length(counts)
-            size = size / context if module.part in ("pooler", "reader") else size
+            size = size / context if layout.reads_once and module.part in ("pooler", "reader") else size
             if module.path in layout.attention_outputs:
                 size = size + 4 * context * module.columns.length(counts)
             total = total + (size if module.gate is None else size * gates[module.gate])
@@ -101,6 +98,10 @@ class Target:
     def share(self) -> float:
         """What may be left of the whole, 0 to 1."""
         return self.limit / self.full
+
+    def left(self, counts: Mapping[str, Any], gates: Mapping[str, Any]) -> Any:
+        """The share of the whole that so many units of each axis and so much of each gate are; with their gradients."""
+        return self.measure(counts, gates) / self.full
 
     def limit_at(self, share: float) -> float:
         """The limit when so much of the whole may be left."""

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from abridged.checkpoint.resize import remove, set_heads, set_weight, size_of
-from abridged.checkpoint.shapes import ShapesSpec
-from abridged.methods.pruning.layout import HIDDEN, Kept, Layout, Module
+from abridged.checkpoint.resize import remove, set_weight
+from abridged.families.heads import set_heads
+from abridged.families.layout import HIDDEN, Kept, Layout, Module, size_of
+from abridged.methods.transforms import Transform
+from abridged.storage.compressed import compressed_of, record
+from abridged.storage.shapes import ShapesSpec
 
 
 @torch.no_grad()
@@ -21,17 +24,17 @@ def cut(
     kept: Kept,
     factors: Mapping[str, Tensor],
     gates: Mapping[str, Tensor],
-    basis: Tensor | None = None,
+    transform: Transform | None = None,
 ) -> None:
     """Cut `model` in place to the units `kept` of each axis; a gated part without any is removed.
 
     factors: by axis (units,), what the mask multiplies each unit by: folded into norms and into the columns that read
         the units. gates: by axis (), what the mask multiplies a part's output by, folded into its last matrix.
-    basis: of the hidden width (units, units kept), what takes the place of its kept units: combinations of all. Norms
-        are then right only where they scale all units alike (see `reconstruct`).
-    `model.shapes` says afterwards what was done, for the checkpoint.
+    transform: of the hidden width, to what takes the place of its kept units: combinations of all. Norms are then right
+        only where they scale all units alike (see `reconstruct`).
+    The model's record has its `shapes` afterwards.
     """
-    before = getattr(model, "shapes", None)
+    before = compressed_of(model).shapes
     total = before.parameters if before else sum(p.numel() for p in model.parameters())
     gone = {name for name, axis in layout.axes.items() if axis.gated and not len(kept[name])}
     removed = list(before.removed) if before else []
@@ -41,7 +44,7 @@ def cut(
     for module in layout.modules:
         if module.gate not in gone:
             _fold(model, module, factors, gates.get(layout_gate(module, layout), None))
-            _slice(model, module, kept, basis)
+            _slice(model, module, kept, transform)
     for name, queries in layout.attentions.items():
         if name not in gone:
             heads[name] = queries * len(kept[name])
@@ -52,7 +55,7 @@ def cut(
             size = size_of(model.get_submodule(path))
             assert size is not None
             sizes[path] = size
-    model.shapes = ShapesSpec(parameters=total, sizes=sizes, heads=heads, removed=tuple(removed))
+    record(model, shapes=ShapesSpec(parameters=total, sizes=sizes, heads=heads, removed=tuple(removed)))
 
 
 def layout_gate(module: Module, layout: Layout) -> str:
@@ -77,11 +80,12 @@ def _remove(model: nn.Module, layout: Layout, name: str) -> list[str]:
 def _fold(model: nn.Module, module: Module, factors: Mapping[str, Tensor], gate: Tensor | None) -> None:
     """Multiply what the masks multiply into the weights, where they stand: norms, and columns of heads and units."""
     target: Any = model.get_submodule(module.path)
-    if module.columns is None:
-        target.weight.mul_(factors[HIDDEN])
+    if module.norm is not None:
+        target.weight.add_(module.norm.offset).mul_(factors[HIDDEN]).sub_(module.norm.offset)
         if module.bias:
             target.bias.mul_(factors[HIDDEN])
         return
+    assert module.columns is not None
     axis = module.columns.axis
     if axis is not None and axis != HIDDEN:
         by_column = factors[axis].repeat_interleave(module.columns.size)
@@ -92,21 +96,17 @@ def _fold(model: nn.Module, module: Module, factors: Mapping[str, Tensor], gate:
             target.bias.mul_(gate)
 
 
-def _slice(model: nn.Module, module: Module, kept: Kept, basis: Tensor | None) -> None:
+def _slice(model: nn.Module, module: Module, kept: Kept, transform: Transform | None) -> None:
     target: Any = model.get_submodule(module.path)
     weight, bias = target.weight.data, target.bias.data if module.bias else None
+    if transform is not None:
+        weight, bias = transform.merged(target, module)
     transposed = isinstance(target, Conv1D)
     sides = [module.rows] if module.columns is None else [module.rows, module.columns]
     for number, side in enumerate(sides):
         dimension = 1 - number if transposed else number
-        if basis is not None and side.axis == HIDDEN:
-            mixed = basis.to(weight)
-            weight = torch.tensordot(weight, mixed.square() if module.columns is None else mixed, ([dimension], [0]))
-            weight = weight.movedim(-1, dimension)
-            bias = bias @ mixed if number == 0 and bias is not None else bias
-            continue
         index = side.index(kept)
-        if index is None:
+        if index is None or (transform is not None and side.axis == transform.axis):
             continue
         index = index.to(weight.device)
         weight = weight.index_select(dimension, index)

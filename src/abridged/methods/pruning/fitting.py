@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from abridged.families.layout import HIDDEN, Kept, Layout
 from abridged.methods.lockstep import TOKENS
-from abridged.methods.pruning.components import hidden_moments, principal_basis
 from abridged.methods.pruning.cut import cut
-from abridged.methods.pruning.layout import HIDDEN, Kept, Layout
 from abridged.methods.pruning.reconstruct import reconstruct
+from abridged.methods.transforms import hidden_moments, principal_components
 
 if TYPE_CHECKING:
     from abridged.methods.base import Calibrate
@@ -54,11 +54,12 @@ class Fitting:
 
         Returns the hidden units that it has now, (h,), or the combinations of them, (units, h).
         """
-        factors, basis = dict(self.factors), None
+        factors, transform = dict(self.factors), None
         if self.moments is not None and len(kept[HIDDEN]) < self.layout.axes[HIDDEN].units:
-            basis = principal_basis(self.moments, kept[HIDDEN])
+            transform = principal_components(self.moments, kept[HIDDEN])
             factors[HIDDEN] = torch.ones_like(factors[HIDDEN])
-        cut(model, self.layout, kept, factors, self.gates, basis)
+        cut(model, self.layout, kept, factors, self.gates, transform)
+        basis = None if transform is None else transform.matrix
         if self.whole is not None:
             reconstruct(model, self.whole, self.layout, kept, self.calibrate, basis, tokens or self.tokens)
         return kept[HIDDEN] if basis is None else basis.cpu()
@@ -104,11 +105,8 @@ class Fitting:
         def take(module: nn.Module, inputs: Any, output: Any) -> None:
             found.extend(value.float() for name in _OUTPUTS if (value := getattr(output, name, None)) is not None)
 
-        handle = model.register_forward_hook(take)
-        try:
+        with model.register_forward_hook(take):
             self.calibrate(model, self._compared)
-        finally:
-            handle.remove()
         return found
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from abridged.methods.pruning.budget import Target
 from abridged.methods.pruning.masked import Masks
 
 #: Of the difference between axes in what they are worth, how much counts.
@@ -26,7 +27,8 @@ def magnitudes(model: nn.Module, masks: Masks) -> Tensor:
         weight = weight.t() if isinstance(model.get_submodule(module.path), Conv1D) else weight
         for dimension, side in ((1, module.rows), (0, module.columns)):
             if side.axis is not None:
-                squares[masks.places[side.axis]] += weight.sum(dimension).view(side.blocks, -1, side.size).sum((0, 2))
+                places = side.places(torch.arange(layout.axes[side.axis].units)).to(weight.device)
+                squares[masks.places[side.axis]] += weight.sum(dimension)[places].sum(1)
         if module.gate is not None and layout.outputs[module.gate] == module.path:
             squares[masks.gates[module.gate]] += weight.sum()
     return squares.sqrt()
@@ -45,13 +47,13 @@ def normalized(scores: Tensor, masks: Masks) -> Tensor:
 
 
 @torch.no_grad()
-def worth(sensitivity: Tensor, masks: Masks) -> Tensor:
+def worth(sensitivity: Tensor, masks: Masks, target: Target) -> Tensor:
     """Scores (units,) of what the loss depends on: the logarithm of sensitivity by what a unit takes.
 
     Between units of an axis it counts in full. Between axes it counts for a quarter: how the loss curves where nothing
     is removed says which of some units to remove, but little of how much training will make up for.
     """
-    price, found = prices(masks), torch.zeros_like(sensitivity)
+    price, found = prices(masks, target), torch.zeros_like(sensitivity)
     for index in _groups(masks):
         mean = sensitivity[index].mean().clamp_min(1e-30)
         within = (sensitivity[index] / mean).clamp_min(1e-6).log()
@@ -60,10 +62,11 @@ def worth(sensitivity: Tensor, masks: Masks) -> Tensor:
 
 
 @torch.enable_grad()
-def prices(masks: Masks) -> Tensor:
+def prices(masks: Masks, target: Target) -> Tensor:
     """What the whole model would be smaller by without each unit, (units,), as a share."""
     whole = torch.ones(masks.mask.units, device=masks.free.device, requires_grad=True)
-    return torch.autograd.grad(masks.size(whole), whole, allow_unused=True, materialize_grads=True)[0].clamp_min(1e-12)
+    size = target.left(*masks.counts(whole))
+    return torch.autograd.grad(size, whole, allow_unused=True, materialize_grads=True)[0].clamp_min(1e-12)
 
 
 def _groups(masks: Masks) -> Iterator[Tensor]:

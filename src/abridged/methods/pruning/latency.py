@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from abridged.methods.pruning.budget import Measure
-from abridged.methods.pruning.layout import Layout
+from abridged.core.progress import seconds_since
+from abridged.families.layout import Layout
+
+Measure = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+"""(units left by axis, gates of the parts from 0 to 1) -> an amount; numbers, or tensors with gradients."""
 
 #: Shares of a matrix's rows and columns that are measured; between them time is interpolated.
 _SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 _SECONDS = 0.01  #: that a product is repeated for, at least
 _REPEATS = 3  #: of which the fastest counts
+_MOST = 1024  #: times that a product is repeated, also where the clock stands
 
 
 def latency(layout: Layout, context: int) -> Measure:
@@ -62,8 +66,8 @@ def _measure(rows: int, columns: int, context: int) -> float:
                 began = time.perf_counter()
                 for _ in range(runs):
                     torch.nn.functional.linear(x, weight)
-                seconds = time.perf_counter() - began
-                if seconds >= _SECONDS / _REPEATS:
+                seconds = seconds_since(began)
+                if seconds >= _SECONDS / _REPEATS or runs >= _MOST:
                     break
                 runs *= 2
             best = min(best, seconds / runs)

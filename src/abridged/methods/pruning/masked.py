@@ -8,30 +8,18 @@ whole part where that matrix has written.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from abridged.errors import AbridgedError
-from abridged.methods.pruning.layout import HIDDEN, Axis, Layout
+from abridged.core.errors import AbridgedError
+from abridged.families.layout import HIDDEN, Axis, Layout, NormKind
+from abridged.methods.pruning.budget import Lagrangian
 from abridged.methods.pruning.masks import Kind, Mask, build_mask
-
-if TYPE_CHECKING:
-    from abridged.methods.base import Calibrate
 
 #: Under which name a model carries its masks while they are trained.
 ATTRIBUTE = "pruning_masks"
-
-
-class Data:
-    """What runs data through a model when the stage is finished; a copy of a model leaves it where it is."""
-
-    def __init__(self, calibrate: Calibrate) -> None:
-        self.calibrate = calibrate
-
-    def __deepcopy__(self, memory: dict[int, Any]) -> Data:
-        return self
 
 
 class Masks(nn.Module):
@@ -43,14 +31,6 @@ class Masks(nn.Module):
     free: Tensor  #: (units,) 1 where a unit may be removed
     handles: list[Any]  #: of the hooks, to take them away
     hooked: dict[str, nn.Module]  #: the matrices with hooks, as they were found
-    # What the training of a stage adds:
-    target: Any  #: what the model may take
-    share: float  #: of the whole, that it may take now
-    data: Data
-    combines: bool  #: whether combinations of hidden units take the place of those kept
-    lagrangian: Any
-    stands_for: Tensor  #: (units,) how much each unit's divergence counts
-    removals: Tensor  #: how often units were removed, where masks are not learned
 
     def __init__(self, layout: Layout, kind: Kind, structures: frozenset[str]) -> None:
         super().__init__()
@@ -66,6 +46,7 @@ class Masks(nn.Module):
                 self.gates[name] = position
                 position += 1
         self.mask: Mask = build_mask(kind, position)
+        self.lagrangian = Lagrangian() if self.mask.learned else None
         self.register_buffer("free", self._free(structures), persistent=False)
         self._draw: Tensor | None = None
         self._weights: Tensor | None = None
@@ -96,11 +77,10 @@ class Masks(nn.Module):
         """The probability of each unit to be kept, (units,); 1 of what may not be removed."""
         return self.mask.expected() * self.free + (1 - self.free)
 
-    def size(self, units: Tensor) -> Any:
-        """The share of the model that is left where each unit counts as 0 to 1, (units,); with a gradient to them."""
+    def counts(self, units: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Units left of each axis, and gates of the parts, where each unit counts as 0 to 1, (units,)."""
         counts = {name: units[place].sum() for name, place in self.places.items()}
-        gates = {name: units[place] for name, place in self.gates.items()}
-        return self.target.measure(counts, gates) / self.target.full
+        return counts, {name: units[place] for name, place in self.gates.items()}
 
     def drawn(self, place: slice | int) -> Tensor:
         """This pass's factors, (rows or 1, n)."""
@@ -117,14 +97,10 @@ class Masks(nn.Module):
         assert self._weights is not None
         return self._weights
 
-    def forget(self) -> None:
-        """Drop the factors of the last pass, which belong to weights that have changed since."""
-        self._draw = self._weights = None
-
 
 def kind_of(axis: Axis) -> str:
     """What recipes call the units of an axis."""
-    return {"hidden": "hidden", "attention": "heads"}.get(axis.kind, "ffn")
+    return {"hidden": "hidden", "attention": "heads", "fixed": "fixed"}.get(axis.kind, "ffn")
 
 
 class MaskedNorm(nn.Module):
@@ -133,23 +109,27 @@ class MaskedNorm(nn.Module):
     Its parameters are those of the norm that it stands for, under the same names.
     """
 
-    def __init__(self, norm: Any, masks: Masks) -> None:
+    def __init__(self, norm: Any, kind: NormKind, masks: Masks) -> None:
         super().__init__()
         self.weight = norm.weight
         self.bias: nn.Parameter | None
         self.register_parameter("bias", getattr(norm, "bias", None))
-        self.centered = isinstance(norm, nn.LayerNorm)
-        self.eps = norm.eps if self.centered else norm.variance_epsilon
+        self.centered, self.offset, self.eps = kind
         self.held = (norm, masks)  # in a tuple: neither is a child
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, …, d) to the same."""
         masks = self.held[1]
         share = masks.weights / masks.weights.sum()
-        z = _rows(masks.drawn(masks.places[HIDDEN]), x)
-        gain, offset = z * self.weight, None if self.bias is None else z * self.bias
+        flat = x.dim() == 2  # OPT: texts one after another
+        z = masks.drawn(masks.places[HIDDEN])
+        if flat:
+            x = x.unflatten(0, (len(z) if len(x) % len(z) == 0 else 1, -1))
+        z = _rows(z, x)
+        gain, offset = z * (self.weight + self.offset), None if self.bias is None else z * self.bias
         y: Tensor = WeightedNorm.apply(x.float().flatten(1, -2), share, gain, offset, self.centered, self.eps)
-        return y.view_as(x).to(x.dtype)
+        y = y.view_as(x).to(x.dtype)
+        return y.flatten(0, 1) if flat else y
 
 
 class WeightedNorm(torch.autograd.Function):
@@ -203,6 +183,8 @@ def _rows(z: Tensor, x: Tensor) -> Tensor:
 
 def _fit(z: Tensor, x: Tensor) -> Tensor:
     """`_rows` in as many dimensions as x."""
+    if x.dim() == 2 and len(z) > 1 and len(x) % len(z) == 0:
+        return z.repeat_interleave(len(x) // len(z), 0)
     z = _rows(z, x)
     return z.view(z.shape[0], *(1,) * (x.dim() - 2), z.shape[1])
 
@@ -233,8 +215,8 @@ def attach(model: Any, layout: Layout, kind: Kind, structures: frozenset[str]) -
     masks = Masks(layout, kind, structures).to(next(model.parameters()).device)
     handles = []
     for module in layout.modules:
-        if module.part == "norm":
-            _swap(model, module.path, MaskedNorm(model.get_submodule(module.path), masks))
+        if module.norm is not None:
+            _swap(model, module.path, MaskedNorm(model.get_submodule(module.path), module.norm, masks))
     columns = {module.path: module.columns for module in layout.modules}
     for name, output in layout.outputs.items():
         side = columns[output]
@@ -243,11 +225,27 @@ def attach(model: Any, layout: Layout, kind: Kind, structures: frozenset[str]) -
         handles.append(matrix.register_forward_pre_hook(hooks.before))
         if name in masks.gates and getattr(matrix, "bias", None) is not None:
             handles.append(matrix.register_forward_hook(hooks.after))
+    # OPT's head calls its decoder past the base model, and objectives call the base model past the head
     handles.append(model.base_model.register_forward_pre_hook(_draw(masks), with_kwargs=True))
+    if not layout.through_base:
+        handles.append(model.register_forward_pre_hook(_draw(masks), with_kwargs=True))
+    if layout.bare_stream:  # norms come after the parts: the first reads what the embeddings have written
+        for module in layout.modules:
+            if module.part in ("embedding", "positions"):
+                for path in (module.path, *module.tied):
+                    if isinstance(model.get_submodule(path), nn.Embedding):
+                        handles.append(model.get_submodule(path).register_forward_hook(_mask_rows(masks)))
     masks.handles = handles
     masks.hooked = {output: model.get_submodule(output) for output in layout.outputs.values()}
     setattr(model, ATTRIBUTE, masks.train(model.training))
     return masks
+
+
+def _mask_rows(masks: Masks) -> Any:
+    def mask(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * masks.weights.to(output.dtype)
+
+    return mask
 
 
 def _draw(masks: Masks) -> Any:
@@ -256,12 +254,6 @@ def _draw(masks: Masks) -> Any:
         masks.draw(next((len(x) for x in given if isinstance(x, Tensor)), 1))
 
     return draw
-
-
-def masks_of(model: Any) -> Masks | None:
-    """The masks that a model carries, if it does."""
-    found: Masks | None = getattr(model, ATTRIBUTE, None)
-    return found
 
 
 def check_attached(model: Any, masks: Masks) -> None:
@@ -276,12 +268,10 @@ def detach(model: Any, masks: Masks) -> None:
     for handle in masks.handles:
         handle.remove()
     for module in masks.layout.modules:
-        if module.part == "norm":
+        if module.norm is not None:
             _swap(model, module.path, model.get_submodule(module.path).held[0])
     delattr(model, ATTRIBUTE)
 
 
 def _swap(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    old = model.get_submodule(path)
-    setattr(model.get_submodule(parent), leaf, module.train(old.training))
+    model.set_submodule(path, module.train(model.get_submodule(path).training))

@@ -205,11 +205,13 @@ class Importance(Mask):
     learned = False
     importance: Tensor
     keep: Tensor
+    removals: Tensor  #: (1,) how often units were removed
 
     def __init__(self, units: int, kind: Kind) -> None:
         super().__init__(units)
         self.kind = kind
         self.register_buffer("keep", torch.ones(units))
+        self.register_buffer("removals", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("importance", torch.rand(units) if kind == "random" else torch.zeros(units))
 
     def sample(self, rows: int) -> Tensor:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from abridged.methods.base import Method
+from abridged.methods.base import Method, Needs
 from abridged.methods.pruning.settings import Budget, Structure
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from abridged.methods.base import Calibrate
 
 
 class Prune(Method):
@@ -22,6 +17,9 @@ class Prune(Method):
     When it is finished the model is cut: what follows, a fine-tuning stage or quantisation, sees a smaller model.
     """
 
+    name: ClassVar[str] = "prune"
+    attached: ClassVar[str] = "abridged.methods.pruning.attached:Pruning"
+    untrained_name: ClassVar[str] = "pruned by magnitude"
     reshapes: ClassVar[bool] = True
 
     budget: Budget = Field(description="what the pruned model may take")
@@ -85,39 +83,13 @@ class Prune(Method):
             raise ValueError("widths needs reconstruct: true, without which there is nothing to tell them by")
         return self
 
-    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
-        """Put masks into the model.
-
-        Raises AbridgedError for a budget that is above what the model takes or below what it can be cut to.
-        """
-        from abridged.methods.pruning.train import prepare
-
-        prepare(model, anatomy, self, calibrate)
-
-    def step(self, model: nn.Module, progress: float) -> None:
-        """Let the target fall, and the sigmoid grow steeper; where masks are not learned, remove units."""
-        from abridged.methods.pruning.train import step
-
-        step(model, progress, self)
-
-    def penalties(self, model: nn.Module) -> dict[str, Tensor]:
-        """vib's divergence, the budget's Lagrangian, and the share of the model that is expected to be left."""
-        from abridged.methods.pruning.train import penalties
-
-        return penalties(model, self)
-
-    def finish(self, model: nn.Module) -> dict[str, Any]:
-        """Cut the model to the budget; say what is left, and how the heads were ranked."""
-        from abridged.methods.pruning.train import finish
-
-        return finish(model, self)
+    @property
+    def needs(self) -> Needs:
+        """Gradients, where masks are learned or measured by them; inputs, where matrices are fitted on them."""
+        if self.masks in ("vib", "l0", "taylor"):
+            return "gradients"
+        return "inputs" if self.reconstruct else "nothing"
 
     def untrained(self) -> Prune:
         """By magnitude, without training."""
         return self.model_copy(update={"masks": "magnitude", "widths": 0})
-
-    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """The masks ("mask"), vib's factors of units ("gain") and the multipliers of the budget ("multiplier")."""
-        from abridged.methods.pruning.train import parameter_groups
-
-        return parameter_groups(model)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from abridged.families.layout import HIDDEN
 from abridged.methods.lockstep import DAMPING, TOKENS, check_finite, in_lockstep
-from abridged.methods.pruning.layout import HIDDEN
 
 if TYPE_CHECKING:
+    from abridged.families.layout import Kept, Layout, Module, Side
     from abridged.methods.base import Calibrate
     from abridged.methods.lockstep import View
-    from abridged.methods.pruning.layout import Kept, Layout, Module, Side
 
 
 @torch.no_grad()
@@ -44,10 +44,10 @@ def reconstruct(
     views: dict[str, tuple[View, View]] = {}
     if basis is not None:
         for module in layout.modules:
-            if module.part == "norm":
+            if module.norm is not None:
                 modules[module.path] = module
                 views[module.path] = (
-                    partial(standardized, model.get_submodule(module.path)),
+                    module.norm.standardize,
                     partial(_put_out, whole.get_submodule(module.path), basis),
                 )
 
@@ -56,8 +56,8 @@ def reconstruct(
         if crossed is None:
             return
         check_finite(path, moments, crossed)
-        if module.part == "norm":
-            refit_norm(new, moments, crossed)
+        if module.norm is not None:
+            refit_norm(new, moments, crossed, module.norm.offset)
         else:
             refit(new, whole.get_submodule(path), module, kept, moments, crossed, basis)
 
@@ -111,21 +111,17 @@ def _left(matrix: Tensor, side: Side, kept: Kept, basis: Tensor | None) -> Tenso
     return matrix if index is None else matrix[index.to(matrix.device)]
 
 
-def standardized(norm: Any, x: Tensor) -> Tensor:
-    """What a LayerNorm or RMSNorm multiplies by its weight, (…, d)."""
-    if isinstance(norm, nn.LayerNorm):
-        return nn.functional.layer_norm(x, x.shape[-1:], eps=norm.eps)
-    return nn.functional.rms_norm(x, x.shape[-1:], eps=norm.variance_epsilon)
-
-
 def _put_out(norm: nn.Module, basis: Tensor, z: Tensor) -> Tensor:
     """What a norm makes of z (…, d), in a basis (d, h); past the hooks that hold up its model's pass."""
     found: Tensor = type(norm).forward(norm, z)
     return found @ basis.to(found)
 
 
-def refit_norm(norm: Any, moments: Tensor, crossed: Tensor) -> None:
-    """Set weight and bias (d,) of a norm, unit by unit, by what it multiplies and is to put out: XᵀX and ZᵀX."""
+def refit_norm(norm: Any, moments: Tensor, crossed: Tensor, offset: float) -> None:
+    """Set weight and bias (d,) of a norm, unit by unit, by what it multiplies and is to put out: XᵀX and ZᵀX.
+
+    offset: what it adds to its weight.
+    """
     moments, crossed = moments.double(), crossed.double()
     tokens, sums, wanted = moments[-1, -1], moments[-1, :-1], crossed[:-1, -1]
     biased = getattr(norm, "bias", None) is not None
@@ -133,6 +129,6 @@ def refit_norm(norm: Any, moments: Tensor, crossed: Tensor) -> None:
         sums = torch.zeros_like(sums)
     squares = moments.diagonal()[:-1] - sums * sums / tokens
     weight = (crossed.diagonal()[: len(sums)] - wanted * sums / tokens) / squares.clamp_min(1e-6 * tokens)
-    norm.weight.copy_(weight)
+    norm.weight.copy_(weight - offset)
     if biased:
         norm.bias.copy_((wanted - weight * sums) / tokens)

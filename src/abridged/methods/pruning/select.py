@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abridged.errors import AbridgedError
+from abridged.core.errors import AbridgedError
+from abridged.families.layout import HIDDEN
 from abridged.methods.pruning.budget import Target, shown
-from abridged.methods.pruning.layout import HIDDEN
 from abridged.methods.pruning.masked import Masks
 
 #: How far below a budget a model may end, where no rounding step is larger.

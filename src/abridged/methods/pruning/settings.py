@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from abridged.core import amounts
+from abridged.core.settings import Settings
 
 MEASURES = ("parameters", "bytes", "flops", "latency")
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1.0, "kb": 2.0**10, "mb": 2.0**20, "gb": 2.0**30}
-_TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)\s*([a-z]*)", re.IGNORECASE)
 
 
 def amount(value: float | str, measure: str) -> float:
-    """What a person wrote as a number: 0.3 (a share), 25000000, "25M", "40MB" (of 2^20 bytes), "3ms" (in seconds).
+    """What a person wrote as a number: a share, such as 0.3, or see `abridged.core.amounts`.
 
     Raises ValueError for anything else.
     """
-    found = _AMOUNT.fullmatch(str(value).strip())
-    units = _TIMES if measure == "latency" else _UNITS
-    if found is None or (found[2].lower() not in units and found[2] != ""):
-        example = {"bytes": "0.3 or 40MB", "latency": "0.5 or 3ms"}.get(measure, "0.3 or 25M")
-        raise ValueError(f"budget.{measure} cannot be read: {value!r} (such as {example})")
-    number = float(found[1]) * units.get(found[2].lower(), 1.0)
-    if number <= 0:
-        raise ValueError(f"budget.{measure} must be above 0")
-    return number
+    example = {"bytes": "0.3 or 40MB", "latency": "0.5 or 3ms"}.get(measure, "0.3 or 25M")
+    try:
+        return amounts.amount(value, "time" if measure == "latency" else "numbers", example)
+    except ValueError as error:
+        raise ValueError(f"budget.{measure} {error}") from None
 
 
-class StoredBits(BaseModel):
+class StoredBits(Settings):
     """In how many bits a checkpoint will hold what is left, for a budget in bytes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     weights: float = Field(32, gt=0, le=32, description="of attention and feed-forward matrices, where bytes count")
     embeddings: float = Field(32, gt=0, le=32, description="of the token embedding and the head, where bytes count")
     rest: float = Field(32, gt=0, le=32, description="of positions, norms and biases, where bytes count")
 
 
-class Budget(BaseModel):
+class Budget(Settings):
     """What the pruned model may take: one of parameters, bytes, FLOPs or latency.
 
     Of several the one given last counts, so that `--set budget.bytes=40MB` takes the place of a recipe's parameters.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     parameters: float | str | None = Field(
         None, description="embeddings included: a share of the model's up to 1, or a number such as 25M"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -125,6 +127,10 @@ class LearnedActivation(nn.Module):
         if zero_point is not None:
             module.zero_point.copy_(zero_point)
         return module
+
+    def describe(self) -> dict[str, Any]:
+        """As `static` does."""
+        return {"kind": "static", "bits": self.bits, "symmetric": self.symmetric}
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, symmetric={self.symmetric}"

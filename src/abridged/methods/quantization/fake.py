@@ -6,36 +6,13 @@ elementwise in the weights' own type (FP32; autocast leaves it alone) and made o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Grid:
-    """The levels of a code book, and the range of weight/scale that is not clipped."""
-
-    code_book: str
-    top: int  # outermost level
-    bound: float  # |weight / scale| at which the clip begins
-    kind: str = "integer"  # "integer" (every integer up to top), "odd" (odd integers up to top)
-
-
-def make_grid(kind: str, bits: int, stretched: bool = False) -> Grid:
-    """The grid of a setting: kind binary, ternary, balanced or integer; stretched gives ParetoQ's clip ranges.
-
-    The clip α is the outermost level times the scale, but 4/3 of it on the balanced grid (levels ±α/4, ±3α/4) and
-    3/2 of it on ParetoQ's ternary (levels 0, ±2α/3; arXiv 2502.02631).
-    """
-    if kind == "binary":
-        return Grid("binary", 1, 1.0, "odd")
-    if kind == "balanced":
-        return Grid("quaternary", 3, 4.0 * (0.99 if stretched else 1.0), "odd")
-    if kind == "ternary":
-        return Grid("ternary", 1, 1.5 * 0.99 if stretched else 1.0)
-    top = 2 ** (bits - 1) - 1
-    return Grid(f"int{bits}", top, float(top))
+if TYPE_CHECKING:
+    from abridged.methods.quantization.quantizers import Grid
 
 
 def round_to_levels_(x: Tensor, top: int, odd: bool) -> Tensor:
@@ -50,8 +27,9 @@ class FakeQuantize(torch.autograd.Function):
 
     Gradient of the weight: passed on, inside the clip only where `clipped`. Gradient of the scale s: the sum over
     its line of ∂L/∂w_q times level - w/s inside the clip (0 unless `full`) and times level beyond it. With
-    s = α/n and α = γ·mean|w| this is METHODS' formula for γ; LSQ's (arXiv 1902.08153) and PACT's (1805.06085).
-    On the binary grid the output is linear in s and its gradient is exactly the sum of ∂L/∂w_q times the sign.
+    s = α/n and α = γ·mean|w| this is QuantGPT's formula for γ (arXiv 2203.10705, section 3.3); LSQ's (arXiv 1902.08153)
+    and PACT's (1805.06085). On the binary grid the output is linear in s and its gradient is exactly the sum of
+    ∂L/∂w_q times the sign.
 
     Only the inputs are kept for backward.
     """
@@ -112,3 +90,168 @@ class ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad * ctx.factor, None
+
+
+class FakeQuantizeAffine(torch.autograd.Function):
+    """weight to (level - zero) * scale, levels being 0 … top.
+
+    Gradients are LSQ+'s (arXiv 2004.09576, section 3): of the weight inside the clip, or everywhere unless `clipped`;
+    of the scale level - w/s - zero inside (0 unless `full`) and the level beyond it; of the grid's lower end, which
+    `zero` passes on, 1 beyond it.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, scale, zero, top, clipped, full):
+        ctx.save_for_backward(weight, scale, zero)
+        ctx.settings = top, clipped, full
+        return round_affine_(weight / scale, zero, top).sub_(zero).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, scale, zero = ctx.saved_tensors
+        top, clipped, full = ctx.settings
+        if not ctx.needs_input_grad[1] and not clipped:
+            return grad, None, None, None, None, None
+        x = (weight / scale).add_(zero)
+        inside = torch.ops.aten.hardtanh_backward(grad, x, 0, top)
+        grad_scale = grad_zero = None
+        if ctx.needs_input_grad[1]:
+            beyond = grad - inside
+            taken = inside * (x.round() - x) if full else 0.0
+            grad_scale = (beyond * x.clamp(0, top) + taken).sum(1, keepdim=True)
+            grad_zero = beyond.sum(1, keepdim=True)
+        return inside if clipped else grad, grad_scale, grad_zero, None, None, None
+
+
+class ZeroPoint(torch.autograd.Function):
+    """The level nearest to 0 of a grid from `low` on, both (lines, 1); what comes back is the gradient of `low`."""
+
+    @staticmethod
+    def forward(ctx, low, scale, top):
+        return (-low / scale).round_().clamp_(0, top)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+def round_affine_(x: Tensor, zero: Tensor, top: int) -> Tensor:
+    """Levels 0 … top of x = weight/scale, in place."""
+    return x.add_(zero).round_().clamp_(0, top)
+
+
+def affine_range(lines: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (lines, 1) of levels 0 … top that reach from the smallest weight to the largest, and 0."""
+    return _range(lines.amin(1, keepdim=True).clamp_max(0), lines.amax(1, keepdim=True).clamp_min(0), top)
+
+
+def _range(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    scale = ((high - low) / top).clamp_min(1e-10)
+    return scale, (-low / scale).round_().clamp_(0, top)
+
+
+SEARCH_POINTS = (32, 11, 11)
+"""Points of each search; each after the first covers one spacing of the last to either side of its best point."""
+
+
+def squared_error(weight: Tensor, scale: Tensor, grid: Grid, importance: Tensor | None = None) -> Tensor:
+    """The squared error of each line (lines, elements) quantised at scale (lines, 1), weighted: (lines,)."""
+    quantised = round_to_levels_(weight / scale, grid.top, grid.kind == "odd").mul_(scale)
+    return _weighted(quantised.sub_(weight).square_(), importance).sum(1)
+
+
+def _weighted(squares: Tensor, importance: Tensor | None) -> Tensor:
+    return squares if importance is None else squares.mul_(importance)
+
+
+@torch.no_grad()
+def least_squares_scale(
+    weight: Tensor, base: Tensor, grid: Grid, groups: int, importance: Tensor | None = None
+) -> Tensor:
+    """The multiple of `base` that minimises the squared error, for each of `groups` equal runs of lines.
+
+    `weight` is (lines, elements), as is `importance`, by which squares are multiplied; `base` (lines, 1); returns
+    (groups, 1). A geometric search over every sensible
+    multiple (the error has local minima), narrowed twice, then alternations that can only lower it: with the levels
+    b fixed, the best multiple is Σ b·base·w / Σ (b·base)².
+    """
+    lines = weight.shape[0]
+    base = base.clamp_min(1e-10)
+
+    def grouped(values: Tensor) -> Tensor:
+        return values.view(groups, lines // groups).sum(1)
+
+    def spread(multiple: Tensor) -> Tensor:
+        return base * multiple.view(groups, 1).expand(groups, lines // groups).reshape(lines, 1)
+
+    def error(multiple: Tensor) -> Tensor:
+        return grouped(squared_error(weight, spread(multiple).clamp_min(1e-10), grid, importance))
+
+    mean, largest = weight.abs().mean(1, keepdim=True), weight.abs().amax(1, keepdim=True)
+    low = (mean / base).view(groups, -1).amin(1).clamp_min(1e-3) * (0.3 / grid.top)
+    high = (largest / base).view(groups, -1).amax(1) * (1.05 / (1.0 if grid.top == 1 else grid.top - 1.0))
+    log_low, log_high = low.log(), torch.maximum(high, low * 1.01).log()
+    best = best_error = low
+    for points in SEARCH_POINTS:
+        spacing = (log_high - log_low) / (points - 1)
+        candidates = [torch.exp(log_low + spacing * i) for i in range(points)]
+        errors = torch.stack([error(candidate) for candidate in candidates])
+        best_error, at = errors.min(0)
+        best = torch.stack(candidates).gather(0, at.unsqueeze(0))[0]
+        log_low, log_high = best.log() - spacing, best.log() + spacing
+    for _ in range(5):
+        levels = round_to_levels_(weight / spread(best).clamp_min(1e-10), grid.top, grid.kind == "odd")
+        levels = levels * base
+        numerator = grouped(_weighted(levels * weight, importance).sum(1))
+        denominator = grouped(_weighted(levels.square(), importance).sum(1))
+        step = torch.where(denominator > 0, numerator / denominator.clamp_min(1e-30), best)
+        step_error = error(step)
+        better = (step_error < best_error) & (step > 0)
+        best, best_error = torch.where(better, step, best), torch.where(better, step_error, best_error)
+    return best.unsqueeze(1)
+
+
+SHRINKS = 0.05 * torch.arange(20, 5, -1)
+"""Shares of a line's range that are tried as clips."""
+
+
+@torch.no_grad()
+def least_squares_range(weight: Tensor, top: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (lines, 1) of levels 0 … top at the least squared error, weighted by `importance`.
+
+    Both are (lines, elements). The clips are shares of the smallest and largest weight (and 0, which both reach): first
+    the same of both, then each end alone between the shares beside it, then the scale in closed form.
+    """
+    low, high = weight.amin(1, keepdim=True).clamp_max(0), weight.amax(1, keepdim=True).clamp_min(0)
+
+    def error(scale: Tensor, zero: Tensor) -> Tensor:
+        quantised = round_affine_(weight / scale, zero, top).sub_(zero).mul_(scale)
+        return _weighted(quantised.sub_(weight).square_(), importance).sum(1, keepdim=True)
+
+    shares = torch.ones_like(low), torch.ones_like(high)
+    best = _range(low, high, top)
+    least = error(*best)
+
+    def attempt(first: Tensor, second: Tensor) -> None:
+        nonlocal shares, best, least
+        found = _range(low * first, high * second, top)
+        made = error(*found)
+        better = made < least
+        least = torch.where(better, made, least)
+        shares = torch.where(better, first, shares[0]), torch.where(better, second, shares[1])
+        best = torch.where(better, found[0], best[0]), torch.where(better, found[1], best[1])
+
+    for share in SHRINKS[1:].tolist():
+        attempt(torch.full_like(low, share), torch.full_like(high, share))
+    for change in (0.2, -0.2, 0.1, -0.1, 0.05, -0.05, 0.025, -0.025):
+        attempt((shares[0] + change).clamp(0.05, 1.2), shares[1])
+        attempt(shares[0], (shares[1] + change).clamp(0.05, 1.2))
+    for _ in range(2):
+        scale, zero = best
+        levels = round_affine_(weight / scale, zero, top).sub_(zero)
+        own, against = (_weighted(levels * other, importance).sum(1, keepdim=True) for other in (levels, weight))
+        moved = torch.where((own > 0) & (against > 0), against / own.clamp_min(1e-30), scale)
+        made = error(moved, zero)
+        better = made < least
+        least, best = torch.where(better, made, least), (torch.where(better, moved, scale), zero)
+    return best

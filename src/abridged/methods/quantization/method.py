@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from abridged.methods.base import Method
+from abridged.methods.base import Method, Needs, Pass
 from abridged.methods.quantization.settings import ActivationSettings, EmbeddingSettings, WeightSettings
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from abridged.methods.base import Calibrate
+    from abridged.families import View
 
 Settings = TypeVar("Settings", bound=WeightSettings)
 
@@ -24,7 +23,11 @@ class Quantize(Method):
     about scales and clips as far as the new settings allow, and installs the new bits.
     """
 
+    name: ClassVar[str] = "quantize"
+    attached: ClassVar[str] = "abridged.methods.quantization.attached:Quantization"
     untrained_name: ClassVar[str] = "round to nearest"
+    by_parts: ClassVar[bool] = True
+    renamed: ClassVar[Mapping[str, str]] = {"compensate": "gptq"}
 
     weights: WeightSettings = Field(default=WeightSettings(), description="the matrices of attention and feed-forward")
     embeddings: EmbeddingSettings = Field(
@@ -40,30 +43,44 @@ class Quantize(Method):
         default=False, description="quantise learned positions and token types too, as the token embedding is"
     )
     activations: ActivationSettings = Field(default=ActivationSettings(), description="inputs of quantised matrices")
-    compensate: bool = Field(
+    gptq: bool = Field(
         default=False,
-        description="start all matrices but embeddings and head where their rounding errors make up for each "
-        "other on some of the data (GPTQ's rounding); for scales that are learned",
+        description="start all matrices but embeddings and head by GPTQ, where their rounding errors make up for each "
+        "other on some of the data; scales that are not learned stay as they were before",
     )
     unquantized: Literal["float32", "float16"] = Field(
         default="float32", description="storage of what is not quantised: positions, norms, biases"
     )
 
-    def prepare(self, model: nn.Module, anatomy: Any, calibrate: Calibrate) -> None:
-        """Swap the anatomy's matrices for quantised modules and calibrate their activation quantisers.
+    @property
+    def needs(self) -> Needs:
+        """Inputs, where clips are calibrated or searched on them, or rounding makes up for its errors on them."""
+        return "inputs" if self.passes else "nothing"
 
-        Raises AbridgedError for weights that are not finite and for groups that do not fit a matrix.
-        """
-        from abridged.methods.quantization.prepare import prepare
+    @property
+    def passes(self) -> frozenset[Pass]:
+        clips = self.activations
+        calibrated = clips.bits is not None and clips.quantizer == "learned" and clips.initial == "calibrated"
+        few: set[Pass] = {"few"} if calibrated else set()
+        everywhere = (self.weights, self.embeddings, *self.exceptions.values())
+        weighted = any(settings.initialization == "weighted" for settings in everywhere)
+        return frozenset({*few, "many"} if self.gptq or weighted else few)
 
-        prepare(model, anatomy, calibrate, self)
-
-    def finish(self, model: nn.Module) -> None:
-        """Round what stays unquantised to the type it is stored in, so that the stored model is the trained one."""
-        from abridged.methods.quantization.prepare import round_unquantized
-
-        if self.unquantized == "float16":
-            round_unquantized(model)
+    def within(self, view: View) -> Quantize:
+        """Without exceptions for matrices, positions, and GPTQ of layers that the part does not have."""
+        parts = {matrix.part for matrix in view.matrices}
+        fitting = {
+            pattern: settings
+            for pattern, settings in self.exceptions.items()
+            if any(matrix.is_called(pattern) for matrix in view.matrices)
+        }
+        return self.model_copy(
+            update={
+                "exceptions": fitting,
+                "positions": self.positions and "positions" in parts,
+                "gptq": self.gptq and bool(parts & {"attention", "ffn", "pooler"}),
+            }
+        )
 
     def untrained(self) -> Quantize:
         """Round to nearest between the smallest and largest weight; at 1 bit, which has none, by mean and sign."""
@@ -72,15 +89,9 @@ class Quantize(Method):
                 "weights": round_to_nearest(self.weights),
                 "embeddings": round_to_nearest(self.embeddings),
                 "exceptions": {matrices: round_to_nearest(settings) for matrices, settings in self.exceptions.items()},
-                "compensate": False,
+                "gptq": False,
             }
         )
-
-    def parameter_groups(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """The scales ("scale") and the activation clips ("clip")."""
-        from abridged.methods.quantization.prepare import parameter_groups
-
-        return parameter_groups(model)
 
 
 def round_to_nearest(settings: Settings) -> Settings:

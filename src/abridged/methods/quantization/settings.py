@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-QuantizerName = Literal["dynamic", "lsq", "pact", "laq", "twn", "minmax", "paretoq", "binary", "tbt"]
+from abridged.core.settings import Settings
+from abridged.methods.quantization.quantizers import QUANTIZERS, GridName, Quantizer
 
-LEARNED = ("dynamic", "lsq", "pact", "paretoq")
-"""Quantisers whose scale is trained; the others compute it from the weights at every step."""
+if TYPE_CHECKING:
+    QuantizerName = str
+else:
+    QuantizerName = Literal[tuple(QUANTIZERS)]
 
-_BITS = {"binary": (1,), "tbt": (1, 2), "twn": (2,), "minmax": (2, 4, 8)}
-"""Bit widths of the quantisers that do not have all four."""
+
+Granularity = Literal["per_tensor", "per_channel", "per_group"]
+
+#: What recipes called granularities before; they may still do so.
+_GRANULARITIES = {"tensor": "per_tensor", "row": "per_channel", "group": "per_group"}
 
 
-class WeightSettings(BaseModel):
+class WeightSettings(Settings):
     """How a set of weight matrices is quantised."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
-    bits: Literal[1, 2, 4, 8] | None = Field(default=2, description="bits a weight; null leaves full precision")
+    bits: Literal[1, 2, 3, 4, 5, 6, 8] | None = Field(
+        default=2, description="bits a weight; null leaves full precision"
+    )
     quantizer: QuantizerName = Field(
         default="dynamic",
-        description="dynamic: scale γ·mean|w|, γ learned (QuantGPT); lsq: learned step; pact: learned clip; "
-        "laq: alternating least squares; twn: ternary by threshold; minmax: round to nearest; paretoq: learned "
-        "scale on ParetoQ's grids; binary: mean|w−μ|·sign(w−μ); tbt: statistics around the mean (TBT)",
+        description="; ".join(f"{name}: {kind.description}" for name, kind in QUANTIZERS.items()),
     )
-    granularity: Literal["tensor", "row", "group"] = Field(
-        default="tensor",
-        description="weights that share a scale: the matrix (Q, K and V count as three), an output row, or a group",
+    granularity: Granularity = Field(
+        default="per_tensor",
+        description="weights that share a scale: the matrix (per_tensor; Q, K and V count as three), an output row "
+        "(per_channel), or neighbours in a row (per_group)",
     )
-    group_size: int | None = Field(default=None, ge=1, description="neighbours in a row that share a scale, for group")
+    group_size: int | None = Field(
+        default=None, ge=1, description="neighbours in a row that share a scale, for per_group"
+    )
     levels: Literal["ternary", "balanced"] | None = Field(
         default=None,
         description="2 bits only: ternary -α, 0, α, or the balanced four levels ±α/4, ±3α/4; null: the quantiser's "
         "own (balanced for paretoq, ternary otherwise)",
     )
-    initialization: Literal["own", "least_squares"] = Field(
+    symmetric: bool = Field(
+        default=True, description="levels around 0; false: all that the bits hold, with a zero point beside each scale"
+    )
+    initialization: Literal["own", "least_squares", "weighted"] = Field(
         default="own",
-        description="where a learned scale starts: by the quantiser's own rule, or at the least squared error",
+        description="where a learned scale starts: by the quantiser's own rule, at the least squared error, or at the "
+        "least one weighted by the second moments of what the weights are multiplied with",
     )
     gamma: Literal["matrix", "scale"] = Field(
         "matrix", description="dynamic only: one learned γ for a matrix, as published, or one for each of its scales"
@@ -64,14 +77,24 @@ class WeightSettings(BaseModel):
         default="bits", description="how codes are stored: in their bits, or ternary ones five to a byte"
     )
 
+    @field_validator("granularity", mode="before")
+    @classmethod
+    def _as_renamed(cls, value: Any) -> Any:
+        return _GRANULARITIES.get(value, value) if isinstance(value, str) else value
+
     @property
-    def grid(self) -> Literal["binary", "ternary", "balanced", "integer"]:
+    def kind(self) -> type[Quantizer]:
+        """The quantiser that these are settings of."""
+        return QUANTIZERS[self.quantizer]
+
+    @property
+    def grid(self) -> GridName:
         """The shape of the set of levels."""
+        if not self.symmetric:
+            return "affine"
         if self.bits == 1:
             return "binary"
-        if self.bits == 2:
-            return self.levels or ("balanced" if self.quantizer == "paretoq" else "ternary")
-        return "integer"
+        return (self.levels or self.kind.levels[0]) if self.bits == 2 else "integer"
 
     @property
     def grid_levels(self) -> Literal["ternary", "balanced"] | None:
@@ -80,53 +103,66 @@ class WeightSettings(BaseModel):
 
     @property
     def centered(self) -> bool:
-        own = self.quantizer == "tbt" or (self.bits == 1 and self.quantizer != "paretoq")
+        own = self.symmetric and self.bits in self.kind.centred_at
         return own if self.center is None else self.center
 
     @property
     def clips_weight_gradient(self) -> bool:
-        own = self.quantizer in LEARNED and (self.bits != 1 or self.quantizer == "paretoq")
+        own = self.bits in self.kind.clips_at
         return own if self.weight_gradient is None else self.weight_gradient == "clipped"
 
     @property
     def full_scale_gradient(self) -> bool:
-        return (self.quantizer != "pact") if self.scale_gradient is None else self.scale_gradient == "full"
+        return self.kind.full_scale_gradient if self.scale_gradient is None else self.scale_gradient == "full"
 
     @model_validator(mode="after")
     def _check(self) -> WeightSettings:
-        widths = _BITS.get(self.quantizer, (1, 2, 4, 8))
-        if self.bits is not None and self.bits not in widths:
-            offered = " or ".join(map(str, widths))
-            raise ValueError(f"the quantizer {self.quantizer} has no {self.bits}-bit form: bits must be {offered}")
-        if (self.granularity == "group") != (self.group_size is not None):
-            raise ValueError("granularity group and group_size are given together or not at all")
+        kind = self.kind
+        if self.bits is not None and self.bits not in kind.bits:
+            offered = " or ".join(map(str, kind.bits))
+            raise ValueError(f"the quantizer {kind.name} has no {self.bits}-bit form: bits must be {offered}")
+        if (self.granularity == "per_group") != (self.group_size is not None):
+            raise ValueError("granularity per_group and group_size are given together or not at all")
+        if not self.symmetric:
+            self._check_affine()
         if self.levels is not None and self.bits != 2:
             raise ValueError(f"levels is a choice at 2 bits only, not at {self.bits}")
-        if self.levels == "balanced" and self.quantizer in ("twn", "tbt"):
-            raise ValueError(f"the quantizer {self.quantizer} is ternary at 2 bits: levels cannot be balanced")
+        if self.levels is not None and self.levels not in kind.levels:
+            raise ValueError(
+                f"the quantizer {kind.name} is {' or '.join(kind.levels)} at 2 bits: levels cannot be {self.levels}"
+            )
         if self.packing == "base3" and self.bits is not None and self.grid != "ternary":
             raise ValueError("packing base3 stores ternary levels only: use bits: 2 with levels: ternary")
-        if self.gamma != "matrix" and self.quantizer != "dynamic":
-            raise ValueError(f"gamma is a choice of the quantizer dynamic, not of {self.quantizer}")
-        if self.quantizer not in LEARNED and (self.initialization != "own" or self.scale_gradient is not None):
+        if self.gamma != "matrix" and not kind.gamma_by_scale:
+            having = " and ".join(name for name, other in QUANTIZERS.items() if other.gamma_by_scale)
+            raise ValueError(f"gamma is a choice of the quantizer {having}, not of {kind.name}")
+        if not kind.learned and (self.initialization != "own" or self.scale_gradient is not None):
             raise ValueError(
-                f"the quantizer {self.quantizer} learns no scale: initialization and scale_gradient do not apply"
+                f"the quantizer {kind.name} learns no scale: initialization and scale_gradient do not apply"
             )
         return self
+
+    def _check_affine(self) -> None:
+        having = " and ".join(name for name, other in QUANTIZERS.items() if other.affine)
+        if not self.kind.affine:
+            raise ValueError(f"symmetric: false is a choice of the quantizers {having}, not of {self.kind.name}")
+        if self.bits == 1 or self.levels is not None or self.center:
+            raise ValueError("symmetric: false needs 2 bits or more, and goes without levels and center")
 
 
 class EmbeddingSettings(WeightSettings):
     """How embeddings, and the output head, are quantised: one scale for each token unless said otherwise."""
 
-    granularity: Literal["tensor", "row", "group"] = Field(
-        default="row", description="weights that share a scale: the matrix, a token's row, or a group within a row"
+    granularity: Granularity = Field(
+        default="per_channel",
+        description="weights that share a scale: the matrix, a token's row (per_channel), or a group within a row",
     )
 
 
-class ActivationSettings(BaseModel):
+class ActivationSettings(Settings):
     """How the inputs of quantised matrix products are quantised."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     bits: Literal[1, 4, 8] | None = Field(
         default=8, description="bits an activation; null leaves full precision, 1 needs quantizer: learned"

@@ -88,6 +88,7 @@ void share(int64_t threads, int64_t count, int64_t piece, const Work& work) {
 }
 
 constexpr int64_t CHUNK = 64, TILE_TOKENS = 32;
+constexpr int64_t WIDENED = 1 << 18;  // bytes of codes that were taken apart
 constexpr int64_t WORTH_A_THREAD = 1 << 17;  // products: some microseconds
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -108,16 +109,43 @@ int64_t chunk_of_tiles(const Linear& l) {
   return best;
 }
 
+// Codes of 3, 5 or 6 bits that lie across bytes, a byte each. Eight are a word, whose parts are halved three times: the
+// upper half of each moves up, until one code is left to a byte.
+void widen_row(int32_t book, const uint8_t* from, int64_t row_bytes, int64_t columns, uint8_t* to) {
+  const int bits = LAYOUTS[book].bits;
+  const uint64_t fours = (1ull << 4 * bits) - 1, twos = ((1ull << 2 * bits) - 1) * 0x0000000100000001u;
+  const uint64_t ones = ((1ull << bits) - 1) * 0x0001000100010001u;
+  for (int64_t column = 0; column < columns; column += 8, from += bits, row_bytes -= bits) {
+    uint64_t word = 0;
+    std::memcpy(&word, from, size_t(row_bytes < bits ? row_bytes : bits));
+    word = (word & fours) | (word & ~fours) << (32 - 4 * bits);
+    word = (word & twos) | (word & ~twos) << (16 - 2 * bits);
+    word = (word & ones) | (word & ~ones) << (8 - bits);
+    std::memcpy(to + column, &word, size_t(columns - column < 8 ? columns - column : 8));
+  }
+}
+
+// `l` with the rows [first, last) widened into `memory`, whose columns lie beside each other.
+Linear widened(const Linear& l, int32_t book, int64_t row_bytes, int64_t first, int64_t last, std::vector<uint8_t>& memory) {
+  memory.resize(size_t((last - first) * l.columns));
+  for (int64_t row = first; row < last; ++row)
+    widen_row(book, l.packed + row * row_bytes, row_bytes, l.columns, memory.data() + (row - first) * l.columns);
+  Linear wide = l;
+  wide.packed = memory.data(), wide.first_packed = first, wide.byte_offset = LAYOUTS[book].offset;
+  return wide;
+}
+
 template <int BOOK>
 void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, float* y) {
   constexpr Layout layout = LAYOUTS[BOOK];
   const int64_t groups = l.groups(), size = l.group_size();
+  const int lowest = BOOK == INT8 ? l.byte_offset : layout.offset;
   for (int64_t i = first; i < last; ++i) {
-    const uint8_t* row = l.packed + ids[i] * l.row_bytes;
-    const float* scales = l.row_scales(ids[i]);
+    const uint8_t* row = l.row_codes(ids[i]);
+    const float *scales = l.row_scales(ids[i]), *offsets = l.offsets_of(scales);
     float* to = y + i * l.columns;
     for (int64_t g = 0, column = 0; g < groups; ++g) {
-      const float scale = scales[g];
+      const float scale = scales[g], offset = float(lowest) + (offsets ? offsets[g] : 0.0f);
       for (; column < (g + 1) * size; ++column) {
         int code = row[column / layout.per_byte];
         const int place = int(column % layout.per_byte);
@@ -127,7 +155,7 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
         } else {
           code = code >> (layout.bits * place) & ((1 << layout.bits) - 1);
         }
-        to[column] = float(layout.multiplier * code + layout.offset) * scale;
+        to[column] = (float(layout.multiplier * code) + offset) * scale;
       }
     }
   }
@@ -139,7 +167,7 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
 using namespace abridged;
 
 // Counted up whenever a function here changes what it takes; kernels.py has the number that it knows.
-ABRIDGED_API int32_t abridged_interface() { return 5; }
+ABRIDGED_API int32_t abridged_interface() { return 6; }
 
 // Give the address of torch's GOMP_parallel, or null to start threads of our own for each call.
 ABRIDGED_API void abridged_use_team(void* address) { team = reinterpret_cast<Team>(address); }
@@ -148,25 +176,27 @@ ABRIDGED_API int32_t abridged_runs(int32_t path) { return runs(path); }
 
 // Whether `linear` can serve these sizes; the caller has checked that they fit the buffers.
 ABRIDGED_API int32_t abridged_serves(int32_t book, int64_t columns, int64_t groups) {
-  const Layout& layout = LAYOUTS[book];
+  const Layout& layout = LAYOUTS[LAYOUTS[book].per_byte ? book : INT8];
   if (columns > 1 << 16) return 0;  // 32 bits could overflow
   return groups == 1 || (book != TERNARY_BASE3 && columns / groups % (4 * layout.per_byte) == 0);
 }
 
-// 0: done; 1: no memory.
-ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale, const float* bias,
-                                     const float* input_scale, const int32_t* input_zero_point, int64_t tokens,
-                                     int64_t rows, int64_t columns, int64_t row_bytes, int64_t num_scales, int32_t book,
-                                     int32_t type, int32_t input_bits, int32_t function, int32_t path, int64_t threads) {
-  const Linear l{x, y, static_cast<const uint8_t*>(packed), scale, bias, input_scale, input_zero_point,
-                 tokens, rows, columns, row_bytes, num_scales, book, type, input_bits, function};
+// 0: done; 1: no memory; 2: the zero point is none of the input's levels, and the sums might not fit 32 bits.
+ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale, const float* offset,
+                                     const float* bias, const float* input_scale, const int32_t* input_zero_point,
+                                     int64_t tokens, int64_t rows, int64_t columns, int64_t row_bytes,
+                                     int64_t num_scales, int32_t book, int32_t type, int32_t input_bits, int32_t function, int32_t path, int64_t threads) {
+  const bool across = LAYOUTS[book].per_byte == 0;
+  const Linear l{x, y, static_cast<const uint8_t*>(packed), scale, offset, bias, input_scale, input_zero_point,
+                 tokens, rows, columns, across ? columns : row_bytes, num_scales, across ? INT8 : book, type, input_bits, function};
+  if (input_zero_point && (*input_zero_point < 0 || *input_zero_point >= 1 << input_bits)) return 2;
   if (tokens == 0) return 0;
   const Kernels& kernels = kernels_of(path);
   const bool tiles = kernels.linear_in_tiles && suits_tiles(l);
-  const int64_t per_byte = LAYOUTS[book].per_byte, groups = l.groups();
+  const int64_t per_byte = LAYOUTS[l.book].per_byte, groups = l.groups();
   Tokens t;
   t.chunk_bytes = tiles ? chunk_of_tiles(l) : CHUNK;
-  t.stride = round_up(row_bytes, t.chunk_bytes) * per_byte;
+  t.stride = round_up(l.row_bytes, t.chunk_bytes) * per_byte;
   t.zero = input_zero_point ? *input_zero_point - (input_bits == 8 ? 128 : 0) : 0;
   const int64_t held = tiles ? round_up(tokens, TILE_TOKENS) : tokens;
   // one allocation: scales, sums, ones, q
@@ -185,22 +215,39 @@ ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed,
         [&](int64_t first, int64_t last) { kernels.quantize(l, t, first, last); });
   // Several pieces for each thread, as one may be held up; in tiles, whole blocks of 32 rows.
   const int64_t piece = round_up((rows + 4 * useful - 1) / (4 * useful), 32);
-  share(useful, rows, piece, [&](int64_t first, int64_t last) { (tiles ? kernels.linear_in_tiles : kernels.linear)(l, t, first, last); });
+  const auto multiply = tiles ? kernels.linear_in_tiles : kernels.linear;
+  share(useful, rows, piece, [&](int64_t first, int64_t last) {
+    if (!across) return multiply(l, t, first, last);
+    // Few enough rows to stay in the second cache.
+    const int64_t together = round_up(WIDENED / columns, 32);
+    std::vector<uint8_t> memory;
+    for (int64_t row = first; row < last; row += together) {
+      const int64_t end = row + together < last ? row + together : last;
+      multiply(widened(l, book, row_bytes, row, end, memory), t, row, end);
+    }
+  });
   delete[] memory;
   return 0;
 }
 
 // 0: done; 1: an id is not a row.
 ABRIDGED_API int32_t abridged_embedding(const int64_t* ids, float* y, const void* packed, const float* scale,
-                                        int64_t count, int64_t rows, int64_t columns, int64_t row_bytes,
+                                        const float* offset, int64_t count, int64_t rows, int64_t columns, int64_t row_bytes,
                                         int64_t num_scales, int32_t book, int64_t threads) {
   Linear l{};
   l.packed = static_cast<const uint8_t*>(packed);
-  l.scale = scale, l.rows = rows, l.columns = columns, l.row_bytes = row_bytes, l.num_scales = num_scales;
+  l.scale = scale, l.offset = offset, l.rows = rows, l.columns = columns, l.row_bytes = row_bytes, l.num_scales = num_scales;
   for (int64_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= rows) return 1;
   share(count * columns < WORTH_A_THREAD ? 1 : threads, count, 16, [&](int64_t first, int64_t last) {
-    switch (book) {
+    std::vector<uint8_t> memory;
+    if (LAYOUTS[book].per_byte == 0)
+      for (int64_t i = first; i < last; ++i) {
+        Linear wide = widened(l, book, row_bytes, ids[i], ids[i] + 1, memory);
+        wide.row_bytes = columns;
+        look_up<INT8>(ids, i, i + 1, wide, y);
+      }
+    else switch (book) {
       case BINARY: return look_up<BINARY>(ids, first, last, l, y);
       case TERNARY: return look_up<TERNARY>(ids, first, last, l, y);
       case TERNARY_BASE3: return look_up<TERNARY_BASE3>(ids, first, last, l, y);

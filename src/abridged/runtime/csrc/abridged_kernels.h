@@ -11,34 +11,41 @@
 
 namespace abridged {
 
-enum Book : int32_t { BINARY, TERNARY, TERNARY_BASE3, QUATERNARY, INT4, INT8 };
+enum Book : int32_t { BINARY, TERNARY, TERNARY_BASE3, QUATERNARY, INT4, INT8, INT3, INT5, INT6 };
 enum Type : int32_t { FLOAT32, BFLOAT16 };
 enum Function : int32_t { IDENTITY, GELU_TANH, GELU };
 enum Path : int32_t { PORTABLE, AVX2, AVX512VNNI, AMX };
 
-// A code is unsigned, a level is multiplier * code + offset. Codes lie `per_byte` to a byte, in the order of columns.
+// A code is unsigned, a level is multiplier * code + offset. Codes lie `per_byte` to a byte, in the order of columns; those
+// that lie across bytes (0) are widened, a block of rows at a time, to a byte each, as INT8's are.
 struct Layout {
   int per_byte, bits, multiplier, offset;
 };
-constexpr Layout LAYOUTS[] = {{8, 1, 2, -1}, {4, 2, 1, -1}, {5, 0, 1, -1}, {4, 2, 2, -3}, {2, 4, 1, -7}, {1, 8, 1, -127}};
+constexpr Layout LAYOUTS[] = {{8, 1, 2, -1}, {4, 2, 1, -1}, {5, 0, 1, -1}, {4, 2, 2, -3}, {2, 4, 1, -7}, {1, 8, 1, -127},
+                              {0, 3, 1, -3}, {0, 5, 1, -15}, {0, 6, 1, -31}};
 
-// y = scale * levels . q(function(x)) + bias, for `tokens` rows of x (columns each) and of y (rows each).
+// y = scale * (levels + offset) . q(function(x)) + bias, for `tokens` rows of x (columns each) and of y (rows each).
 struct Linear {
   const void* x;
   void* y;
   const uint8_t* packed;
-  const float* scale;  // each covers rows * columns / num_scales consecutive weights
-  const float* bias;   // or null
+  const float* scale;   // each covers rows * columns / num_scales consecutive weights
+  const float* offset;  // as many, added to the levels that each scale covers; or null
+  const float* bias;    // or null
   const float* input_scale;         // null: each token by its own largest value
   const int32_t* input_zero_point;  // null: symmetric
   int64_t tokens, rows, columns, row_bytes, num_scales;
   int32_t book, type, input_bits, function;
+  int64_t first_packed = 0;  // the row that `packed` begins with
+  int32_t byte_offset = LAYOUTS[INT8].offset;  // of codes of a byte each, whatever INT8 has
 
+  const uint8_t* row_codes(int64_t row) const { return packed + (row - first_packed) * row_bytes; }
   int64_t groups() const { return num_scales > rows ? num_scales / rows : 1; }
   int64_t group_size() const { return columns / groups(); }
   const float* row_scales(int64_t row) const {  // groups() of them
     return num_scales >= rows ? scale + row * groups() : scale + row / (rows / num_scales);
   }
+  const float* offsets_of(const float* scales) const { return offset ? offset + (scales - scale) : nullptr; }
 };
 
 // The tokens as integers: q (signed 8 bits) in the kernel's own order of columns, with value scale * (q - zero).

@@ -5,9 +5,10 @@
 namespace abridged {
 namespace {
 
-// Scores become e to the (score - the largest), those that `mask` leaves out 0; returns one by their sum, or 0.
+// Scores become e to the (score - the largest), those that `mask` leaves out 0; returns one by their sum, or 0 where all
+// are left out. As in torch, a score that is NaN or +infinity, or nothing but -infinity, makes all of it NaN.
 inline float to_weights(float* scores, const uint8_t* mask, int64_t n) {
-  constexpr float lowest = -std::numeric_limits<float>::max();
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
   float lanes[16], largest = lowest, sum = 0;  // since compilers may not reorder one maximum or sum
   if (mask)
     for (int64_t i = 0; i < n; ++i) scores[i] = mask[i] ? scores[i] : lowest;
@@ -25,7 +26,7 @@ inline float to_weights(float* scores, const uint8_t* mask, int64_t n) {
     for (int j = 0; j < 16; ++j) lanes[j] += scores[i + j];
   for (; i < n; ++i) lanes[0] += scores[i];
   for (float lane : lanes) sum += lane;
-  return sum > 0 ? 1.0f / sum : 0.0f;
+  return sum == 0 ? 0.0f : 1.0f / sum;
 }
 
 // ---- of one query

@@ -424,10 +424,11 @@ bool round_all(const T* x, int64_t n, float scale, float zero, float low, float 
 }
 #endif
 
-// e to the x, to two units in the last place; a loop over it becomes vector instructions.
+// e to the x, to two units in the last place, and what is not a number stays it; a loop over it becomes vector
+// instructions.
 inline float exponential(float x) {
-  x = x > -87.0f ? x : -87.0f;
-  x = x < 88.0f ? x : 88.0f;
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
   const float n = std::nearbyint(x * 1.44269504f);
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -437,7 +438,10 @@ inline float exponential(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const int32_t bits = (int32_t(n) + 127) << 23;
+  const float shifted = n + 12582912.0f;  // 1.5 * 2^23: its last bits are n, and a conversion of NaN would be undefined
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits + 127) << 23;
   float power;
   std::memcpy(&power, &bits, 4);
   return p * power;
@@ -520,10 +524,15 @@ void quantize(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
 
 // ---- a block of rows times a block of tokens
 
+// The level of code 0.
+template <int BOOK>
+inline int32_t lowest(const Linear& l) { return BOOK == INT8 ? l.byte_offset : LAYOUTS[BOOK].offset; }
+
 // What `codes * q`, summed, is in levels and with the zero point: exact modulo 2^32, and the result fits.
 template <int BOOK>
-inline int32_t in_levels(uint32_t products, uint32_t q_sum, uint32_t code_sum, uint32_t zero, uint32_t columns) {
-  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier), b = uint32_t(LAYOUTS[BOOK].offset);
+inline int32_t in_levels(const Linear& l, uint32_t products, uint32_t q_sum, uint32_t code_sum, uint32_t zero) {
+  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier);
+  const uint32_t b = uint32_t(lowest<BOOK>(l)), columns = uint32_t(l.columns);
   return int32_t(a * products + b * q_sum - zero * (a * code_sum + b * columns));
 }
 
@@ -531,7 +540,7 @@ template <int BOOK, typename T, int ROWS, int TOKENS>
 void block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
   constexpr int places = LAYOUTS[BOOK].per_byte;
   const bool shifted = t.zero != 0;
-  const uint8_t* packed = l.packed + row * l.row_bytes;
+  const uint8_t* packed = l.row_codes(row);
   Sums sums[ROWS][TOKENS], code_sums[ROWS];
   for (int r = 0; r < ROWS; ++r) {
     code_sums[r] = no_sums();
@@ -553,11 +562,13 @@ void block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
   }
   for (int r = 0; r < ROWS; ++r) {
     const int32_t code_sum = shifted ? total(code_sums[r]) : 0;
-    const float scale = *l.row_scales(row + r);
+    const float* scales = l.row_scales(row + r);
+    const float scale = *scales, offset = l.offset ? *l.offsets_of(scales) : 0.0f;
     for (int k = 0; k < TOKENS; ++k) {
-      const int32_t sum = in_levels<BOOK>(uint32_t(total(sums[r][k])), uint32_t(t.sums[token + k]), uint32_t(code_sum),
-                                          uint32_t(t.zero), uint32_t(l.columns));
-      write<T>(l, token + k, row + r, float(sum) * (scale * t.scale[token + k]));
+      const int32_t sum = in_levels<BOOK>(l, uint32_t(total(sums[r][k])), uint32_t(t.sums[token + k]),
+                                          uint32_t(code_sum), uint32_t(t.zero));
+      const float offsets = l.offset ? offset * float(t.sums[token + k] - t.zero * int32_t(l.columns)) : 0.0f;
+      write<T>(l, token + k, row + r, (float(sum) + offsets) * (scale * t.scale[token + k]));
     }
   }
 }
@@ -594,7 +605,7 @@ void grouped_block(const Linear& l, const Tokens& t, const Grouping& grouping, i
   constexpr int places = LAYOUTS[BOOK].per_byte;
   const int64_t groups = grouping.groups, group_bytes = grouping.group_bytes;
   const bool shifted = t.zero != 0;
-  const uint8_t* packed = l.packed + row * l.row_bytes;
+  const uint8_t* packed = l.row_codes(row);
   const float* row_scales = l.scale + row * groups;
   Floats values[ROWS][TOKENS];
   Sums sums[ROWS][TOKENS], code_sums[ROWS];
@@ -633,16 +644,21 @@ void grouped_block(const Linear& l, const Tokens& t, const Grouping& grouping, i
     group += KIND == Grouping::WHOLE ? 1 : grouping.per_chunk;
     group_end += group_bytes;
   }
-  // A level is a * code + b: b's part is the scales times the tokens' sums.
-  constexpr float a = float(LAYOUTS[BOOK].multiplier), b = float(LAYOUTS[BOOK].offset);
+  // A level is a * code + b + offset: what b and offsets add is the scales times the tokens' sums.
+  constexpr float a = float(LAYOUTS[BOOK].multiplier);
+  const float b = float(lowest<BOOK>(l));
   for (int64_t g = 0; g < groups; g += 16) {
-    Floats scales[ROWS];
-    for (int r = 0; r < ROWS; ++r) scales[r] = load_floats(row_scales + r * groups + g, groups - g);
+    Floats scales[ROWS], added[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      scales[r] = load_floats(row_scales + r * groups + g, groups - g);
+      if (l.offset) added[r] = load_floats(l.offsets_of(row_scales) + r * groups + g, groups - g);
+    }
     for (int k = 0; k < TOKENS; ++k) {
       const Floats sums =
           differences(t.sums + (token + k) * groups + g, groups - g, int32_t(t.zero * grouping.size));
       const Floats offsets = add_product(no_floats(), sums, same(b / a));
-      for (int r = 0; r < ROWS; ++r) values[r][k] = add_product(values[r][k], offsets, scales[r]);
+      for (int r = 0; r < ROWS; ++r)  // only codes of a = 1 have offsets
+        values[r][k] = add_product(values[r][k], l.offset ? add_product(offsets, sums, added[r]) : offsets, scales[r]);
     }
   }
   for (int r = 0; r < ROWS; ++r)

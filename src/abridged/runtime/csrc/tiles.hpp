@@ -54,6 +54,7 @@ void transpose(const uint8_t* from, int64_t stride, uint8_t* to) {
 // anew what they know of single rows for every token.
 struct Rows {
   float scales[BLOCK_ROWS];
+  float offsets[BLOCK_ROWS];
   uint32_t zeros[BLOCK_ROWS];  // the zero point's part of the sums
   float bias[BLOCK_ROWS];
 };
@@ -63,10 +64,11 @@ struct Rows {
 template <int BOOK>
 void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8_t* tiles, int64_t half, Rows* to) {
   constexpr int places = LAYOUTS[BOOK].per_byte;
-  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier), b = uint32_t(LAYOUTS[BOOK].offset);
+  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier);
+  const uint32_t b = uint32_t(lowest<BOOK>(l));
   const int64_t count = l.rows - row < TILE ? l.rows - row : TILE, groups = l.groups(), depth = t.stride / groups;
   for (int64_t r = 0; r < count; ++r) {
-    const uint8_t* packed = l.packed + (row + r) * l.row_bytes;
+    const uint8_t* packed = l.row_codes(row + r);
     uint8_t* code = codes + r * t.stride;
     for (int64_t byte = 0; byte < l.row_bytes; byte += t.chunk_bytes) {
       const int64_t left = l.row_bytes - byte;
@@ -74,7 +76,9 @@ void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8
       for (int p = 0; p < places; ++p, code += t.chunk_bytes) store(code, next_codes<BOOK>(chunk, p));
     }
     for (int64_t g = 0; g < groups; ++g) {
-      to[g].scales[half + r] = l.row_scales(row + r)[g];
+      const float* scale = l.row_scales(row + r) + g;
+      to[g].scales[half + r] = *scale;
+      to[g].offsets[half + r] = l.offset ? *l.offsets_of(scale) : 0.0f;
       to[g].bias[half + r] = l.bias ? l.bias[row + r] : 0.0f;
       if (t.zero == 0) continue;
       Sums sums = no_sums();
@@ -92,22 +96,25 @@ void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8
 template <int BOOK, typename T, bool FIRST, bool LAST>
 void add_products(const Linear& l, const Tokens& t, const int32_t* products, int64_t token, int64_t count, int64_t group,
                   const Rows& rows, float* values, int64_t row, int64_t row_count) {
-  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier), b = uint32_t(LAYOUTS[BOOK].offset);
+  constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier);
+  const uint32_t b = uint32_t(lowest<BOOK>(l));
   const int64_t groups = l.groups();
   const int32_t* sums = t.sums + token * groups + group;
   for (int64_t half = 0; half < BLOCK_ROWS && half < row_count; half += TILE) {
     const int64_t here = row_count - half < TILE ? row_count - half : TILE;
-    const float* scales = rows.scales + half;
+    const float *scales = rows.scales + half, *offsets = rows.offsets + half;
     const uint32_t* zeros = rows.zeros + half;
     const float* bias = rows.bias + half;
     for (int64_t k = 0; k < count; ++k) {
       const int32_t* product = products + half * TILE + k * TILE;
       float* value = values + k * BLOCK_ROWS + half;
       const uint32_t offset = b * uint32_t(sums[k * groups]);
+      const float sum = float(sums[k * groups] - t.zero * int32_t(l.group_size()));
       const float scale = LAST ? t.scale[token + k] : 1.0f;
       float to[TILE];
       for (int i = 0; i < TILE; ++i) {
-        const float part = float(int32_t(a * uint32_t(product[i]) + offset - zeros[i])) * scales[i];
+        const float levels = float(int32_t(a * uint32_t(product[i]) + offset - zeros[i]));
+        const float part = (levels + offsets[i] * sum) * scales[i];
         to[i] = FIRST ? part : part + value[i];
         if (LAST) to[i] = to[i] * scale + bias[i];
       }

@@ -4,32 +4,30 @@ Hugging Face's modules cost more time at each token than the packed weights do. 
 of generation on a CPU, goes straight from kernel to kernel, with keys and values appended in place; everything else
 (prompts, padding, training, tracing, hooks, other devices) goes the stock way. Both give the same logits but for
 rounding, and both keep the same cache, so they may take turns.
+
+How a token passes a model is found by watching it (`describe`), said as data (`spec`), and compared with the model's
+own steps before it is used (`prepared`).
 """
 
 from __future__ import annotations
 
 import inspect
 import weakref
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 
-from abridged.models import is_encoder_decoder
-from abridged.runtime import micro_batches, ops
+from abridged.core.errors import AbridgedError
+from abridged.runtime import kernels, micro_batches
 from abridged.runtime.attention import ON_KERNELS
 from abridged.runtime.decoding.cache import Appending
-from abridged.runtime.modules import PackedLinear
+from abridged.runtime.decoding.prepared import Prepared
+from abridged.runtime.fused import fuse_gelu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from abridged.runtime.decoding.base import Steps
-
-#: transformers' `model_type` -> the module whose `Steps` knows such a model.
-_FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama"}
+    from abridged.storage.view import View
 
 #: What `forward` may be given in a step; anything else that is not None or False goes the stock way.
 _KNOWN = {
@@ -42,37 +40,57 @@ _KNOWN = {
     "logits_to_keep",
 }
 
-#: transformers' feed-forward modules -> their activation, and the layer that reads it.
-_FEED_FORWARD = {
-    "GPT2MLP": ("act", "c_proj"),
-    "BartEncoderLayer": ("activation_fn", "fc2"),
-    "BartDecoderLayer": ("activation_fn", "fc2"),
-    "MBartEncoderLayer": ("activation_fn", "fc2"),
-    "MBartDecoderLayer": ("activation_fn", "fc2"),
-    "BertLayer": ("intermediate.intermediate_act_fn", "output.dense"),
-    "RobertaLayer": ("intermediate.intermediate_act_fn", "output.dense"),
-}
-#: transformers' activations -> `ops.INPUT_FUNCTIONS`.
-_GELU = {"NewGELUActivation": "gelu_tanh", "GELUActivation": "gelu"}
-
 
 class Forward:
     """Stands in for a model's `forward`."""
 
-    def __init__(self, model: Any, make: Callable[[Any], Steps]) -> None:
-        self.model, self._make = model, make
-        self._steps: Steps | None = None
-        self._cache: Callable[[], Any] = lambda: None
+    def __init__(self, model: Any, context: int | None = None) -> None:
+        """context: tokens that the model's positions reach, where they end."""
+        self.model, self.context = model, context
+        self._prepared: Prepared | None = None
+        self._cache: weakref.ref[Any] | None = None
         self.__signature__ = inspect.signature(type(model).forward.__get__(model))
+        self.__code__ = type(model).forward.__code__  # torch.export names a graph by it
+
+    def __reduce__(self) -> tuple[type, tuple[Any, int | None]]:
+        """What is prepared points into this process's memory."""
+        return Forward, (self.model, self.context)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not args and self._is_step(kwargs):
-            cache = kwargs["past_key_values"]
-            steps = self._steps if self._going_on(cache) else self._prepared()
-            if steps is not None:
-                self._cache = weakref.ref(cache)
-                return steps(kwargs["input_ids"], cache)
+        if torch.compiler.is_compiling():
+            return type(self.model).forward(self.model, *args, **kwargs)
+        try:
+            return self._step(kwargs) if not args and self._is_step(kwargs) else self._stock(args, kwargs)
+        except IndexError as error:
+            if reason := self._out_of_range(*args, **kwargs):
+                raise AbridgedError(reason) from error
+            raise
+
+    def _stock(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return type(self.model).forward(self.model, *args, **kwargs)
+
+    def _step(self, kwargs: dict[str, Any]) -> Any:
+        cache = kwargs["past_key_values"]
+        # in the text of the last step nobody is taken to change the model
+        going_on = self._cache is not None and self._cache() is cache
+        prepared = self._prepared if going_on and self._prepared is not None else self.prepared()
+        if prepared.steps is None or not (going_on or Appending.fits(cache, prepared.steps.windows)):
+            return self._stock((), kwargs)
+        self._cache = weakref.ref(cache)
+        return prepared.steps(kwargs["input_ids"], cache)
+
+    def _out_of_range(self, *args: Any, **kwargs: Any) -> str | None:
+        """What a table of tokens or positions has no row for."""
+        given = self.__signature__.bind(*args, **kwargs).arguments
+        ids, cache = given.get("input_ids"), given.get("past_key_values")
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if ids is not None and len(strange := ids[(ids < 0) | (ids >= vocabulary)]):
+            return f"token {int(strange[0])} is none of the {vocabulary} of the model's vocabulary"
+        length = (given["inputs_embeds"] if ids is None else ids).shape[1]
+        length += 0 if cache is None else cache.get_seq_length()
+        if self.context is None or length <= self.context:
+            return None
+        return f"the text has {length} tokens, and the model's positions end after {self.context}"
 
     def _is_step(self, kwargs: dict[str, Any]) -> bool:
         ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
@@ -80,7 +98,7 @@ class Forward:
             return False
         if any(value is not None and value is not False for key, value in kwargs.items() if key not in _KNOWN):
             return False
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.model.training:
+        if torch.is_grad_enabled() or self.model.training:
             return False
         config = self.model.config
         if config.output_attentions or config.output_hidden_states or kwargs.get("return_dict") is False:
@@ -92,55 +110,46 @@ class Forward:
         plain = mask is None or (mask.dim() == 2 and mask.shape[1] == length + 1 and bool(mask.all()))
         return plain and (positions is None or bool((positions == length).all()))
 
-    def _going_on(self, cache: Any) -> bool:
-        """Whether this is the text of the last step, during which nobody is taken to change the model."""
-        return self._steps is not None and self._steps.possible and self._cache() is cache
+    def prepared(self) -> Prepared:
+        """The steps, or why there are none; made anew where the model has been moved or changed."""
+        if self._prepared is None or not self._prepared.intact():
+            self._prepared = Prepared(self.model)
+        return self._prepared
 
     def halve(self, cache: Any) -> None:
         """Keep a cache in bf16, whose reading takes half the time, where nothing but steps will follow."""
-        steps = self._prepared()
+        steps = self.prepared().steps
         if steps is None or not Appending.length(cache) or steps.quantized_attention:
             return
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys.to(torch.bfloat16), layer.values.to(torch.bfloat16)
-
-    def _prepared(self) -> Steps | None:
-        """The steps, made anew where the model has been moved or changed; None where it cannot be stepped through."""
-        if self._steps is None or not self._steps.intact():
-            self._steps = None
-            if ops.kernels() is not None:
-                self._steps = self._make(self.model)
-        return self._steps if self._steps is not None and self._steps.possible else None
+        if Appending.fits(cache, steps.windows):
+            for layer in cache.layers:
+                layer.keys, layer.values = layer.keys.to(torch.bfloat16), layer.values.to(torch.bfloat16)
 
 
-def install(model: Any) -> None:
+def why_slow(model: Any) -> str | None:
+    """Why a loaded decoder takes transformers' own steps in `generate`; None where it takes the fast ones."""
+    if not isinstance(model.forward, Forward):
+        return "the compiled kernels are not in use, or the model is none that goes on with a text in one place"
+    return model.forward.prepared().reason
+
+
+def install(model: Any, view: View | None) -> None:
     """Let a packed model on the CPU use what the compiled kernels have: steps of one token, GELU on the way, attention,
-    beams, and large batches in portions."""
-    family = _FAMILIES.get(model.config.model_type)
-    if ops.kernels() is None or getattr(model, "hf_device_map", None):
+    beams, and large batches in portions.
+
+    view: what the model is made of, where that is known.
+    """
+    if kernels.kernels() is None or getattr(model, "hf_device_map", None):
         return
-    fuse_gelu(model)
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ON_KERNELS)
-    micro_batches.install(model)
-    if is_encoder_decoder(model):
+    if view is not None:
+        fuse_gelu(model, view)
+        micro_batches.install(model, view)
+    if model.config.is_encoder_decoder:
         model._reorder_cache = reorder_beams
-    if family is not None and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
-        make = import_module(f"abridged.runtime.decoding.{family}").Steps
-        model.forward = Forward(model, make)
-
-
-def fuse_gelu(model: nn.Module) -> None:
-    """Leave GELU to the layer after it: as a pass of its own it takes as long as a good part of that layer."""
-    for module in model.modules():
-        if type(module).__name__ not in _FEED_FORWARD:
-            continue
-        activation, after = _FEED_FORWARD[type(module).__name__]
-        name = _GELU.get(type(module.get_submodule(activation)).__name__)
-        layer = module.get_submodule(after)
-        if name is not None and isinstance(layer, PackedLinear) and layer.input_quantizer is not None:
-            module.set_submodule(activation, nn.Identity())
-            layer.input_function = name
+    elif model.can_generate() and "past_key_values" in inspect.signature(type(model).forward).parameters:
+        model.forward = Forward(model, view.context if view is not None and view.positions else None)
 
 
 def reorder_beams(cache: Any, beams: Tensor) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 #: Tokens for which room is made at a time.
 ROOM = 256
@@ -15,38 +15,76 @@ ROOM = 256
 class Appending:
     """The keys and values of one layer of a cache, as parts of buffers with room for more.
 
-    The cache's own tensors become views of the buffers, so whoever reads or replaces them sees what is right; tensors
-    that are no such views (any more) are copied once.
+    The cache's own tensors become views of the buffers, so whoever reads or replaces them sees what is right. What was
+    written is never written again, for somebody may have kept it: tensors that are no such views (any more), or do not
+    end where the buffers' tokens do, as those of another branch of the text, are copied once. A layer with a sliding
+    window keeps what the next token sees: its views move along the buffers.
     """
 
     @staticmethod
     def length(cache: Any) -> int:
-        """Tokens in a cache of the plain kind; 0 for an empty one or one of another kind."""
+        """Tokens that have passed a cache of the plain kinds; 0 for an empty one or one of another kind."""
         if type(cache) is not DynamicCache or not cache.layers:
             return 0
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return 0
+        for layer in cache.layers:
+            kind = type(layer)
+            if kind is not DynamicLayer and (kind is not DynamicSlidingWindowLayer or layer.record_past):
+                return 0
         return cache.layers[0].get_seq_length()
 
     @staticmethod
-    def append(layer: Any, key: Tensor, value: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Add key and value (B, heads, d) after `length` tokens; return all of them, (B, heads, length + 1, d)."""
+    def fits(cache: Any, windows: list[int | None]) -> bool:
+        """Whether the layers keep what layers of attention with these windows see."""
+        return len(cache.layers) == len(windows) and all(
+            type(layer) is DynamicLayer or layer.sliding_window == window
+            for layer, window in zip(cache.layers, windows, strict=True)
+        )
+
+    @staticmethod
+    def append(layer: Any, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Add key and value (B, heads, d); return those that the new token sees, (B, heads, at most window, d)."""
         keys, values = layer.keys, layer.values
+        held = keys.shape[2]
         buffers = getattr(layer, "abridged_buffers", None)
         if (
             buffers is None
-            or length == buffers[0].shape[2]
-            or keys.data_ptr() != buffers[0].data_ptr()
-            or values.data_ptr() != buffers[1].data_ptr()
-            or keys.shape[0] != buffers[0].shape[0]
+            or keys.data_ptr() != buffers.pointers[0]
+            or values.data_ptr() != buffers.pointers[1]
+            or len(keys) != buffers.batch
+            or buffers.start + held != buffers.filled
+            or buffers.filled == buffers.room
         ):
-            buffers = layer.abridged_buffers = _grown(keys), _grown(values)
-        both = []
-        for buffer, new in zip(buffers, (key, value), strict=True):
-            buffer.select(2, length).copy_(new)
-            both.append(buffer.narrow(2, 0, length + 1))
-        layer.keys, layer.values = both
-        return both[0], both[1]
+            buffers = layer.abridged_buffers = _Buffers(keys, values)
+        end, buffers.filled = buffers.filled, buffers.filled + 1
+        buffers.keys.select(2, end).copy_(key)
+        buffers.values.select(2, end).copy_(value)
+        seen = held + 1 if window is None else min(held + 1, window)
+        both = buffers.part(end + 1 - seen, seen)
+        if type(layer) is DynamicLayer:
+            layer.keys, layer.values = both if seen == held + 1 else buffers.part(buffers.start, held + 1)
+        else:
+            kept = min(seen, layer.sliding_window - 1)
+            buffers.start = end + 1 - kept
+            layer.cumulative_length += 1
+            layer.keys, layer.values = buffers.part(buffers.start, kept)
+            buffers.pointers = layer.keys.data_ptr(), layer.values.data_ptr()
+        return both
+
+
+class _Buffers:
+    """Room for more tokens behind keys and values (B, heads, S, d); those in use begin at `start`."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = _grown(keys), _grown(values)
+        self.batch, self.room, self.start, self.filled = len(keys), keys.shape[2] + ROOM, 0, keys.shape[2]
+        self.pointers = self.keys.data_ptr(), self.values.data_ptr()  #: of the first token in use
+
+    def part(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        return self.keys.narrow(2, start, count), self.values.narrow(2, start, count)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Nothing, None: a cache that is copied or stored has tensors of its own, which are no parts of these."""
+        return type(None), ()
 
 
 def _grown(tensor: Tensor) -> Tensor:

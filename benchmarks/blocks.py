@@ -1,0 +1,186 @@
+"""What compressing block by block takes: a random bf16 LLaMA of a true shape on disk, compressed, loaded, and run.
+
+    python benchmarks/blocks.py make FOLDER [--shape llama-2-7b|rehearsal]      # 13.5 GB, or 60 MB
+    python benchmarks/blocks.py run FOLDER [--set KEY=VALUE …] [--keep]         # 2 bits, untrained, 4,096 tokens
+    python benchmarks/blocks.py compress MODEL DATA RECIPE [--set KEY=VALUE …]  # any model by any recipe
+
+`make` writes the weights a tensor at a time. `run` and `compress` start the real command in a process of its own and
+say its wall time, the most memory that it held (VmHWM, mapped pages included) and the bytes of the file; `run` then
+loads the result in another process and generates from it. Random weights measure memory and time, not quality. The
+JSON is written to benchmarks/results/blocks-NAME.json.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from abridged.core.atomic import write_atomically
+from abridged.core.record import environment
+from abridged.data.text import load_text
+from abridged.families.standin import skeleton
+from abridged.models.load import load_tokenizer
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = {
+    "llama-2-7b": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "vocab_size": 32_000, "max_position_embeddings": 4096,
+    },
+    "rehearsal": {
+        "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "vocab_size": 32_000, "max_position_embeddings": 4096,
+    },
+}  # fmt: skip
+#: Two bits a weight and GPTQ on 4,096 tokens; embedding and head in 4 bits.
+RECIPE: dict[str, Any] = {
+    "name": "blocks-untrained-2",
+    "stages": [
+        {
+            "runner": "blocks",
+            "blocks": {"tokens": 4096},
+            "methods": {
+                "quantize": {
+                    "weights": {
+                        "bits": 2, "quantizer": "dynamic", "levels": "balanced", "granularity": "per_group",
+                        "group_size": 64, "gamma": "scale", "initialization": "least_squares",
+                        "scale_dtype": "float16",
+                    },
+                    "embeddings": {"bits": 4, "quantizer": "minmax", "scale_dtype": "float16"},
+                    "activations": {"bits": None},
+                    "gptq": True,
+                    "unquantized": "float16",
+                }
+            },
+            "objectives": {},
+            "training": {"steps": 0, "context": 512},
+        }
+    ],
+}  # fmt: skip
+#: Characters to look at and to be measured on: a window or two.
+TRAIN, TEST = 60_000, 2_000
+GENERATED = 64
+
+
+def make(folder: Path, shape: str) -> None:
+    """Write the model, a shard for each block, and a text."""
+    folder.mkdir(parents=True)
+    config = LlamaConfig(**SHAPES[shape], dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    config.save_pretrained(folder)
+    load_tokenizer("bundled").save_pretrained(folder)
+    model, draw, where = skeleton(LlamaForCausalLM, config), torch.Generator().manual_seed(0), {}
+    shards: dict[str, dict[str, torch.Size]] = {}
+    for name, parameter in model.state_dict().items():
+        parts = name.split(".")
+        shards.setdefault(f"model-{parts[2] if parts[1] == 'layers' else 'rest'}", {})[name] = parameter.shape
+    for file, names in shards.items():
+        tensors = {}
+        for name, size in names.items():
+            drawn = torch.ones(size) if len(size) == 1 else torch.randn(size, generator=draw).mul_(0.02)
+            tensors[name], where[name] = drawn.to(torch.bfloat16), f"{file}.safetensors"
+        save_file(tensors, folder / f"{file}.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    text = load_text("wikitext-2")
+    (folder / "data").mkdir()
+    for part, count in (("train", TRAIN), ("valid", TEST), ("test", TEST)):
+        (folder / "data" / f"wiki.{part}.tokens").write_text(text.train[:count])
+
+
+def compress(model: Path, data: str, recipe: str, output: Path, changes: list[str]) -> dict[str, Any]:
+    """What the command took."""
+    command = [sys.executable, "-m", "abridged", "compress", str(model), "--recipe", recipe, "--data", data]
+    command += ["--output", str(output), "--overwrite", "--json"]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [*command, *(word for change in changes for word in ("--set", change))], stdout=subprocess.PIPE, check=True
+    )
+    record = json.loads(done.stdout)
+    return {
+        "seconds": time.perf_counter() - began,
+        "parts": record["seconds"],
+        "peak_bytes": record["peak_memory_bytes"],
+        "file_bytes": sum(file["bytes"] for file in record["files"].values()),
+        "metrics": record["metrics"],
+        "loss_percent": record["loss_percent"],
+    }
+
+
+_RUN = """
+import json, sys, time
+import torch
+from abridged.checkpoint.load import load
+from abridged.core.hardware import resident_memory
+import transformers.models.llama.modeling_llama
+before, began = resident_memory(), time.perf_counter()
+model = load(sys.argv[1])
+loaded = time.perf_counter() - began
+began = time.perf_counter()
+count = int(sys.argv[2])
+model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
+speed = count / (time.perf_counter() - began)
+held = resident_memory() - before
+print(json.dumps({"load_seconds": loaded, "tokens_per_second": speed, "resident_bytes": held}))
+"""
+
+
+def run(folder: Path, changes: list[str], keep: bool) -> dict[str, Any]:
+    """Compress the model of a folder, load the result and generate from it."""
+    with tempfile.TemporaryDirectory() as place:
+        recipe = Path(place) / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(RECIPE))
+        output = folder / "compressed"
+        row = compress(folder, str(folder / "data"), str(recipe), output, changes)
+        warm = subprocess.run(
+            [sys.executable, "-c", _RUN, str(output), str(GENERATED)], stdout=subprocess.PIPE, check=True
+        )
+        row |= json.loads(warm.stdout)
+        row["resident_share"] = row["resident_bytes"] / row["file_bytes"]
+        if not keep:
+            shutil.rmtree(output)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    making = verbs.add_parser("make")
+    making.add_argument("folder", type=Path)
+    making.add_argument("--shape", choices=SHAPES, default="rehearsal")
+    running = verbs.add_parser("run")
+    running.add_argument("folder", type=Path)
+    running.add_argument("--keep", action="store_true")
+    compressing = verbs.add_parser("compress")
+    for name in ("model", "data", "recipe"):
+        compressing.add_argument(name)
+    for verb in (running, compressing):
+        verb.add_argument("--set", dest="changes", action="append", default=[])
+        verb.add_argument("--name", default="rehearsal")
+    options = parser.parse_args()
+    if options.verb == "make":
+        make(options.folder, options.shape)
+        return
+    if options.verb == "run":
+        row = run(options.folder, options.changes, options.keep)
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            row = compress(options.model, options.data, options.recipe, Path(place) / "student", options.changes)
+        row |= {"recipe": options.recipe}
+    row |= {"name": options.name, "changes": options.changes, "environment": environment()}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_atomically(RESULTS / f"blocks-{options.name}.json", json.dumps(row, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in row.items() if key != "environment"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Loading checkpoints by this checkout and by one before digests covered more than weights, in turns within one run.
+
+    git worktree add /tmp/other COMMIT && cp src/abridged/runtime/abridged_kernels.so /tmp/other/src/abridged/runtime/
+    python benchmarks/loading.py /tmp/other [--threads 1] [--rounds 20]
+
+The bundled teacher as best-1-1-8 begins with it, and BERT-base's true shape with random weights, each with a
+tokenizer: here as it is written now, there as format version 2 has it. Times are processor seconds; a ratio is the
+median, over the rounds, of this one's time by the other's: below 1 this checkout is faster. The JSON is written to
+benchmarks/results/loading.json.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from checkouts import use
+
+HERE = Path(__file__).resolve().parents[1]
+RESULTS = HERE / "benchmarks" / "results" / "loading.json"
+WAYS = ("load", "from_pretrained")
+MODELS = ("student", "bert")
+
+
+def build(folder: Path) -> None:
+    """Both models, as this checkout writes them in `this`, and in `other` in version 2."""
+    import encoders
+    import torch
+    from safetensors.torch import load_file
+    from transformers import BertConfig
+
+    from abridged import families
+    from abridged.checkpoint.hf import digest_of
+    from abridged.checkpoint.load import load
+    from abridged.checkpoint.save import save_checkpoint
+    from abridged.models.load import load_dense, load_tokenizer
+    from abridged.recipe import Recipe
+    from abridged.storage.format import parse_spec
+
+    tokenizer, record = load_tokenizer("bundled"), {"teacher": "bundled", "seed": 0}
+    model = load_dense("bundled")
+    for method in Recipe.load("best-1-1-8").stages[-1].methods.values():
+        attached = method.build(model, families.view(model), lambda model: model(torch.zeros(1, 8, dtype=torch.long)))
+        attached.finish()
+    encoders.build(folder / "bert", BertConfig())
+    save_checkpoint(model.eval(), folder / "this" / "student", tokenizer, record)
+    save_checkpoint(load(folder / "bert"), folder / "this" / "bert", tokenizer, record)
+    for name in MODELS:
+        path = shutil.copytree(folder / "this" / name, folder / "other" / name) / "config.json"
+        config = json.loads(path.read_text())
+        spec = parse_spec({**config["quantization_config"], "files": None, "version": 2})
+        spec.sha256 = digest_of(load_file(path.with_name("model.safetensors")), spec)
+        path.write_text(json.dumps({**config, "quantization_config": spec.to_dict()}))
+
+
+def work(folder: Path, threads: int) -> None:
+    """Read "way model", and answer with processor seconds."""
+    import torch
+    import transformers
+
+    from abridged.checkpoint.load import load
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    classes = {
+        name: getattr(transformers, json.loads((folder / name / "config.json").read_text())["architectures"][0])
+        for name in MODELS
+    }
+    print("ready", flush=True)
+    for line in sys.stdin:
+        way, name = line.split()
+        begun = time.process_time()
+        load(folder / name) if way == "load" else classes[name].from_pretrained(folder / name)
+        print(time.process_time() - begun, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("other", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work is not None:
+        use(options.other)
+        return work(options.work, options.threads)
+    from abridged.core.record import environment
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(folder)
+        sizes = {name: (folder / "this" / name / "model.safetensors").stat().st_size for name in MODELS}
+        workers = {}
+        for side, checkout in (("this", HERE), ("other", options.other)):
+            command = [sys.executable, __file__, str(checkout), "--work", str(folder / side)]
+            command += ["--threads", str(options.threads)]
+            workers[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert workers[side].stdout.readline() == "ready\n"
+        seconds = {f"{way} {name}": {"this": [], "other": []} for way in WAYS for name in MODELS}
+        for number in range(options.rounds + 2):
+            for case, sides in seconds.items():
+                for side in sides if number % 2 else reversed(sides):
+                    print(case, file=workers[side].stdin, flush=True)
+                    answer = float(workers[side].stdout.readline())
+                    if number >= 2:  # the first ones import what is needed
+                        sides[side].append(answer)
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
+    found = {
+        case: {
+            "ratio": statistics.median(a / b for a, b in zip(sides["this"], sides["other"], strict=True)),
+            **{side: statistics.median(values) for side, values in sides.items()},
+        }
+        for case, sides in seconds.items()
+    }
+    result = {"cases": found, "file_bytes": sizes, "rounds": options.rounds, "threads": options.threads}
+    RESULTS.write_text(json.dumps({**result, "environment": environment()}, indent=1) + "\n")
+    for case, row in found.items():
+        print(f"{case}: {row['this']:.3f} s here, {row['other']:.3f} s there, ratio {row['ratio']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""Video and text models on shapes: clips made here, a tiny BLIP made here, and one JSON for each contestant.
+
+    python benchmarks/shapes.py make FOLDER [--train 4000] [--test 1000]    # clips, questions, moments
+    python benchmarks/shapes.py blip FOLDER [--steps 1600]                  # a tiny BLIP, from images alone
+    python benchmarks/shapes.py run FOLDER [--only PATTERN] [--seeds 0 1 2] [--share 1.0] [--clips 1000]
+    python benchmarks/shapes.py examples FOLDER                             # a dozen clips to try a search on
+
+No image-text weights are needed: the BLIP is trained from nothing on images of shapes. Clips for tests have
+combinations of colour, shape and motion that no clip for training has. A contestant whose JSON is there is not run
+again; `--share 0.2` runs a fifth of the steps, to choose what to run in full. `python benchmarks/tables.py` makes the
+table of docs/video.md.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapes_world as world
+import torch
+
+import abridged
+from abridged.core.atomic import write_atomically
+from abridged.core.progress import progress
+from abridged.core.record import environment
+
+RESULTS = Path(__file__).parent / "results" / "shapes"
+#: The tiny BLIP: 16 patches an image.
+WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 12, 64
+#: How all contestants are trained, whatever their recipe says for models of real size.
+STEPS, TO_COMPRESS, BATCH, FRAMES = 600, 300, 16, 4
+_EQUAL = {"epochs": "null", "batch_size": BATCH, "learning_rate": "5e-4", "keep": "last", "mixed_precision": "no",
+          "evaluate_every": 300, "save_every": 100, "evaluate_tokens": 4000}  # fmt: skip
+EQUAL = [f"stages.*.{name}={value}" for name, value in _EQUAL.items()]
+FRAME_BY_FRAME = ("model.temporal=false", "model.features=original")
+#: Clips that a run looks at before and after it.
+QUICK = 40
+WITHIN = 4, 2  #: things in a long clip in which moments are sought, and events of each
+EXAMPLES = 3 * world.SIDE  #: pixels of clips that people look at
+
+
+# ---- data
+
+
+def make(folder: Path, train: int, test: int) -> None:
+    """Write videos/ and rows about them: learn/ to train on, and the same kinds to measure on, of which validation/
+    has combinations that were trained on, and test/ none."""
+    counts = {"train": train, "validation": test // 5, "test": test}
+    for split, count in counts.items():
+        rows, asked, pairs, told = [], [], [], split == "test"
+        with progress(f"{split} clips", count) as show:
+            for seed in range(count):
+                story = world.story(seed + (10**6 if split == "validation" else 0), told)
+                name = f"../../videos/{split}-{seed:05}.mp4"
+                write_clip(folder / "videos" / Path(name).name, story.frames())
+                rows.append({"video": name, "caption": story.caption, "frame_captions": story.frame_captions()})
+                if len(story.events) > 1:
+                    pairs.append({"video": name, "caption": story.caption})
+                for question, answer in story.questions(np.random.default_rng((seed, 7))):
+                    asked.append({"video": name, "question": question, "answer": answer})
+                show(seed + 1)
+        if split != "test":
+            some = count if split == "train" else QUICK
+            write_rows(folder / "learn" / "clips" / f"{split}.jsonl", rows[:some])
+            write_rows(folder / "learn" / "questions" / f"{split}.jsonl", asked[:some])
+        if split != "train":
+            for kind, some in (("clips", rows), ("questions", asked), ("pairs", pairs)):
+                write_rows(folder / split / kind / "test.jsonl", some)
+            moments(folder / split / "moments", count // 10, first=0 if told else 10**6)
+
+
+def moments(folder: Path, count: int, first: int) -> None:
+    """Long videos, and for each event the moment of it: one row an event, in QVHighlights' layout."""
+    rows = []
+    for seed in range(first, first + count):
+        story, name = world.long_story(seed, *WITHIN), f"long-{seed:03}"
+        seconds = len(story.events) * world.FRAMES / world.RATE
+        write_clip(folder / f"{name}.mp4", story.frames(round(seconds * world.RATE)))
+        for number in range(0, len(story.events), 2):  # half of them is enough
+            window = [seconds * edge for edge in story.span(number)]
+            row = {"qid": len(rows), "query": story.events[number].caption, "vid": name, "relevant_windows": [window]}
+            rows.append(row)
+    write_rows(folder / "test.jsonl", rows)
+
+
+def examples(folder: Path) -> None:
+    """Write clips to search in, six seconds each."""
+    for number, story in enumerate(world.examples(), 1):
+        count = len(story.events) * world.FRAMES
+        write_clip(folder / f"{number:02}.mp4", story.frames(count, EXAMPLES), "30")
+
+
+def write_clip(path: Path, frames: np.ndarray, quality: str = "16") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    world.write_clip(path, frames, quality)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tokenizer() -> Any:
+    """Words as they are, with BERT's special tokens, and BLIP's [DEC] and [ENC] at the end."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    listed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *world.words(), "[DEC]", "[ENC]"]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token="[UNK]"))
+    inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
+    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=64, **special)
+
+
+# ---- a tiny BLIP
+
+
+def new_blip(words: Any) -> Any:
+    """BLIP for retrieval with random weights, of transformers' own class."""
+    from transformers import BlipConfig, BlipForImageTextRetrieval
+
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+    }
+    ids = {"pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3, "bos_token_id": len(words) - 2}
+    config = BlipConfig(
+        vision_config={**sizes, "image_size": world.SIDE, "patch_size": PATCH, "initializer_range": 0.02},
+        text_config={**sizes, **ids, "vocab_size": len(words), "max_position_embeddings": 64},
+        image_text_hidden_size=PROJECTED,
+    )
+    torch.manual_seed(0)
+    return BlipForImageTextRetrieval(config)
+
+
+def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None:
+    """Contrast, and in each fourth step matching, on images that are drawn anew for every step; a stock BLIP."""
+    from abridged.models.video.litevl import LiteVLModel
+    from abridged.objectives.base import ObjectiveContext, StudentForward
+    from abridged.objectives.video_settings import VideoTextContrast, VideoTextMatching
+
+    words = tokenizer()
+    blip = new_blip(words)
+    torch.manual_seed(seed)
+    model = LiteVLModel.from_blip(blip, temporal=False, features="original").train()
+    contrast = {"contrast": VideoTextContrast(momentum=None)}
+    context = ObjectiveContext(WIDTH, WIDTH, len(words), 1, 64, LAYERS, model=model)
+    systems = [StudentForward(model, contrast, context)] * 3
+    systems.append(StudentForward(model, {**contrast, "matching": VideoTextMatching()}, context))
+    rate = 1e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
+    draw = np.random.default_rng(seed)
+    with progress("tiny BLIP", steps) as show:
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
+            loss, terms = systems[step % 4](image_batch(words, draw, batch, model))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            show(step + 1, float(terms["contrast"]))
+    model.give_back(blip)
+    blip.save_pretrained(output)
+    words.save_pretrained(output)
+
+
+def image_batch(words: Any, draw: np.random.Generator, count: int, model: Any) -> Any:
+    """Images as clips of one frame, with their captions; equal captions have one label."""
+    from abridged.data.batch import Batch
+    from abridged.tasks.video_text import Pictures
+
+    shown, said = zip(*(world.image(draw) for _ in range(count)), strict=True)
+    pixels = Pictures(model)(np.stack(shown)).unsqueeze(1)
+    read = words(list(said), padding=True, return_tensors="pt")
+    labels = torch.tensor([said.index(one) for one in said])
+    inputs = {"pixel_values": pixels, "input_ids": read["input_ids"], "attention_mask": read["attention_mask"]}
+    return Batch(inputs, labels, torch.arange(count))
+
+
+# ---- contestants
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What is trained, on what, from which model; None as a recipe trains nothing."""
+
+    recipe: str | None
+    changes: tuple[str, ...] = ()
+    start: str = "blip"  #: blip, random, or the contestant whose model it begins with
+    data: str = "clips"
+    compress: bool = False
+
+
+LITEVL, EVENTS = "litevl", "ea-vtr"
+WITHOUT_ETL = ("stages.0.events.joined=0", "stages.0.objectives.event_order=null")
+WITHOUT_ECL = ("stages.0.events.frame_captions=false", "stages.0.objectives.frame_contrast=null")
+CONTESTANTS = {
+    "image": Contestant(None),
+    "blip-tuned": Contestant(LITEVL, FRAME_BY_FRAME),
+    "litevl": Contestant(LITEVL),
+    "litevl-constant": Contestant(LITEVL, ("model.scale=constant",)),
+    "litevl-scalar": Contestant(LITEVL, ("model.scale=scalar",)),
+    "litevl-gated": Contestant(LITEVL, ("model.scale=gated",)),
+    "litevl-original": Contestant(LITEVL, ("model.features=original",)),
+    "litevl-random": Contestant(LITEVL, start="random"),
+    "ea-vtr": Contestant(EVENTS, start="litevl"),
+    "ea-vtr-blip": Contestant(EVENTS),
+    "ea-vtr-without-etl": Contestant(EVENTS, WITHOUT_ETL, "litevl"),
+    "ea-vtr-without-ecl": Contestant(EVENTS, WITHOUT_ECL, "litevl"),
+    "questions-image": Contestant("litevl-qa", ("model.temporal=false", "model.num_frames=1"), data="questions"),
+    "questions-frames": Contestant("litevl-qa", FRAME_BY_FRAME, data="questions"),
+    "questions": Contestant("litevl-qa", data="questions"),
+    "litevl-2-2-8": Contestant("best-video-2-2-8", start="litevl", compress=True),
+    "ea-vtr-2-2-8": Contestant("best-video-2-2-8", start="ea-vtr", compress=True),
+    "ea-vtr-blip-2-2-8": Contestant("best-video-2-2-8", start="ea-vtr-blip", compress=True),
+    "litevl-1-1-8": Contestant("best-video-1-1-8", start="litevl", compress=True),
+    "litevl-vtrans-2-2-8": Contestant("best-video-vtrans-2-2-8", start="litevl", compress=True),
+}  # fmt: skip
+
+
+def run(folder: Path, name: str, seed: int, share: float, results: Path, clips: int | None = None) -> dict[str, Any]:
+    """Train one contestant, measure it on clips, on pairs of events and on moments, and keep its JSON.
+
+    With less than the whole `share` of the steps the clips are those of validation/, to choose by. `clips` are measured
+    on at most.
+    """
+    kept = results / f"{stem(name, seed, share)}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    who, test = CONTESTANTS[name], folder / ("test" if share == 1 else "validation")
+    model = start_of(folder, who, seed, share, results, clips)
+    steps = 0 if who.recipe is None else max(2, round((TO_COMPRESS if who.compress else STEPS) * share))
+    began = time.perf_counter(), time.process_time()
+    if who.recipe is not None:
+        output = folder / "models" / kept.stem
+        frames = [] if who.start in CONTESTANTS else [f"model.num_frames={FRAMES}"]
+        changes = [*EQUAL, f"stages.*.steps={steps}", *frames, *who.changes]
+        begun = output.with_name(f"{output.name}.partial").exists()  # a run that was interrupted goes on
+        options = {"overrides": changes, "overwrite": not begun, "resume": begun, "seed": seed}
+        if who.compress:
+            options["overrides"] = [one for one in changes if "learning_rate" not in one]
+            abridged.compress(model, who.recipe, folder / "learn" / who.data, output, **options)
+        else:
+            abridged.finetune(model, folder / "learn" / who.data, output, recipe=who.recipe, **options)
+        model = output
+    found = {
+        "name": name,
+        "seed": seed,
+        "share": share,
+        "steps": steps,
+        "seconds": time.perf_counter() - began[0],
+        "processor_seconds": time.process_time() - began[1],
+        "bytes": sum(file.stat().st_size for file in model.glob("*.safetensors")),
+        "clips": dict(abridged.evaluate(model, test / who.data, limit=clips)),
+    }
+    if who.data == "clips":
+        found["pairs"] = dict(abridged.evaluate(model, test / "pairs", limit=clips))
+        found["moments"] = dict(abridged.evaluate(model, test / "moments", limit=clips))
+        found["aligned"] = aligned_order(model, test / "pairs")
+    results.mkdir(parents=True, exist_ok=True)
+    write_atomically(kept, json.dumps({**found, **environment()}, indent=1) + "\n")
+    return found
+
+
+def stem(name: str, seed: int, share: float) -> str:
+    """What a contestant's JSON and its model are called."""
+    return f"{name}-{seed}" if share == 1 else f"{name}-{seed}-{share:g}"
+
+
+def start_of(folder: Path, who: Contestant, seed: int, share: float, results: Path, clips: int | None) -> Path:
+    """The directory of the model that a contestant begins with, which is made first where it is another's."""
+    if who.start == "blip":
+        return folder / "blip"
+    if who.start == "random":
+        where = folder / "models" / "random"
+        if not where.exists():
+            words = tokenizer()
+            new_blip(words).save_pretrained(where)
+            words.save_pretrained(where)
+        return where
+    run(folder, who.start, seed, share, results, clips)
+    return folder / "models" / stem(who.start, seed, share)
+
+
+def aligned_order(model: Path, pairs: Path) -> float:
+    """Per cent of two sentences told in the right order by aligning frames' scores, without a vector of the video."""
+    from abridged.data.opening import open_data
+    from abridged.data.video.events import other_order
+    from abridged.evaluation.retrieval import aligned, preferred
+    from abridged.evaluation.video_vectors import clip_vectors
+    from abridged.models.load import load_tokenizer
+    from abridged.models.video.load import load_video_model
+    from abridged.tasks.video_text import VideoText
+
+    data: Any = open_data(pairs)
+    loaded = load_video_model(model, None, answers=False)
+    task = VideoText(loaded, load_tokenizer(model), data)
+    clips = [clip for clip in data.to_evaluate if other_order(clip.captions[0])]
+    frames = clip_vectors(loaded, partial(task.pictures.of, clips), len(clips)).frames
+    events = [clip.captions[0].split(", then ") for clip in clips]
+    vectors = [task.vectors(loaded, [pair[i] for pair in events]) for i in (0, 1)]
+    scores = [np.einsum("ntd,nd->nt", frames, one) for one in vectors]
+    true = np.array([aligned(a, b) for a, b in zip(*scores, strict=True)])
+    false = np.array([aligned(b, a) for a, b in zip(*scores, strict=True)])
+    return preferred(true, false)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "blip", "run", "examples"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("shapes"))
+    parser.add_argument("--train", type=int, default=4000)
+    parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--only", default="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--clips", type=int, help="to measure on at most (default: all)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    if given.what == "make":
+        make(given.folder, given.train, given.test)
+    elif given.what == "examples":
+        examples(given.folder)
+    elif given.what == "blip":
+        train_blip(given.folder / "blip", given.steps)
+    else:
+        for name in (name for name in CONTESTANTS if fnmatch(name, given.only)):
+            for seed in given.seeds:
+                print(json.dumps(run(given.folder, name, seed, given.share, given.results, given.clips)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

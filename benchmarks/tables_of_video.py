@@ -1,0 +1,78 @@
+"""Tables of docs/video.md: contestants on clips of shapes, and frames a second of BLIP-base's image encoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rendering import markdown, measured, rates, read, spread
+
+#: What `benchmarks/shapes.py` calls its contestants, in order.
+TITLES = {
+    "image": "the image model, frames averaged, untrained",
+    "blip-tuned": "BLIP, trained without temporal attention",
+    "litevl": "LiteVL",
+    "litevl-constant": "… constant scale",
+    "litevl-scalar": "… one learned scale a block",
+    "litevl-gated": "… gated scale",
+    "litevl-original": "… no text-dependent pooling",
+    "litevl-random": "… from random weights",
+    "ea-vtr": "EA-VTR, from that LiteVL",
+    "ea-vtr-blip": "… from BLIP at once",
+    "ea-vtr-without-etl": "… without order of events",
+    "ea-vtr-without-ecl": "… without captions of frames",
+    "litevl-2-2-8": "LiteVL, 2-2-8",
+    "litevl-1-1-8": "LiteVL, 1-1-8",
+    "litevl-vtrans-2-2-8": "LiteVL, pruned to half, then 2-2-8",
+    "ea-vtr-2-2-8": "EA-VTR, 2-2-8",
+    "ea-vtr-blip-2-2-8": "EA-VTR from BLIP at once, 2-2-8",
+    "questions-image": "answers, of one frame",
+    "questions-frames": "answers, of frames without temporal attention",
+    "questions": "answers, LiteVL",
+}
+Row = dict[str, Any]
+COLUMNS: dict[str, Callable[[Row], float | None]] = {
+    "R@1": lambda r: r["clips"].get("recall_at_1"),
+    "matched": lambda r: r["clips"].get("matched", {}).get("matched_recall_at_1"),
+    "direction": lambda r: r["clips"].get("time", {}).get("direction_accuracy"),
+    "order": lambda r: r["clips"].get("time", {}).get("order_accuracy"),
+    "order, aligned": lambda r: r.get("aligned"),
+    "R@1 of two events": lambda r: r.get("pairs", {}).get("recall_at_1"),
+    "moments, IoU": lambda r: r.get("moments", {}).get("moment_overlap"),
+    "answers": lambda r: r["clips"].get("accuracy"),
+    "MB": lambda r: r["bytes"] / 2**20,
+}
+
+
+def shapes() -> str:
+    """Contestants on clips of shapes: means over seeds, and their spread."""
+    found: dict[str, list[Row]] = {}
+    for row in read("shapes"):
+        if row["share"] == 1:
+            found.setdefault(row["name"], []).append(row)
+    rows = []
+    for name in (name for name in TITLES if name in found):
+        cells = [[v for v in map(value, found[name]) if v is not None] for value in COLUMNS.values()]
+        rows.append([TITLES[name], *(spread(values) if values else "" for values in cells)])
+    return markdown(["", *COLUMNS], rows)
+
+
+def frames() -> str:
+    """Frames a second of BLIP-base's image encoder."""
+    found = measured("frames")
+    if "frames_per_second" not in found:
+        return ""
+    head = f"frames a second, {found['batch']} at once, {found['threads']} threads"
+    return rates([head], [found["frames_per_second"]], "torch FP32", 2)
+
+
+def video_size() -> str:
+    """What BLIP-base's shape takes on the disk."""
+    names = {"BLIP": "BLIP-base for retrieval, frame by frame", "LiteVL": "with temporal attention (LiteVL)"}
+    files = measured("frames")["files"]
+    rows = [
+        [title, f"{files[who]['fp32_mb']:.1f}", f"{files[who]['mb']:.1f}", f"{files[who]['ratio']:.1f}×"]
+        for who, title in names.items()
+    ]
+    return markdown(["2-2-8, MB on disk", "FP32", "packed", "ratio"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"shapes": shapes, "video_size": video_size, "frames": frames}

@@ -1,0 +1,1 @@
+"""The ground floor: settings and recipes as text, errors, progress, hardware. Nothing here imports torch at import."""

@@ -1,0 +1,248 @@
+"""Clips joined into events in order, sentences that tell their order or direction, and both in batches.
+
+EA-VTR (Ma et al., ECCV 2024, arXiv:2407.07478): transitions are added by joining clips (ETA), and content by a caption
+for each frame (ECA). The sentences are those of Test of Time (Bagad et al., CVPR 2023, arXiv:2301.02074).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from abridged.core.errors import AbridgedError
+from abridged.core.settings import Events
+from abridged.data.batch import Batch
+from abridged.data.examples import Order
+from abridged.data.padding import mask_of, rectangle
+from abridged.data.video.clips import Clip
+from abridged.data.video.examples import VideoTexts
+
+#: Sentences of two events, the first of which happens first.
+TEMPLATES = ("{a}, then {b}", "{a}, and then {b}", "before {b}, {a}", "after {a}, {b}")
+_THEN = re.compile(r",? (?:and )?then ")
+#: Words that are each other's opposite in time or direction.
+OPPOSITES = (
+    ("left", "right"), ("up", "down"), ("upwards", "downwards"), ("upward", "downward"), ("upper", "lower"),
+    ("into", "out of"), ("enters", "leaves"), ("entering", "leaving"), ("opens", "closes"), ("opening", "closing"),
+    ("appears", "disappears"), ("appearing", "disappearing"), ("grows", "shrinks"), ("growing", "shrinking"),
+    ("rises", "falls"), ("rising", "falling"), ("raises", "lowers"), ("pushes", "pulls"), ("forwards", "backwards"),
+    ("forward", "backward"), ("towards", "away from"), ("clockwise", "anticlockwise"), ("starts", "stops"),
+    ("puts on", "takes off"), ("puts in", "takes out"), ("comes", "goes"), ("arrives", "departs"),
+    ("climbs up", "climbs down"), ("picks up", "puts down"),
+)  # fmt: skip
+_SWAPS = {**dict(OPPOSITES), **{b: a for a, b in OPPOSITES}}
+_WORDS = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in sorted(_SWAPS, key=len, reverse=True)))
+
+
+def in_order(first: str, second: str, template: str = TEMPLATES[0]) -> str:
+    """One sentence of two events."""
+    return template.format(a=first.strip().rstrip("."), b=second.strip().rstrip("."))
+
+
+def other_order(caption: str) -> str | None:
+    """A sentence of two events with these in the other order; None where it tells of no two."""
+    parts = _THEN.split(caption.strip().rstrip("."))
+    return in_order(parts[1], parts[0]) if len(parts) == 2 and all(parts) else None
+
+
+def other_direction(caption: str) -> str | None:
+    """A sentence with every word of time or direction turned around; None where it has none."""
+    found = _WORDS.sub(lambda match: _SWAPS[match.group()], caption)
+    return found if found != caption else None
+
+
+def turned_words(caption: str) -> tuple[str, str]:
+    """The words of time or direction in a sentence, and those that `other_direction` puts in their place."""
+    found = _WORDS.findall(caption)
+    return " ".join(found), " ".join(_SWAPS[word] for word in found)
+
+
+def groups(clips: Sequence[Clip]) -> np.ndarray:
+    """(clips,) int64: clips that share a caption have one number."""
+    number = list(range(len(clips)))
+
+    def root(i: int) -> int:
+        while number[i] != i:
+            i = number[i]
+        return i
+
+    seen: dict[str, int] = {}
+    for i, clip in enumerate(clips):
+        for caption in clip.captions:
+            other = root(seen.setdefault(caption.lower().strip(), i))
+            number[root(i)] = other
+    return np.array([root(i) for i in range(len(clips))], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions with their clips, in turns with clips joined two by two and their twins in the other order.
+
+    A batch's label is the number of the clip's group. Where frames have captions and these are asked for, it has
+    `frame_input_ids` and `frame_attention_mask` (B, T, L).
+    """
+
+    texts: VideoTexts
+    tokenizer: Any = field(repr=False)
+    limit: int
+    seen: int = 0  #: tokens of a clip
+    events: Events | None = None
+    frame_captions: Mapping[int, Sequence[str]] = field(default_factory=dict, repr=False)  #: by clip, one a frame
+    _groups: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_groups", groups(self.texts.clips))
+
+    @property
+    def context(self) -> int:
+        return self.texts.context
+
+    @property
+    def tokens_in_example(self) -> float:
+        return self.texts.tokens_in_example + self.seen
+
+    @property
+    def same_length(self) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def fingerprint(self) -> str:
+        """A hash of all that batches depend on."""
+        said = repr((self.events, sorted((number, *some) for number, some in self.frame_captions.items())))
+        return f"{self.texts.fingerprint()}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """Batches of captions, and in turns with them those of joined clips, whose numbers are beyond the captions'."""
+        share = 0.0 if self.events is None else self.events.joined
+        return InTurns(len(self), seed, batch_size, share) if share else Order(len(self), seed)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at `index`, or the joined clips that stand beyond them."""
+        if bool((index >= len(self)).all()):
+            return self.joined(index - len(self), index)
+        found = self.texts.batch(index)
+        found = replace(found, labels=torch.from_numpy(self._groups[found.labels.numpy()]))
+        if self.frame_captions and self.events is not None and self.events.frame_captions:
+            numbers = [self.texts.pairs[i][0] for i in index.tolist()]
+            found.inputs.update(self._captions_of(numbers))
+        return found
+
+    def _captions_of(self, numbers: list[int]) -> dict[str, Tensor]:
+        """Of clips: captions of their frames; a frame without one has the empty text."""
+        empty = [""] * self.texts.frames
+        said = [caption for number in numbers for caption in self.frame_captions.get(number, empty)]
+        rows = self._ids(said)
+        ids = rectangle(rows, self.texts.pad)
+        shape = (len(numbers), self.texts.frames, -1)
+        return {"frame_input_ids": ids.view(shape), "frame_attention_mask": mask_of(rows, ids).view(shape)}
+
+    def _ids(self, said: Sequence[str]) -> list[np.ndarray]:
+        found = self.tokenizer(list(said), truncation=True, max_length=self.limit)["input_ids"]
+        return [np.asarray(one, dtype=np.int64) for one in found]
+
+    def joined(self, examples: Tensor, index: Tensor) -> Batch:
+        """Neighbours of `examples` joined: n videos of half of the frames of each, then their n twins.
+
+        Raises:
+            AbridgedError: there are fewer than two.
+        """
+        count = len(examples) // 2
+        if not count:
+            raise AbridgedError("clips are joined two by two: a pass needs a batch of two or more")
+        chosen = examples[: 2 * count].view(2, count).tolist()
+        clips = [[self.texts.pairs[i][0] for i in row] for row in chosen]
+        said = [[self.caption(i) for i in row] for row in chosen]
+        kinds = torch.randint(len(TEMPLATES), (count,)).tolist()
+        half = self.texts.frames // 2
+        videos, texts, labels = [], [], []
+        for a, b in ((0, 1), (1, 0)):
+            for i in range(count):
+                first, second = self.pictures(clips[a][i]), self.pictures(clips[b][i])
+                videos.append(torch.cat([thinned(first, half), thinned(second, self.texts.frames - half)]))
+                texts.append(in_order(said[a][i], said[b][i], TEMPLATES[kinds[i]]))
+                labels.append(int(self._groups[clips[a][i]]) * len(self._groups) + int(self._groups[clips[b][i]]))
+        rows = self._ids(texts)
+        ids = rectangle(rows, self.texts.pad)
+        inputs = {"pixel_values": torch.stack(videos), "input_ids": ids, "attention_mask": mask_of(rows, ids)}
+        return Batch(inputs, torch.tensor(labels), index[: 2 * count], twins=True)
+
+    def caption(self, example: int) -> str:
+        """The text of an example."""
+        text: str = self.tokenizer.decode(self.texts.pairs[example][1], skip_special_tokens=True)
+        return text
+
+    def pictures(self, clip: int) -> Tensor:
+        """(T, 3, H, W) of a clip."""
+        texts = self.texts
+        return texts.pixels(texts.cache.sample(texts.clips[clip], texts.frames, texts.side))
+
+
+def thinned(pictures: Tensor, count: int) -> Tensor:
+    """`count` of the pictures (T, …), evenly spread."""
+    return pictures[((torch.arange(count) + 0.5) * len(pictures) / count).long()]
+
+
+class InTurns(Order):
+    """Steps of examples and steps of others, numbered beyond them, in turns: a `share` of the steps are the others'."""
+
+    def __init__(self, examples: int, seed: int, batch_size: int, share: float) -> None:
+        super().__init__(examples, seed)
+        self.step, self.share = batch_size, share
+        self.others = Order(examples, seed + 1)
+
+    def _at(self, position: int) -> Tensor:
+        step, place = divmod(position, self.step)
+        before, after = int(step * self.share), int((step + 1) * self.share)
+        if after > before:
+            return self.others._at(before * self.step + place) + self.examples
+        return super()._at((step - before) * self.step + place)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Questions about clips and their answers, which a decoder writes behind its first token."""
+
+    texts: VideoTexts
+    begin: int  #: the decoder's first token
+    seen: int = 0  #: tokens of a clip
+
+    @property
+    def context(self) -> int:
+        return self.texts.context
+
+    @property
+    def tokens_in_example(self) -> float:
+        return self.texts.tokens_in_example + self.seen
+
+    @property
+    def same_length(self) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def fingerprint(self) -> str:
+        """A hash of all that batches depend on."""
+        return self.texts.fingerprint()
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """The order in which training reads them."""
+        return self.texts.order(seed, batch_size)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Labels (B, A) are each next token of the answer, its end included."""
+        found = self.texts.batch(index)
+        read = found.labels.masked_fill(found.labels == -100, self.texts.pad)
+        read[:, 0] = self.begin
+        labels = torch.cat([found.labels[:, 1:], torch.full((len(read), 1), -100)], 1)
+        inputs = {"decoder_input_ids": read, "decoder_attention_mask": (found.labels != -100).long()}
+        return replace(found, inputs={**found.inputs, **inputs}, labels=labels)

@@ -1,0 +1,213 @@
+"""Finds moments: by a text, several in order, a picture, or another clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abridged.core.errors import AbridgedError
+from abridged.data.video.decode import VideoError, sample
+from abridged.index import moments
+from abridged.index.build import check_model
+from abridged.index.embedder import Embedder, Matches, open_embedder
+from abridged.index.store import NAME, Store
+
+#: Windows that are looked at for each hit that is wanted, and how many times as many are chosen by bits.
+_CANDIDATES, _BY_BITS = 20, 10
+#: Contents whose frames are aligned with events in order; seconds that an event takes, and between two at most.
+_ALIGNED, _EVENT, _APART = 50, 2.0, 60.0
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A moment: seconds `start` to `end` of the file at `path`, the `content` that it is in, and how well it fits."""
+
+    path: str
+    start: float
+    end: float
+    score: float
+    content: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where to look: files `under` a folder (from the indexed one on), changed `since` (seconds since 1970)."""
+
+    under: str | None = None
+    since: float | None = None
+
+
+class Searcher:
+    """An index in memory, and the model that made it."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        folder: Path,
+        file: Path | None = None,
+        embedder: Callable[[str | Path], Embedder] = open_embedder,
+    ) -> None:
+        """Open the index of a folder.
+
+        Raises:
+            AbridgedError: there is none, it was made by another model, or the model cannot be loaded.
+        """
+        self.folder = folder.expanduser()
+        self.store = Store(file or self.folder / NAME)
+        check_model(self.store.file, self.store.settings["model"], model)
+        self.windows, self.paths = self.store.windows(), self.store.paths()
+        self.embedder = embedder(model)
+
+    def text(
+        self, text: str, then: Sequence[str] = (), limit: int = 10, where: Where | None = None, rerank: int = 0
+    ) -> list[Hit]:
+        """Moments that a text describes; with `then`, stretches in which it comes first and those after it, in order.
+
+        Args:
+            rerank: so many hits are looked at again, frames and text together, where the model can do that.
+
+        Raises:
+            AbridgedError: a text is empty.
+        """
+        if not all(one.strip() for one in (text, *then)):
+            raise AbridgedError("there is nothing to search for: the text is empty")
+        if then:
+            return self._in_order([text, *then], limit, where)
+        hits = self.near(self.embedder.embed_text(text), max(limit, rerank), where)
+        if rerank and isinstance(self.embedder, Matches):
+            hits[:rerank] = sorted((self._matched(hit, text) for hit in hits[:rerank]), key=lambda hit: -hit.score)
+        return hits[:limit]
+
+    def picture(self, path: Path, limit: int = 10, where: Where | None = None) -> list[Hit]:
+        """Moments that look like a picture.
+
+        Raises:
+            AbridgedError: it cannot be read.
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, ValueError) as error:
+            raise AbridgedError(f"{path}: cannot be read as a picture ({error})") from error
+        return self.near(self.embedder.embed_frames(pixels[None])[1], limit, where)
+
+    def clip(self, path: Path, limit: int = 10, where: Where | None = None) -> list[Hit]:
+        """Moments that look like a clip.
+
+        Raises:
+            VideoError: it cannot be read.
+        """
+        frames = sample(path, self.embedder.frames, side=self.embedder.side)
+        return self.near(self.embedder.embed_frames(frames)[1], limit, where)
+
+    def near(self, query: np.ndarray, limit: int, where: Where | None = None) -> list[Hit]:
+        """Moments whose vectors are near the unit vector `query`."""
+        scores, usual = self._scores(query, where)
+        count = _CANDIDATES * limit
+        best = self._exact(query, scores, _top(scores, _BY_BITS * count), count)
+        found = []
+        # A moment is as good as its best window: of more files than moments are wanted, the worse ones have none.
+        for content, mine in self._by_content(best)[:limit]:
+            for start, end, score in moments.merge(self.windows.spans[mine], scores[mine], usual):
+                found.append(self._hit(content, start, end, score, where))
+        found.sort(key=lambda hit: -hit.score)
+        return [self._tight(hit, query, usual) for hit in found[:limit]]
+
+    def _tight(self, hit: Hit, query: np.ndarray, usual: float) -> Hit:
+        """The same without frames at its ends that are nothing of the kind."""
+        places, parts = self.store.parts(hit.content, hit.start, hit.end)
+        if len(places) < 2:
+            return hit
+        first, after = moments.tighten(parts @ query, usual)
+        end = float(places[after]) if after < len(places) else hit.end
+        return replace(hit, start=float(places[first]) if first else hit.start, end=end)
+
+    def _scores(self, query: np.ndarray, where: Where | None) -> tuple[np.ndarray, float]:
+        """(windows,) cosines, minus infinity outside of `where`, and what is usual among the others."""
+        scores = self.windows.matrix.scores(query)
+        usual = float(np.median(scores)) if len(scores) else 0.0
+        if where is not None and where != Where():
+            inside = [content for content in self.paths if self._path(content, where) is not None]
+            scores[~np.isin(self.windows.contents, inside)] = -np.inf
+        return scores, usual
+
+    def _exact(self, query: np.ndarray, scores: np.ndarray, best: np.ndarray, count: int) -> np.ndarray:
+        """The `count` best of the `best`, whose `scores` are made anew where only bits are in memory."""
+        if self.windows.matrix.kind == "binary":
+            best = best[_top(self.windows.matrix.signs(query, best), count)]
+            of = dict(self._by_content(best))
+            first = self.windows.first
+            for content, exact in self.store.exact({c: mine - first[c] for c, mine in of.items()}):
+                scores[of[content]] = exact @ query
+        return best[_top(scores[best], count)]
+
+    def _by_content(self, numbers: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Windows by what they are in, in the order of the first of each."""
+        of = self.windows.contents[numbers]
+        return [(content, numbers[of == content]) for content in dict.fromkeys(of.tolist())]
+
+    def _in_order(self, texts: list[str], limit: int, where: Where | None) -> list[Hit]:
+        """Events one after the other: the alignment of their frame scores, averaged with how near the sentence of all
+        of them is to the windows there, which is where a model that was taught order can say so."""
+        queries = [self.embedder.embed_text(text) for text in texts]
+        whole = self.embedder.embed_text(", then ".join(texts))
+        every = [self._scores(query, where)[0] for query in (*queries, whole)]
+        contents = np.unique(self.windows.contents)
+        if not len(contents):
+            return []
+        starts = np.searchsorted(self.windows.contents, contents)
+        bests = sum(np.maximum.reduceat(scores, starts) for scores in every)
+        found = []
+        for content in contents[_top(np.asarray(bests), max(_ALIGNED, limit))].tolist():
+            places, parts = self.store.parts(content)
+            step = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
+            length = max(1, round(_EVENT / step))
+            score, firsts = moments.align(np.stack(queries) @ parts.T, length, round(_APART / step))
+            if not firsts:
+                continue
+            length = max(1, min(length, len(places) // len(texts)))
+            start, end = float(places[firsts[0]]), float(places[firsts[-1] + length - 1]) + step
+            mine = self.windows.contents == content
+            spans = self.windows.spans[mine]
+            overlap = np.minimum(spans[:, 1], end) - np.maximum(spans[:, 0], start)
+            union = np.maximum(spans[:, 1], end) - np.minimum(spans[:, 0], start)
+            told = every[-1][mine][np.argmax(overlap / union)]  # the window that is most like the stretch
+            found.append(self._hit(content, start, end, (score + float(told)) / 2, where))
+        return sorted(found, key=lambda hit: -hit.score)[:limit]
+
+    def _matched(self, hit: Hit, text: str) -> Hit:
+        assert isinstance(self.embedder, Matches)
+        with suppress(VideoError):  # it went away meanwhile: the hit stays where it is
+            frames = sample(self.folder / hit.path, self.embedder.frames, hit.start, hit.end, self.embedder.side)
+            return replace(hit, score=hit.score + self.embedder.match(frames, text))
+        return hit
+
+    def _hit(self, content: int, start: float, end: float, score: float, where: Where | None) -> Hit:
+        return Hit(self._path(content, where or Where()) or "", start, end, score, content)
+
+    def _path(self, content: int, where: Where) -> str | None:
+        """The first file of a content that is where one looks."""
+        under = None if where.under in (None, "", ".") else f"{str(where.under).strip('/').removeprefix('./')}/"
+        for path, modified in self.paths.get(content, ()):
+            if (under is None or path.startswith(under)) and (where.since is None or modified / 1e9 >= where.since):
+                return path
+        return None
+
+
+def _top(scores: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of the `count` best finite scores, best first."""
+    count = min(count, int(np.isfinite(scores).sum()))
+    if not count:
+        return np.zeros(0, np.int64)
+    best = np.argpartition(-scores, count - 1)[:count]
+    return best[np.argsort(-scores[best], kind="stable")]

@@ -1,0 +1,1 @@
+"""Models by name: loading them, and making new ones."""

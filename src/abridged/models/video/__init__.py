@@ -1,0 +1,1 @@
+"""Models of videos and texts: LiteVL, made of an image-text model, and dual encoders on stock ones."""

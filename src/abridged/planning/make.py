@@ -1,0 +1,103 @@
+"""From a model's name, a size and some data to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from abridged import families
+from abridged.core.errors import AbridgedError
+from abridged.core.names import resolve
+from abridged.data.examples import Examples
+from abridged.data.opening import open_data
+from abridged.models.described import described
+from abridged.models.load import load_dense, load_tokenizer
+from abridged.planning.plan import Plan, Planner, made_before, make_recipe, size_in_bytes
+from abridged.planning.sensitivity import Text, Way
+from abridged.recipe import Recipe
+from abridged.tasks import Task, task_for
+from abridged.training.job import Job
+from abridged.training.plan import Work, seconds_per_token
+from abridged.training.workspace import Workspace
+
+_AT_ONCE = 1024  #: tokens that are read in one batch, about
+
+
+TOKENS = 2048  #: of the data on which sensitivity is found, unless somebody says otherwise
+
+
+def planned(job: Job) -> Job:
+    """A job with a recipe for its size in place of the size; an interrupted one goes on with the recipe that it had.
+
+    Raises:
+        AbridgedError: see `make_plan`; or the output cannot be written.
+    """
+    if job.size is None:
+        return job
+    work = Workspace(job.output, resume=job.resume, overwrite=job.overwrite, inputs=(resolve(job.model), job.data))
+    frame = job.loaded_recipe()
+    assert frame is not None
+    recipe = made_before(work.interrupted_recipe(), frame, size_in_bytes(job.size))
+    if recipe is None:
+        recipe = make_plan(job.model, job.size, job.data, frame, columns=job.columns, task=job.task).recipe
+    return replace(job, recipe=recipe, overrides=(), size=None)
+
+
+def make_plan(
+    model: str | Path,
+    size: int | str,
+    data: str | Path,
+    recipe: Recipe,
+    *,
+    way: Way = "interpolated",
+    tokens: int = TOKENS,
+    columns: tuple[str, ...] | None = None,
+    task: str | None = None,
+) -> Plan:
+    """See `abridged.pipeline.plan`."""
+    size_in_bytes(size)
+    if tokens < 1:
+        raise AbridgedError(f"a plan reads at least one token, not {tokens}")
+    kind, config = described(model)
+    planner = Planner(kind, config, families.view_of_config(kind, config), recipe)
+    wanted = size_in_bytes(size, planner.dense_bytes)
+    planner.check(wanted)
+    opened = open_data(data, columns, task)
+    if opened.kind == "videos":
+        raise AbridgedError("a plan compares what models answer to texts: it is not for videos yet")
+    dense = load_dense(model)
+    read = task_for(dense, load_tokenizer(model, dense), opened)
+    read.data.check_to_learn()
+    read.data.announce()
+    planner.learn(Text(dense, batches(read.examples(recipe.stages[-1].training), tokens)), way)
+    point = planner.at(wanted)
+    front = planner.front(more=(wanted,))
+    return Plan(
+        size=wanted,
+        point=point,
+        front=front,
+        matrices=planner.matrices,
+        recipe=make_recipe(planner, wanted, point, front),
+        dense_bytes=planner.dense_bytes,
+        way=way,
+        tokens=planner.tokens,
+        seconds=_seconds(dense, read, recipe),
+    )
+
+
+def batches(examples: Examples, tokens: int) -> list[Any]:
+    """Batches of about so many tokens of the examples, drawn by a fixed seed."""
+    count = max(1, min(len(examples), round(tokens / examples.tokens_in_example)))
+    at_once = max(1, min(count, round(_AT_ONCE / examples.tokens_in_example)))
+    order = examples.order(0, at_once)
+    return [examples.batch(order[start : min(start + at_once, count)]) for start in range(0, count, at_once)]
+
+
+def _seconds(model: Any, task: Task, recipe: Recipe) -> float:
+    """What the training of a recipe takes on this machine, about."""
+    trained = [stage.training for stage in recipe.stages if stage.trains]
+    if not trained:
+        return 0.0
+    works = [Work.of(settings, task.examples(settings)) for settings in trained]
+    return sum(work.steps * work.tokens for work in works) * seconds_per_token(model, task.examples(trained[0]))

@@ -1,0 +1,175 @@
+"""Who computes with packed weights: the torch reference anywhere, the compiled kernels on CPUs, and whoever registers.
+
+A backend `prepare`s a weight once, which may repack it, and is handed what it made of it at every call. Which one
+serves a call is decided in `choose`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from abridged.runtime import kernels
+from abridged.runtime.activations import Rounding, apply_function
+from abridged.runtime.kernels import Held
+from abridged.runtime.weight import PackedWeight
+
+SLICE_WEIGHTS = 1 << 22
+"""Weights that the reference dequantises at a time (16 MB in FP32)."""
+
+
+class Backend(Protocol):
+    """x is (..., columns) of any floating type, and answers are in it; ids are integers, and rows are FP32."""
+
+    name: str
+
+    def supports(self, weight: PackedWeight, x: Tensor, rounding: Rounding | None = None) -> bool:
+        """Whether it can compute with this weight for such an input; ids, for an embedding."""
+
+    def prepare(self, weight: PackedWeight) -> Any:
+        """What it wants of the weight at every call. Raises AbridgedError for what does not fit together.
+
+        It is good for as long as codes and scales stay where they are in memory, and is never copied or saved.
+        """
+
+    def linear(
+        self, handle: Any, x: Tensor, bias: Tensor | None, rounding: Rounding | None = None, function: str = "identity"
+    ) -> Tensor:
+        """``round(function(x)) W^T + bias`` (..., rows); bias (rows,); function: of `INPUT_FUNCTIONS`."""
+
+    def embedding(self, handle: Any, ids: Tensor) -> Tensor:
+        """Rows of ids (...) as (..., columns) FP32. Raises IndexError for an id that is not a row."""
+
+
+class Reference:
+    """Plain torch, on any device, with no more than a slice of the matrix dequantised at a time."""
+
+    name = "reference"
+
+    def supports(self, weight: PackedWeight, x: Tensor, rounding: Rounding | None = None) -> bool:
+        return True
+
+    def prepare(self, weight: PackedWeight) -> PackedWeight:
+        weight.check()
+        return weight
+
+    def linear(
+        self,
+        handle: PackedWeight,
+        x: Tensor,
+        bias: Tensor | None,
+        rounding: Rounding | None = None,
+        function: str = "identity",
+    ) -> Tensor:
+        dtype = x.dtype
+        x = apply_function(x, function)
+        x = (x if rounding is None else rounding.apply(x)).to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        rows = handle.storage.rows
+        if rows <= _step(handle):
+            ((_, weight),) = _slices(handle)
+            return F.linear(x, weight.to(dtype), bias).to(dtype)  # autocast may have its own
+        y = x.new_empty((*x.shape[:-1], rows))
+        for part, weight in _slices(handle):
+            y[..., part] = F.linear(x, weight.to(dtype), None if bias is None else bias[part])
+        return y
+
+    def backward(self, handle: PackedWeight, grad: Tensor) -> Tensor:
+        """The gradient for x (..., columns), grad W, of one for `linear` (..., rows), in its type."""
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        x = grad.new_zeros((*grad.shape[:-1], handle.storage.columns), dtype=wide)
+        for part, weight in _slices(handle):
+            x += grad[..., part] @ weight.to(grad.dtype)
+        return x.to(grad.dtype)
+
+    def embedding(self, handle: PackedWeight, ids: Tensor) -> Tensor:
+        return handle.rows(ids)
+
+
+def _step(weight: PackedWeight) -> int:
+    """Rows in a slice."""
+    return max(1, SLICE_WEIGHTS // weight.storage.columns)
+
+
+def _slices(weight: PackedWeight) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the matrix and their weights (n, columns) FP32, no more than a slice at a time."""
+    rows, step = weight.storage.rows, _step(weight)
+    codes, scales, zeros = weight.codes.view(rows, -1), weight.row_scales(), weight.row_zeros()
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        yield part, weight.scaled(codes[part], scales[part], None if zeros is None else zeros[part])
+
+
+class Cpu:
+    """The compiled kernels: 8-bit integer products of rounded inputs, and embeddings."""
+
+    name = "cpu"
+
+    def supports(self, weight: PackedWeight, x: Tensor, rounding: Rounding | None = None) -> bool:
+        compiled = kernels.kernels()
+        if compiled is None or not x.is_cpu:
+            return False
+        if x.dtype.is_floating_point:  # a layer whose inputs stay as they are is the reference's
+            return rounding is not None and compiled.serves_linear(x.dtype, weight.storage)
+        return True
+
+    def prepare(self, weight: PackedWeight) -> Held:
+        return Held.of(weight)
+
+    def linear(
+        self, handle: Held, x: Tensor, bias: Tensor | None, rounding: Rounding | None = None, function: str = "identity"
+    ) -> Tensor:
+        compiled = kernels.kernels()
+        assert compiled is not None
+        assert rounding is not None
+        if rounding.bits == 1 and rounding.scale is not None:
+            # two values, which rounding to 8 bits by token leaves as they are
+            x = rounding.apply(apply_function(x, function)).to(x.dtype)
+            rounding, function = Rounding(8), "identity"
+        return compiled.linear(handle, x, bias, rounding, function)
+
+    def embedding(self, handle: Held, ids: Tensor) -> Tensor:
+        compiled = kernels.kernels()
+        assert compiled is not None
+        return compiled.embedding(handle, ids)
+
+
+BACKENDS: list[Backend] = [Cpu(), Reference()]
+"""In order of preference. The last serves everything."""
+
+
+def choose(weight: PackedWeight, x: Tensor, rounding: Rounding | None = None) -> Backend:
+    """The first backend that supports it."""
+    return next(backend for backend in BACKENDS if backend.supports(weight, x, rounding))
+
+
+class Handles:
+    """What backends prepared of one weight, anew where it has moved. A copy of a module starts without."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[list[int], Any]] = {}
+
+    def of(self, backend: Backend, weight: PackedWeight) -> Any:
+        """The backend's handle for the weight."""
+        places = [0 if tensor is None else tensor.data_ptr() for tensor in weight.tensors]
+        made = self._made.get(backend.name)
+        if made is None or made[0] != places:
+            made = self._made[backend.name] = places, backend.prepare(weight)
+        return made[1]
+
+    def __reduce__(self) -> Any:
+        return Handles, ()
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a call with x may go to a backend: nobody traces it, or asks for what torch's ops alone can tell."""
+    return (
+        type(x) is Tensor
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+    )

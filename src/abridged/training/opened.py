@@ -1,0 +1,229 @@
+"""A job whose inputs are open: the model, what the data are to it, and the folder that the run works in."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+
+from abridged import families
+from abridged.core.errors import AbridgedError
+from abridged.core.names import public_name, resolve
+from abridged.core.record import environment
+from abridged.core.settings import TrainingSettings
+from abridged.core.settings_text import apply_overrides
+from abridged.core.text import printable
+from abridged.data.examples import Examples, Subset
+from abridged.data.opening import open_data
+from abridged.families.kinds import LabelSet
+from abridged.methods.base import check_by_parts, check_needs
+from abridged.models.create import create_from_config
+from abridged.models.described import described
+from abridged.models.load import is_encoder, load_dense, load_tokenizer, rounding_of, weights_hash
+from abridged.models.streamed import Weights
+from abridged.models.video.load import load_video_model
+from abridged.recipe import Recipe, counted_in_steps
+from abridged.tasks import task_for
+from abridged.tasks.base import refuse_unlabelled
+from abridged.training import gates
+from abridged.training.dry import stored_size
+from abridged.training.job import Job
+from abridged.training.modes import make_trainable
+from abridged.training.processes import check_trackers, together
+from abridged.training.runners import runner_of
+from abridged.training.workspace import Workspace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Opened:
+    """Opening a job only looks; entering it claims the folder beside the output, or refuses to resume another run's.
+
+    Attributes:
+        job: what was asked for.
+        recipe: as run: with overrides, seed, and where a job to fine-tune has none, that of hard labels.
+        model_name: as others may read it.
+        main, device: of this process.
+        data: opened once, before the model is loaded.
+        tokenizer, view, task, hash: of the model, `hash` of its weights.
+        rounding: a sentence on how the model was rounded before, where it was.
+        from_scratch: whether the model was made from a description, and has learned nothing.
+        work: the workspace.
+        weights: where they are streamed from disk; None where models are held whole.
+
+    Raises:
+        AbridgedError: bad input, in one sentence (see `Workspace`, `load_dense`, `task_for`).
+    """
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.model_name = job, public_name(job.model)
+        recipe = job.loaded_recipe()
+        for number, stage in enumerate(recipe.stages if recipe else ()):
+            where = f"stage {number + 1}" if stage.trains else f"stage {number + 1}, which takes no steps,"
+            check_needs(
+                stage.methods, runner_of(stage).gives(stage), where if stage.runner == "whole" else "the runner blocks"
+            )
+            if stage.runner == "blocks":
+                check_by_parts(stage.methods)
+        process = PartialState(cpu=not torch.cuda.is_available())
+        self.main, self.device = process.is_main_process, process.device
+        self._say(f"warning: {sentence}" for sentence in (recipe.warnings() if recipe else []))
+        with together():
+            _refuse_cache_in_output(job)
+            recipe_file = job.recipe if isinstance(job.recipe, str | Path) else None
+            inputs = (resolve(job.model), job.data, recipe_file, job.teacher_cache)
+            self.work = Workspace(job.output, resume=job.resume, overwrite=job.overwrite, main=self.main, inputs=inputs)
+            self._open(recipe)
+        self._say(self.task.notes)
+        self.rounding = None if self.from_scratch else rounding_of(job.model)
+        self._say(f"note: {sentence}" for sentence in [self.rounding] if sentence)
+
+    def _open(self, recipe: Recipe | None) -> None:
+        job = self.job
+        self._asked = recipe
+        self.from_scratch = job.kind == "finetune" and str(job.model).endswith((".yaml", ".yml"))
+        self.data = open_data(job.data, job.columns, job.task)
+        self._teacher: PreTrainedModel | None
+        self._refuse_uncompressed(recipe)
+        model, settings = self._open_model(recipe)
+        self.view = families.view(model)
+        self.task = task_for(model, self.tokenizer, self.data)
+        self.task.data.check_to_learn()
+        self.recipe = recipe or self._plain(settings)
+        methods = [method for stage in self.recipe.stages for method in stage.methods.values()]
+        if self.main:  # it writes files; what it refuses ends the other processes, too
+            gates.refuse(type(model), model.config, methods)
+        for stage in self.recipe.stages:
+            refuse_unlabelled(stage.training, stage.objectives, model)
+            check_trackers(stage.training.track_with)
+        self.examples(0)
+        self.hash = weights_hash(model) if self.weights is None else self.weights.fingerprint()
+
+    def _open_model(self, recipe: Recipe | None) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model, or where it is never held whole one without weights; and the settings that come with it."""
+        self.weights = None
+        if recipe is None or not recipe.by_blocks:
+            self._teacher, self.tokenizer, settings = self._load()
+            return self._teacher.to(self.device).requires_grad_(False), settings
+        if PartialState().num_processes > 1 or self.job.kind != "compress" or self.data.kind == "videos":
+            raise AbridgedError("the runner blocks compresses models of texts, in one process")
+        self.weights, self._teacher = Weights(self.job.model, self.device), None
+        stored_size(type(self.weights.model), self.weights.model.config, recipe)  # a recipe that does not fit ends here
+        self.tokenizer = load_tokenizer(self.job.model, self.weights.model)
+        return self.weights.model, {}
+
+    def _refuse_uncompressed(self, recipe: Recipe | None) -> None:
+        """Raise AbridgedError for a model that would be left half as it is, before its weights are read."""
+        if self.job.allow_uncompressed or recipe is None or not recipe.has_methods or self.from_scratch:
+            return
+        try:
+            kind, config = described(self.job.model)
+        except AbridgedError:  # loading says what is wrong
+            return
+        families.refuse_uncompressed(families.view_of_config(kind, config))
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+        """The model, its tokenizer, and the settings that come with it: those of a .yaml file, none else."""
+        job, labels, answers = self.job, None, False
+        if self.data.kind == "videos":
+            torch.manual_seed(job.seed or 0)
+            changes = {} if self._asked is None else self._asked.model
+            model = load_video_model(job.model, changes, answers=not self.data.as_videos().has_captions)
+            return model, load_tokenizer(job.model, model), {}
+        if self.from_scratch:
+            return create_from_config(Path(job.model), lambda: self.data.words, job.seed)
+        if job.kind == "finetune":
+            answers = self.data.kind == "questions"
+            if not answers and (self.data.task is not None or is_encoder(job.model)):
+                data = self.data.as_labelled()
+                data.check_to_learn()
+                labels = LabelSet(data.labels)
+            torch.manual_seed(job.seed or 0)  # a new head is drawn at random
+        model = load_dense(job.model, labels, answers)
+        return model, load_tokenizer(job.model, model), {}
+
+    def _plain(self, described: dict[str, Any]) -> Recipe:
+        """Hard labels, by the task's settings, or those that came with the model."""
+        settings = {**self.task.defaults, **described}
+        overrides = [*counted_in_steps(self.job.overrides), *self.job.overrides]
+        training = apply_overrides(TrainingSettings, settings, overrides)
+        if self.job.seed is not None:
+            training.seed = self.job.seed
+        return Recipe.plain(training)
+
+    def __enter__(self) -> Opened:
+        libraries = environment()["versions"]
+        run = {
+            "version": libraries.pop("abridged"),
+            "kind": self.job.kind,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "teacher": self.hash,
+            "text": [self.examples(number).fingerprint() for number in range(len(self.recipe.stages))],
+            "validation or test text": self.data.fingerprint,
+            "teacher cache": self.job.teacher_cache is not None,
+            "dtype": self.job.dtype,
+        }
+        with together():
+            self.work.__enter__()
+            try:
+                changed = self.work.check_same_run(run, libraries)
+            except BaseException:
+                self.work.__exit__(None, None, None)
+                raise
+        self._say(f"note: {sentence}" for sentence in changed)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.work.__exit__(kind, error, trace)
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The model as it came, loaded when it is asked for; where weights are streamed, a block when it runs."""
+        if self._teacher is None and self.weights is not None:
+            self._teacher = self.weights.on_demand(copy.deepcopy(self.weights.model), self.view.blocks)
+        if self._teacher is None:
+            self._teacher = self._load()[0].to(self.device).requires_grad_(False)
+        return self._teacher
+
+    def release_teacher(self) -> None:
+        """Let the teacher go until it is asked for again."""
+        self._teacher = None
+
+    def student(self) -> PreTrainedModel:
+        """What is to be trained: a copy of the teacher, or itself where nobody will ask for the teacher again."""
+        if self.weights is not None:  # of which parts will take their places
+            return copy.deepcopy(self.weights.model)
+        teacher = self.teacher
+        needed = self.job.kind == "compress" or self.recipe.has_methods or self.recipe.needs_teacher
+        if not needed:
+            self.release_teacher()
+        student = copy.deepcopy(teacher) if needed else teacher
+        student.config.use_cache = False
+        return make_trainable(student)
+
+    def examples(self, number: int) -> Examples:
+        """What a stage reads."""
+        settings = self.recipe.stages[number].training
+        examples: Examples = self.task.examples(settings)
+        return examples if settings.data_share == 1 else Subset(examples, settings.data_share)
+
+    def _say(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences if self.main else ():
+            print(printable(sentence), file=sys.stderr)
+
+
+def _refuse_cache_in_output(job: Job) -> None:
+    """Raise AbridgedError for a teacher cache that would be in the way of the result."""
+    output, cache = (Path(path).expanduser().absolute() for path in (job.output, job.teacher_cache or "/"))
+    if output in (cache, *cache.parents):
+        raise AbridgedError(f"the teacher cache {cache} would be in the output {output}: choose another folder")

@@ -1,0 +1,220 @@
+"""What a run will take, said before it begins: memory by arithmetic, time by one measured pass."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from abridged.core.errors import AbridgedError
+from abridged.core.hardware import free_memory
+from abridged.core.progress import duration, seconds_since
+from abridged.core.settings import DEFAULT_CONTEXT, TrainingSettings
+from abridged.core.text import printable
+from abridged.data.dataset import Dataset
+from abridged.data.examples import Examples
+from abridged.families.kinds import context_of, reads_videos
+from abridged.training.optimizer import total_steps
+from abridged.training.processes import together
+
+if TYPE_CHECKING:
+    from abridged.recipe import Stage
+    from abridged.storage.view import View
+    from abridged.training.opened import Opened
+
+GIB = 2**30
+#: Bytes of every trained parameter: the weight, its gradient, AdamW's two averages, and the values that a quantiser or
+#: a mask puts in its place during a pass.
+_TRAINED = 4 + 4 + 8 + 4
+#: Copies of what linear layers read and write that a pass keeps for the backward one: fake-quantised inputs beside the
+#: inputs, activations of norms and functions.
+_COPIES = 2
+#: What a step takes, in forward passes: the teacher's, the student's, and twice that backward.
+_FORWARD_PASSES = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage reads."""
+
+    steps: int
+    tokens: int  #: that a step reads
+    at_once: int  #: that are in memory at once: a step's, without those of accumulated passes
+
+    @staticmethod
+    def of(settings: TrainingSettings, examples: Examples) -> Work:
+        """Of a stage. Padding is not counted: texts of about one length are read together."""
+        tokens = settings.batch_size * examples.tokens_in_example
+        return Work(total_steps(settings, examples), round(tokens), math.ceil(tokens / settings.gradient_accumulation))
+
+
+def activation_bytes(view: View, tokens: int, checkpointing: bool = False) -> int:
+    """What a training pass over so many tokens keeps in FP32 for its backward pass; logits are made in chunks.
+
+    With gradient checkpointing a block keeps its input, and one block all.
+    """
+    inner = [(m.rows + m.columns, m.layer) for m in view.whole if m.kind == "linear" and m.layer is not None]
+    every = sum(widths for widths, _ in inner)
+    if checkpointing and view.layers:
+        every = every // view.layers + view.layers * view.hidden_size
+    return 4 * _COPIES * tokens * every
+
+
+def training_bytes(view: View, parameters: int, at_once: int, *, teacher: bool, checkpointing: bool = False) -> int:
+    """Memory that a run takes at most, without what Python and its libraries hold.
+
+    Args:
+        parameters: of the model.
+        at_once: tokens in one pass.
+        teacher: whether the full-precision teacher is held beside the student.
+    """
+    models = _TRAINED * parameters + (4 * parameters if teacher else 0)
+    return models + activation_bytes(view, at_once, checkpointing)
+
+
+def memory_of_stage(view: View, parameters: int, settings: TrainingSettings, work: Work, teacher: bool) -> int:
+    """The memory that a stage needs, in bytes.
+
+    Raises:
+        AbridgedError: it is more than there is; the sentence names the setting that would fit.
+    """
+
+    def needed(passes: int, tokens: float = work.tokens) -> int:
+        checkpointing = settings.gradient_checkpointing
+        return training_bytes(
+            view, parameters, math.ceil(tokens / passes), teacher=teacher, checkpointing=checkpointing
+        )
+
+    most, free = needed(settings.gradient_accumulation), free_memory()
+    if not work.steps:  # methods alone: weights, and what they look at a few sequences at a time
+        most = 8 * parameters
+    if free is None or most <= free:
+        return most
+    sentence = f"this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free"
+    if needed(1, 0) > free:
+        raise AbridgedError(
+            f"{sentence}: {gigabytes(needed(1, 0))} of it are the model, its gradients and the optimiser, whatever a "
+            "step reads"
+        )
+    divisors = [n for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0]
+    fitting = next((n for n in divisors if n > settings.gradient_accumulation and needed(n) <= free), None)
+    if fitting is not None:
+        raise AbridgedError(f"{sentence}: gradient_accumulation={fitting} would fit, and read the same")
+    share = (free - needed(1, 0)) / max(1, needed(settings.batch_size) - needed(1, 0))
+    context = max(2, int(share * work.tokens / settings.batch_size))
+    raise AbridgedError(f"{sentence}: context={context} with gradient_accumulation={settings.batch_size} would fit")
+
+
+def memory_of_blocks(view: View, stage: Stage, examples: Examples) -> int:
+    """The memory that a stage needs which goes block by block, in bytes: embeddings, a block as it was and as it
+    becomes, and what GPTQ's arithmetic makes of the widest matrix or training of every weight.
+
+    Raises:
+        AbridgedError: it is more than there is.
+    """
+    blocks = [sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers)]
+    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
+    widest = max(m.columns for m in view.whole if m.kind == "linear")
+    reads = "many" in {one for method in stage.methods.values() for one in method.passes}
+    tokens = stage.blocks.tokens if reads else 0
+    inner = max(max(m.rows, m.columns) for m in view.whole if m.layer is not None)
+    most = 4 * (2 * loose + 3 * max(blocks, default=0))
+    most += (5 * 8 * widest**2 if reads else 0) + 4 * _COPIES * tokens * (inner + 2 * view.hidden_size)
+    if stage.trains:
+        at_once = math.ceil(stage.training.batch_size * examples.tokens_in_example)
+        trained = _TRAINED * max(blocks, default=0) + activation_bytes(view, at_once) // max(view.layers, 1)
+        most = max(most, 8 * loose + 2 * trained)
+    free = free_memory()
+    if free is not None and most > free:
+        raise AbridgedError(
+            f"block by block this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: fewer "
+            "blocks.tokens, or a smaller training.batch_size, take less"
+        )
+    return most
+
+
+def seconds_per_token(model: Any, examples: Examples) -> float:
+    """Of training, from the faster of two forward passes over one example."""
+    batch = examples.batch(torch.zeros(1, dtype=torch.int64)).to(model.device)
+    best = math.inf
+    with torch.no_grad():
+        for _ in range(2):
+            began = time.perf_counter()
+            model(**batch.model_inputs, use_cache=False)
+            best = min(best, seconds_since(began))
+    read = examples.tokens_in_example if "pixel_values" in batch.inputs else batch.input_ids.numel()
+    return _FORWARD_PASSES * best / read
+
+
+def announce(opened: Opened) -> None:
+    """Say in three lines, on standard error, what a run will do and what it will take.
+
+    Raises:
+        AbridgedError: it would take more memory than there is.
+    """
+    streamed, view = opened.weights, opened.view
+    model = opened.teacher if streamed is None else streamed.model
+    stages = [(stage, opened.examples(number)) for number, stage in enumerate(opened.recipe.stages)]
+    works = [Work.of(stage.training, examples) for stage, examples in stages]
+    parameters = sum(p.numel() for p in model.parameters())
+    memory = 0
+    with together():
+        for (stage, examples), work in zip(stages, works, strict=True):
+            if streamed is not None:
+                memory = max(memory, memory_of_blocks(view, stage, examples))
+                continue
+            learns = stage.trains and any(objective.needs_teacher for objective in stage.objectives.values())
+            teacher = learns and opened.job.teacher_cache is None
+            memory = max(memory, memory_of_stage(view, parameters, stage.training, work, teacher))
+    if opened.main:
+        held = streamed is None and any(work.steps for work in works)
+        per_token = seconds_per_token(model, stages[0][1]) if held else 0.0
+        lines = describe(
+            opened.model_name, model.config, parameters, opened.task.data.describe(), works, memory, per_token
+        )
+        print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
+
+
+def describe(
+    name: str, config: Any, parameters: int, data: str, works: Sequence[Work], memory: int, per_token: float
+) -> list[str]:
+    """Three lines: the model, the data as understood, and the work with what it will take."""
+    steps, tokens = sum(work.steps for work in works), sum(work.steps * work.tokens for work in works)
+    each = " and ".join(f"{count:,}" for count in dict.fromkeys(work.tokens for work in works))
+    work = f"{steps:,} steps of {each} tokens" if steps else "no training"
+    seconds = f" and {duration(per_token * tokens)} of training on this machine" if steps and per_token else ""
+    size = f"{parameters / 1e6:,.1f}M parameters, {4 * parameters / 2**20:,.0f} MB in FP32"
+    return [
+        f"model: {name}, {config.model_type}, {size}",
+        f"data: {data}",
+        f"work: {work}, about {gigabytes(memory)} of memory{seconds}",
+    ]
+
+
+@torch.no_grad()
+def announce_reading(model: Any, name: str, data: Dataset, context: int | None) -> None:
+    """Say in three lines, on standard error, what is to be measured, and how fast one window of it was read."""
+    config = model.config
+    if reads_videos(model):
+        print(f"model: {printable(name)}, {config.model_type}", file=sys.stderr)
+        data.announce(measured=True)
+        return
+    window = min(context or DEFAULT_CONTEXT, context_of(config))
+    ids = torch.randint(config.get_text_config().vocab_size, (1, window), device=model.device)
+    given = {"input_ids": ids, **({"decoder_input_ids": ids[:, :1]} if config.is_encoder_decoder else {})}
+    began = time.perf_counter()
+    model(**given)
+    speed = window / seconds_since(began)
+    print(f"model: {printable(name)}, {config.model_type}", file=sys.stderr)
+    data.announce(measured=True)
+    print(f"work: read in windows of {window:,} tokens, about {speed:,.0f} tokens/s", file=sys.stderr, flush=True)
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as GB of 2^30."""
+    return f"{count / GIB:,.1f} GB"

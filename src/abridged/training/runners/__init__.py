@@ -1,0 +1,13 @@
+"""Who owns the pass over a model: one file per way of carrying out a stage."""
+
+from abridged.recipe import Stage
+from abridged.training.runners.base import Pass, Runner
+from abridged.training.runners.blocks import Blocks
+from abridged.training.runners.whole import Whole
+
+__all__ = ["Blocks", "Pass", "Runner", "Whole", "runner_of"]
+
+
+def runner_of(stage: Stage) -> type[Runner]:
+    """The runner that a stage says."""
+    return Blocks if stage.runner == "blocks" else Whole

@@ -1,0 +1,126 @@
+"""Clips joined in order, and sentences turned around."""
+
+import numpy as np
+import pytest
+import torch
+
+from abridged.core.errors import AbridgedError
+from abridged.core.settings import Events
+from abridged.data.video.clips import Clip
+from abridged.data.video.events import (
+    Answers,
+    Captions,
+    InTurns,
+    groups,
+    in_order,
+    other_direction,
+    other_order,
+    thinned,
+)
+from abridged.data.video.examples import VideoTexts
+
+
+class Words:
+    """A tokenizer of numbers: " 5 6" is [2, 5, 6, 3]."""
+
+    pad_token_id = 0
+
+    def __call__(self, texts, **options):
+        return {
+            "input_ids": [[2, *(int(w) for w in text.replace(",", " ").split() if w.isdigit()), 3] for text in texts]
+        }
+
+    def decode(self, ids, skip_special_tokens=True):
+        return " ".join(str(int(i)) for i in ids if i > 3)
+
+
+class Numbers:
+    """In place of a cache: frame t of clip n is 10 n + t everywhere."""
+
+    def sample(self, clip, count, side):
+        first = 10 * int(clip.path.name)
+        return np.stack([np.full((2, 2, 3), first + t, dtype=np.uint8) for t in range(count)])
+
+
+def pixels(pictures):
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+
+
+def captions(tmp_path, events=None, said=(("5",), ("6",), ("7",), ("8",)), **more):
+    clips = [Clip(tmp_path / str(i), captions=texts) for i, texts in enumerate(said)]
+    texts = VideoTexts.captions(clips, Words(), 16, 4, 2, pixels, Numbers())
+    return Captions(texts, Words(), 16, 0, events, more)
+
+
+def shown(batch):
+    return batch.inputs["pixel_values"][:, :, 0, 0, 0].tolist()
+
+
+def test_sentences_are_turned_around():
+    assert in_order("A dog barks.", "a cat runs.", "before {b}, {a}") == "before a cat runs, A dog barks"
+    assert other_order("a dog barks, then a cat runs") == "a cat runs, then a dog barks"
+    assert other_order("a dog barks and then a cat runs.") == "a cat runs, then a dog barks"
+    assert other_order("a dog barks") is None
+    assert other_direction("it moves to the upper left") == "it moves to the lower right"
+    assert other_direction("the gate opens") == "the gate closes"
+    assert other_direction("a man walks out of the house") == "a man walks into the house"
+    assert other_direction("leftover upset food") is None
+
+
+def test_clips_of_one_caption_are_one_group(tmp_path):
+    said = [("a",), ("b", "A "), ("c",), ("b",)]
+    found = groups([Clip(tmp_path / str(i), captions=texts) for i, texts in enumerate(said)])
+    assert found[0] == found[1] == found[3] != found[2]
+
+
+def test_joined_clips_and_their_twins_are_in_both_orders(tmp_path):
+    examples = captions(tmp_path, Events(joined=0.5))
+    torch.manual_seed(0)
+    batch = examples.batch(torch.tensor([4, 6, 5, 7]))  # beyond the captions: clips 0, 2 and 1, 3
+    assert batch.twins
+    assert shown(batch) == [[1, 3, 11, 13], [21, 23, 31, 33], [11, 13, 1, 3], [31, 33, 21, 23]]
+    said = [[i for i in row if i > 3] for row in batch.inputs["input_ids"].tolist()]
+    for first, twin in ((0, 2), (1, 3)):
+        assert said[first] == said[twin][::-1]
+    assert len(set(batch.labels.tolist())) == 4
+    with pytest.raises(AbridgedError, match="two by two"):
+        examples.batch(torch.tensor([4]))
+
+
+def test_a_half_of_the_steps_reads_joined_clips_and_every_example_has_its_turn():
+    order = InTurns(6, 0, 2, 0.5)
+    steps = [order[2 * i : 2 * i + 2].tolist() for i in range(12)]
+    kinds = [{i >= 6 for i in step} for step in steps]
+    assert kinds == [{i % 2 == 1} for i in range(12)]
+    assert sorted(i for step in steps[::2][:3] for i in step) == list(range(6))
+    assert sorted(i for step in steps[1::2][:3] for i in step) == list(range(6, 12))
+    assert [order[2 * i : 2 * i + 2].tolist() for i in range(12)] == steps
+    assert {i >= 6 for i in InTurns(6, 0, 2, 0.25)[0:16].tolist()[:6]} == {False}
+
+
+def test_captions_of_frames_come_with_the_clip(tmp_path):
+    examples = captions(tmp_path, Events())
+    object.__setattr__(examples, "frame_captions", {1: ["9", "10 11", "", "9"]})
+    batch = examples.batch(torch.tensor([0, 1]))
+    assert not batch.twins
+    ids, mask = batch.inputs["frame_input_ids"], batch.inputs["frame_attention_mask"]
+    assert ids.shape == mask.shape == (2, 4, 8)
+    assert (ids * mask)[1, :, :4].tolist() == [[2, 9, 3, 0], [2, 10, 11, 3], [2, 3, 0, 0], [2, 9, 3, 0]]
+    assert mask[0].sum(-1).tolist() == [2] * 4
+    plain = captions(tmp_path, Events(frame_captions=False))
+    assert "frame_input_ids" not in plain.batch(torch.tensor([1])).inputs
+    assert examples.fingerprint() != captions(tmp_path).fingerprint()
+
+
+def test_a_decoder_is_given_each_token_before_the_one_it_writes(tmp_path):
+    clip = Clip(tmp_path / "1", questions=(("5 6", "7"), ("5", "8 9")))
+    texts = VideoTexts.questions([clip], Words(), 16, 4, 2, pixels, Numbers())
+    batch = Answers(texts, begin=1).batch(torch.tensor([0, 1]))
+    read, mask = batch.inputs["decoder_input_ids"], batch.inputs["decoder_attention_mask"]
+    assert (read * mask)[:, :4].tolist() == [[1, 7, 3, 0], [1, 8, 9, 3]]
+    assert batch.labels[:, :4].tolist() == [[7, 3, -100, -100], [8, 9, 3, -100]]
+
+
+def test_thinned_pictures_are_evenly_spread():
+    assert thinned(torch.arange(8), 4).tolist() == [1, 3, 5, 7]
+    assert thinned(torch.arange(5), 5).tolist() == list(range(5))

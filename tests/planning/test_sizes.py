@@ -1,0 +1,76 @@
+"""The bytes that a plan counts are those of the file that is then written."""
+
+import json
+import random
+from functools import cache
+
+import pytest
+
+import tiny
+from abridged import families
+from abridged.checkpoint.save import save_checkpoint
+from abridged.planning.plan import Planner
+from abridged.planning.sizes import assigned, last_quantize
+from abridged.recipe import Recipe
+
+TRAINING = {"objectives": {"logits": {}}, "training": {"steps": 0}}
+SETTINGS = {"bits": 2, "granularity": "per_channel", "scale_dtype": "float16", "gamma": "scale"}
+
+
+def recipe(**quantize):
+    settings = {"weights": SETTINGS, "embeddings": SETTINGS, "activations": {"quantizer": "dynamic"}, **quantize}
+    return Recipe.load({"name": "frame", "stages": [{"methods": {"quantize": settings}, **TRAINING}]})
+
+
+@cache
+def _planner(name, quantize):
+    kind, config = tiny.TINY[name]()
+    return Planner(kind, config, families.view_of_config(kind, config), recipe(**json.loads(quantize)))
+
+
+def planner(name, **quantize):
+    return _planner(name, json.dumps(quantize))
+
+
+def written(name, changed, folder):
+    model = tiny.build(name)
+    method = last_quantize(changed)[1]
+    method.build(model, families.view(model), lambda model, tokens=None: model(**tiny.inputs(model))).finish()
+    save_checkpoint(model, folder, None, {"recipe": {"name": "test"}, "teacher": name, "seed": 0})
+    return (folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "quantize"),
+    [
+        ("gpt2", {}),
+        ("gpt2", {"unquantized": "float16", "positions": True}),
+        ("llama", {"activations": {"bits": None}}),
+        ("bart", {}),
+        ("bert", {"activations": {"bits": 8, "attention": True}}),
+    ],
+)
+def test_the_bytes_are_those_of_the_file(name, quantize, seed, tmp_path):
+    made, draw = planner(name, **quantize), random.Random(seed)
+    assignment = {matrix: draw.choice(forms) for matrix, forms in made.forms.items()}
+    assert len(set(assignment.values())) > 2
+    size = written(name, assigned(made.recipe, assignment), tmp_path / "small")
+    assert made.sizes.file_bytes(assignment) == size
+
+
+def test_a_matrix_that_somebody_has_decided_on_is_left_alone():
+    made = planner("gpt2", exceptions={"embedding": {"bits": 8}, "*.h.0.mlp.c_fc": {"bits": None}})
+    names = {matrix.name for matrix in made.matrices}
+    assert names.isdisjoint({"transformer.wte", "transformer.h.0.mlp.c_fc"})
+    assert "transformer.h.1.mlp.c_fc" in names
+    changed = last_quantize(assigned(made.recipe, {name: made.forms[name][0] for name in names}))[1]
+    assert changed.exceptions["embedding"].bits == 8
+
+
+def test_groups_that_do_not_divide_a_row_are_not_offered():
+    made = planner("gpt2")
+    for matrix in made.matrices:
+        sizes = {form.group_size for form in made.forms[matrix.name]} - {None}
+        assert all(matrix.columns % size == 0 for size in sizes)
+        assert sizes
