@@ -30,8 +30,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-# One process a core, and one thread in each: small models do not fill two.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+# One process a core, and one thread in each: small models do not fill two. An idle one takes over another's tests.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test: $(READY)
 	$(PYTEST)

@@ -210,6 +210,21 @@ def test_few_bits_without_training_are_warned_of(name, overrides, warned):
     assert bool(Recipe.load(name, overrides).warnings()) == warned
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "warned"),
+    [
+        ("best-2-2-8", ["stages.0.steps=149"], True),
+        ("best-2-2-8", ["stages.0.steps=150"], False),
+        ("best-2-2-8", ["stages.0.steps=0"], False),
+        ("best-2-2-8", ["stages.0.steps=40", "stages.0.learning_rate=1e-4"], False),
+        ("litevl", ["stages.0.steps=40"], False),  # counts epochs
+    ],
+)
+def test_a_rate_meant_for_ten_times_the_steps_is_warned_of(name, overrides, warned):
+    found = Recipe.load(name, overrides).warnings(Recipe.load(name))
+    assert any("learning rate is meant for" in sentence for sentence in found) == warned
+
+
 def test_keys_lists_every_setting_with_its_default_and_a_description():
     by_path = {key.path: key for key in all_keys()}
     assert by_path["stages.N.training.steps"].default == "1000"

@@ -194,8 +194,11 @@ class Recipe(Settings):
         data = shared(self.model_dump(mode="json", exclude_unset=True))
         return yaml.safe_dump(data, sort_keys=False, width=120, default_flow_style=None)
 
-    def warnings(self) -> list[str]:
-        """What a person should know before running this recipe, one sentence each; usually nothing."""
+    def warnings(self, written: Recipe | None = None) -> list[str]:
+        """What a person should know before running this recipe, one sentence each; usually nothing.
+
+        written: the recipe as it was before overrides, if any.
+        """
         trained = any(stage.trains for stage in self.stages)
         bits = [b for stage in self.stages for m in stage.methods.values() for b in _weight_bits(m)]
         if not trained and bits and min(bits) < 4:
@@ -203,7 +206,16 @@ class Recipe(Settings):
                 f"recipe {self.name} stores weights in {min(bits)} bits without any training: "
                 "expect gibberish from the result (give the stages some training.steps, or use at least 4 bits)"
             ]
-        return []
+        pairs = enumerate(zip(self.stages, written.stages if written else (), strict=False))
+        return [
+            f"stage {number + 1} is given {now.training.steps:,} of its {before.training.steps:,} steps, which its "
+            f"learning rate is meant for: a lower one may do better (--set stages.{number}.learning_rate=...)"
+            for number, (now, before) in pairs
+            if not now.training.epochs
+            and not before.training.epochs
+            and 0 < now.training.steps < before.training.steps / 10
+            and now.training.learning_rate == before.training.learning_rate
+        ]
 
 
 def find(name_or_path: str | Path) -> Path:

@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -184,3 +185,12 @@ def test_no_half_written_report(tmp_path, report):
         write_report(path, report)
     assert path.read_text() == "older"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("step", "told"), [(0, "keeps the weights from before training"), (300, "of step 300, the best")]
+)
+def test_it_says_which_weights_were_kept(report, step, told):
+    assert "keeps the weights" not in render(report)
+    kept = {"event": "kept", "stage": 0, "step": step}
+    assert told in render(replace(report, metrics=[*report.metrics, kept]))

@@ -136,18 +136,31 @@ def test_progress_rates_and_validation(tmp_path, blocks):
     assert all(m["tokens_per_second"] > 0 for m in logged if m["event"] == "train")
 
 
-@pytest.mark.parametrize(("keep", "better"), [("last", "lower"), ("best", "lower"), ("best", "higher")])
-def test_the_best_weights_can_be_kept(tmp_path, blocks, keep, better):
-    system, values, weights = student(blocks), iter([3.0, 1.0, 2.0] if better == "lower" else [1.0, 3.0, 2.0]), []
+@pytest.mark.parametrize(
+    ("keep", "better", "found", "kept"),
+    [
+        ("last", "lower", [3.0, 1.0, 2.0], 3),
+        ("best", "lower", [4.0, 3.0, 1.0, 2.0], 2),
+        ("best", "higher", [0.0, 1.0, 3.0, 2.0], 2),
+        ("best", "lower", [0.5, 3.0, 1.0, 2.0], 0),
+    ],
+)
+def test_the_best_weights_can_be_kept(tmp_path, blocks, keep, better, found, kept, capsys):
+    """Those from before training are among them, and a person is told where they win."""
+    system, values, weights = student(blocks), iter(found), {}
 
     def validate():
-        weights.append(system.model.transformer.wte.weight.detach().clone())
+        weights[4 - len(found) + len(weights)] = system.model.transformer.wte.weight.detach().clone()
         return measured(next(values), better)
 
-    run_of(tmp_path, blocks, system, steps=3, evaluate_every=1, validate=validate, keep=keep, learning_rate=1e-2)
-    kept = [torch.equal(system.model.transformer.wte.weight, w) for w in weights]
-    assert kept == [False, keep == "best", keep == "last"]
+    logged = run_of(
+        tmp_path, blocks, system, steps=3, evaluate_every=1, validate=validate, keep=keep, learning_rate=1e-2
+    )
+    equal = [step for step, w in weights.items() if torch.equal(system.model.transformer.wte.weight, w)]
+    assert equal == [kept]
     assert not system.training
+    assert [line["step"] for line in logged if line["event"] == "kept"] == ([kept] if keep == "best" else [])
+    assert ("the weights from before are kept" in capsys.readouterr().err) == (kept == 0)
 
 
 class Fragile(nn.Module):

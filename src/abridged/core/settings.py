@@ -135,7 +135,7 @@ class TrainingSettings(Settings):
     )
     save_every: int = Field(200, ge=1, description="steps between training checkpoints")
     keep: Literal["last", "best"] = Field(
-        "last", description="which weights a stage ends with: the last, or the best validated"
+        "last", description="which weights a stage ends with: the last, or the best validated, its start among them"
     )
     augmentation: Augmentation | None = Field(
         None, description="further labelled texts to train on; null trains on those there are"

@@ -149,10 +149,12 @@ def _training_figures(found: Training, data: ReportData) -> list[tuple[Any, str,
             logarithmic=bool(kind and kind.logarithmic),
         )
         told = "Measured while training."
+        kept = [line for line in data.metrics if line.get("event") == "kept"]
         if kind is not None:
             best, values = ("Lowest", np.nanmin) if kind.better == "lower" else ("Highest", np.nanmax)
             told = told if kind.unit == "%" else f"{kind.unit.capitalize()}, measured while training."
             told = f"{told} {best}: {number(float(values(found.watched.values)))}."
+        told += "".join(f" {_kept(line, len(data.stages))}" for line in kept)
         figures.append((drawn, f"Validation {name}.", told))
     if found.losses:
         svg = plots.curves(found.losses, "Loss and its terms by step", "loss", found.starts)
@@ -164,6 +166,15 @@ def _training_figures(found: Training, data: ReportData) -> list[tuple[Any, str,
         svg = plots.curves(found.rates, "Learning rate by step", "rate", found.starts, logarithmic=False)
         figures.append((svg, "Learning rate.", "It rises during the warm-up, then decays to the stage’s end."))
     return figures
+
+
+def _kept(line: dict[str, Any], stages: int) -> str:
+    """Which of a stage's weights are kept, when it is not the last that are."""
+    which = f"Stage {line['stage'] + 1}" if stages > 1 else "The model"
+    step = int(line["step"])
+    if step == 0:
+        return f"{which} keeps the weights from before training: no later ones were better."
+    return f"{which} keeps the weights of step {step:,}, the best."
 
 
 def bytes_by_part(data: ReportData) -> Section | None:

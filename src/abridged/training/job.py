@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,3 +82,10 @@ class Job:
         for stage in recipe.stages if self.seed is not None else ():
             stage.training.seed = self.seed  # type: ignore[assignment]
         return recipe
+
+    def warnings(self, recipe: Recipe | None) -> list[str]:
+        """What a person should know before `recipe`, which this job has loaded, is run; one sentence each."""
+        written = None
+        with suppress(AbridgedError):  # what is wrong in it may be what the overrides put right
+            written = Recipe.load(self.recipe) if self.recipe is not None and self.overrides else None
+        return recipe.warnings(written) if recipe else []

@@ -98,9 +98,12 @@ class Trainer:
             config = {key: str(value) for key, value in self.settings.model_dump().items()}
             self.accelerator.init_trackers("abridged", config=config)
         with together():
-            if not (self.work.resume and self.state.load()):
+            begun = self.work.resume and self.state.load()
+            self.work.forget_metrics_after(self.run.stage, self.state.step if begun else -1)
+            if not begun:
+                if self.settings.keep == "best" and self.accelerator.is_main_process:
+                    self._validate()  # what training has to beat
                 self.state.save()
-            self.work.forget_metrics_after(self.run.stage, self.state.step)
         self._start_clock()
         main = self.accelerator.is_main_process
         with progress(f"stage {self.run.stage + 1}", self.steps, self.state.step, main) as show:
@@ -109,7 +112,7 @@ class Trainer:
                 show(self.state.step)
                 self.report(show)
         if self.settings.keep == "best":
-            self.state.load_best()
+            self._go_back_to_best()
         self.run.system.eval()
 
     def close(self) -> None:
@@ -197,8 +200,8 @@ class Trainer:
             record = {"stage": self.run.stage, "step": step, "lr": rate, **means}
             self.work.log({"event": "train", **record, "tokens_per_second": round(speed, 1)})
             show(step, means["loss"], speed)
-            if evaluate and self.run.validate is not None and self.accelerator.is_main_process:
-                self._validate(self.run.validate, show)
+            if evaluate and self.accelerator.is_main_process:
+                show(step, watched=self._validate())
             if save:
                 self.state.save()
         if self.settings.track_with:
@@ -240,19 +243,31 @@ class Trainer:
             print(sentence, file=sys.stderr)
         self._start_clock()
 
-    def _validate(self, validate: Callable[[], Measured], show: Callable[..., None]) -> None:
+    def _validate(self) -> dict[str, float]:
+        """Measure, log, and keep what is best so far; the number to watch by its name, nothing without a measure."""
+        if self.run.validate is None:
+            return {}
         self.run.system.eval()
         with torch.no_grad(), autocast(self.settings), self._eagerly():
-            measured = validate()
+            measured = self.run.validate()
         self.run.system.train()
         watched = measured.headline  # goes first: that is how the report's curves find it
         number = {watched.name: watched.value}
         self.work.log({"event": "evaluate", "stage": self.run.stage, "step": self.state.step, **number, **measured})
-        show(self.state.step, watched=number)
         if watched.rank < self.state.best:
-            self.state.best = watched.rank
+            self.state.best, self.state.best_step = watched.rank, self.state.step
             if self.settings.keep == "best":
                 self.state.save_best()
+        return number
+
+    def _go_back_to_best(self) -> None:
+        self.state.load_best()
+        if self.run.validate is None or not self.accelerator.is_main_process:
+            return
+        self.work.log({"event": "kept", "stage": self.run.stage, "step": self.state.best_step})
+        if self.state.best_step == 0:
+            sentence = "no validation was better than before training: the weights from before are kept"
+            print(f"warning: stage {self.run.stage + 1}: {sentence}", file=sys.stderr)
 
     def _eagerly(self) -> AbstractContextManager[Any]:
         """Other modes and sizes than training's would each be compiled anew."""

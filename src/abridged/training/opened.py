@@ -77,7 +77,7 @@ class Opened:
                 check_by_parts(stage.methods)
         process = PartialState(cpu=not torch.cuda.is_available())
         self.main, self.device = process.is_main_process, process.device
-        self._say(f"warning: {sentence}" for sentence in (recipe.warnings() if recipe else []))
+        self._say(f"warning: {sentence}" for sentence in job.warnings(recipe))
         with together():
             _refuse_cache_in_output(job)
             recipe_file = job.recipe if isinstance(job.recipe, str | Path) else None

@@ -11,6 +11,7 @@ from abridged.core.errors import AbridgedError
 from abridged.training.workspace import Workspace
 
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
+_POSITION = ("step", "rate_scale", "best", "best_step")
 
 
 class TrainingState:
@@ -20,20 +21,22 @@ class TrainingState:
         step: optimiser steps done.
         rate_scale: factor of every learning rate; lowered when the loss was not finite.
         best: the lowest rank (see `Measurement`) of what is watched so far.
+        best_step: where that was.
         saved_step: step of the checkpoint on disk.
     """
 
     def __init__(self, stage: int, system: nn.Module, optimizer: torch.optim.Optimizer, work: Workspace) -> None:
         self.stage, self.system, self.optimizer, self.work = stage, system, optimizer, work
         self.step, self.rate_scale, self.best, self.saved_step = 0, 1.0, math.inf, 0
+        self.best_step = 0
         names = {id(p): name for name, p in system.named_parameters()}
         self._names = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
     def save(self) -> None:
         """Write the state; only the main process does."""
         if self.work.main:
-            position = {"stage": self.stage, "step": self.step, "rate_scale": self.rate_scale, "best": self.best}
-            self.work.save_state(self._tensors(), position)
+            position = {name: getattr(self, name) for name in _POSITION}
+            self.work.save_state(self._tensors(), {"stage": self.stage, **position})
         self.saved_step = self.step
 
     def load(self) -> bool:
@@ -54,7 +57,8 @@ class TrainingState:
         ]
         packed["state"] = {i: entries for i, entries in enumerate(held) if entries}
         self.optimizer.load_state_dict(packed)
-        self.step, self.rate_scale, self.best = position["step"], position["rate_scale"], position["best"]
+        for name in _POSITION:
+            setattr(self, name, position[name])
         self.saved_step = self.step
         return True
 
