@@ -70,11 +70,13 @@ class Quantization(Attached):
         record(model, unquantized_dtype=settings.unquantized, notes={settings.name: notes} if notes else {})
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The scales ("scale") and the activation clips ("clip")."""
-        groups: dict[str, list[nn.Parameter]] = {"scale": [], "clip": []}
+        """The scales ("scale"), what is added before rounding ("rounding"), and the activation clips ("clip")."""
+        groups: dict[str, list[nn.Parameter]] = {"scale": [], "rounding": [], "clip": []}
         for module in self.model.modules():
             if isinstance(module, FakeQuantizer):
                 groups["scale"] += module.parameters()
+            elif isinstance(module, QuantizedWeight) and module.offset is not None:
+                groups["rounding"].append(module.offset)
             elif isinstance(module, LearnedActivation):
                 groups["clip"] += module.parameters()
         return groups
