@@ -239,15 +239,17 @@ def test_affine_gradients_are_lsq_plus_s(full):
 def test_learned_rounding_is_trained_instead_of_the_weight(form):
     w, wanted = weights(6, 32, seed=1), weights(6, 32, seed=2)
     settings = WeightSettings(granularity="per_group", group_size=16, rounding="learned", **form)
+    nearest = settings.model_copy(update={"rounding": "nearest"})
     source = QuantizedWeight(w.clone(), 1, settings, "w")
-    assert torch.equal(source(), QuantizedWeight(w.clone(), 1, settings.model_copy(update={"rounding": "nearest"}), "w")())
+    assert torch.equal(source(), QuantizedWeight(w.clone(), 1, nearest, "w")())
     optimizer = torch.optim.SGD([source.offset], 0.1)
     before = source().detach()
     for _ in range(20):
         (source() - wanted).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert source.weight.grad is None and torch.equal(source.weight, w)
+    assert source.weight.grad is None
+    assert torch.equal(source.weight, w)
     after, stored = source().detach(), source.stored()
     assert float((after - wanted).square().sum()) < 0.9 * float((before - wanted).square().sum())
     zero = 0 if stored.zero is None else stored.zero.unsqueeze(1)
@@ -255,8 +257,9 @@ def test_learned_rounding_is_trained_instead_of_the_weight(form):
     assert torch.equal(found.view_as(w), after)
     index = torch.tensor([4, 1])
     assert torch.equal(source.rows(index), after[index])
-    source.install(settings.model_copy(update={"rounding": "nearest"}))  # a later stage goes on from what was learned
-    assert source.offset is None and not torch.equal(source.weight, w)
+    source.install(nearest)  # a later stage goes on from what was learned
+    assert source.offset is None
+    assert not torch.equal(source.weight, w)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -59,8 +59,8 @@ class WeightSettings(Settings):
     )
     rounding: Literal["nearest", "learned"] = Field(
         default="nearest",
-        description="what training moves: the weights, or what is added to them before rounding, in scales, at the rate "
-        "of the group rounding (AutoRound): one rate fits all weights",
+        description="what training moves: the weights, or what is added to them before rounding, in scales, at the "
+        "rate of the group rounding (AutoRound): one rate fits all weights",
     )
     scale_gradient: Literal["full", "clipped_only"] | None = Field(
         default=None,
