@@ -22,12 +22,14 @@ _FARTHEST = 4.0
 
 
 @torch.no_grad()
-def gptq(source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None) -> None:
+def gptq(
+    source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None, squares: Tensor | None = None
+) -> None:
     """Change a weight (rows, columns) and its scale in place, for inputs with the Hessian XᵀX (columns, columns).
 
     `crossed` is ZᵀX of the inputs Z in full precision: with it the outputs come near to those of Z. A scale that starts
-    at the least weighted error starts anew, at that of these inputs; one that follows from the weights stays what it
-    was before.
+    at the least weighted error starts anew, at that of these inputs, or of what else squared errors count (`squares`,
+    which spreads to the weight's shape); one that follows from the weights stays what it was before.
 
     Raises AbridgedError where the inputs are not finite.
     """
@@ -36,7 +38,7 @@ def gptq(source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None
     if crossed is not None:
         weight.copy_(aim)
     if crossed is not None or source.settings.initialization == "weighted":
-        source.refit(hessian.diagonal())
+        source.refit(hessian.diagonal() if squares is None else squares)
     quantizer, original = source.quantizer, weight.clone()
     lines = weight.view(source.num_scales, -1)
     fit, grid = quantizer.fit(lines), quantizer.grid
