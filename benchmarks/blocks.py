@@ -3,7 +3,7 @@
     python benchmarks/blocks.py make FOLDER [--shape llama-2-7b|rehearsal]      # 13.5 GB, or 60 MB
     python benchmarks/blocks.py run FOLDER [--set KEY=VALUE …] [--keep]         # 2 bits, untrained, 4,096 tokens
     python benchmarks/blocks.py compress MODEL DATA RECIPE [--set KEY=VALUE …]  # any model by any recipe
-        [--window 512 [--part test|valid] [--limit TOKENS]]
+        [--window 512 [--part test|valid] [--limit TOKENS] [--output FOLDER]]
 
 `make` writes the weights a tensor at a time. `run` and `compress` start the real command in a process of its own and
 say its wall time, the most memory that it held (VmHWM, mapped pages included) and the bytes of the file; `run` then
@@ -13,6 +13,7 @@ JSON is written to benchmarks/results/blocks-NAME.json.
 With `--window` the run itself measures a page of text only, and what it has written is measured afterwards, like the
 teacher, on windows of so many tokens of a part of DATA (a folder as WikiText-2's): on valid to choose, on all of test
 once. There matrix products are in bf16 where that is fast; the activations of packed models stay in their own bits.
+`--output` keeps what was written; where it is there already, as after a choice, it is measured alone.
 """
 
 import argparse
@@ -156,12 +157,17 @@ def compress_and_measure(options: argparse.Namespace) -> dict[str, Any]:
             model = place / model.name
         if options.window is None:
             return compress(model, options.data, options.recipe, place / "student", options.changes)
-        row = compress(model, str(one_page(data, place / "data")), options.recipe, place / "student", options.changes)
+        student_at, named = options.output or place / "student", RESULTS / f"blocks-{options.name}.json"
+        if student_at.exists():
+            row = json.loads(named.read_text())
+        else:
+            page = str(one_page(data, place / "data"))
+            row = compress(model, page, options.recipe, student_at, options.changes)
         how = (data, options.window, options.part, options.limit)
         key = [model.name, options.window, options.part, options.limit]
         known = [json.loads(path.read_text()) for path in RESULTS.glob("blocks-*.json")]
         teacher = next((one["teacher"] for one in known if one.get("measured") == key), None) or measured(model, *how)
-        student = measured(place / "student", *how)
+        student = measured(student_at, *how)
     loss = 100 * (student["perplexity"] / teacher["perplexity"] - 1)
     return {**row, "measured": key, "teacher": teacher, "student": student, "loss_percent": {"perplexity": loss}}
 
@@ -216,6 +222,7 @@ def main() -> None:
     compressing.add_argument("--window", type=int)
     compressing.add_argument("--part", choices=("test", "valid"), default="test")
     compressing.add_argument("--limit", type=int)
+    compressing.add_argument("--output", type=Path)
     for verb in (running, compressing):
         verb.add_argument("--set", dest="changes", action="append", default=[])
         verb.add_argument("--name", default="rehearsal")
