@@ -45,8 +45,8 @@ class Quantize(Method):
     activations: ActivationSettings = Field(default=ActivationSettings(), description="inputs of quantised matrices")
     gptq: bool = Field(
         default=False,
-        description="start all matrices by GPTQ, where their rounding errors make up for each other on some of the data, "
-        "embeddings and head where their scales start weighted; scales that are not learned stay as they were before",
+        description="start all matrices by GPTQ, where their rounding errors make up for each other on some of the "
+        "data, embeddings and head where their scales start weighted; scales that are not learned stay as they were before",
     )
     unquantized: Literal["float32", "float16"] = Field(
         default="float32", description="storage of what is not quantised: positions, norms, biases"
