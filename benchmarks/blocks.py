@@ -3,11 +3,17 @@
     python benchmarks/blocks.py make FOLDER [--shape llama-2-7b|rehearsal]      # 13.5 GB, or 60 MB
     python benchmarks/blocks.py run FOLDER [--set KEY=VALUE …] [--keep]         # 2 bits, untrained, 4,096 tokens
     python benchmarks/blocks.py compress MODEL DATA RECIPE [--set KEY=VALUE …]  # any model by any recipe
+        [--window 512 [--part test|valid] [--limit TOKENS] [--output FOLDER]]
 
 `make` writes the weights a tensor at a time. `run` and `compress` start the real command in a process of its own and
 say its wall time, the most memory that it held (VmHWM, mapped pages included) and the bytes of the file; `run` then
 loads the result in another process and generates from it. Random weights measure memory and time, not quality. The
 JSON is written to benchmarks/results/blocks-NAME.json.
+
+With `--window` the run itself measures a page of text only, and what it has written is measured afterwards, like the
+teacher, on windows of so many tokens of a part of DATA (a folder as WikiText-2's): on valid to choose, on all of test
+once. There matrix products are in bf16 where that is fast; the activations of packed models stay in their own bits.
+`--output` keeps what was written; where it is there already, as after a choice, it is measured alone.
 """
 
 import argparse
@@ -26,10 +32,15 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from abridged.core.atomic import write_atomically
+from abridged.core.hardware import fast_bf16
+from abridged.core.names import gguf_file
 from abridged.core.record import environment
 from abridged.data.text import load_text
+from abridged.evaluation.perplexity import perplexity
+from abridged.exporters.dense import dense_model, export_dense
 from abridged.families.standin import skeleton
-from abridged.models.load import load_tokenizer
+from abridged.models.load import load_any, load_tokenizer
+from abridged.runtime.activations import DynamicActivation, StaticActivation
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {
@@ -116,6 +127,51 @@ def compress(model: Path, data: str, recipe: str, output: Path, changes: list[st
     }
 
 
+def one_page(data: Path, place: Path) -> Path:
+    """The data with a page to be measured on: all of the training text, little of the others."""
+    place.mkdir()
+    for part, count in (("train", None), ("valid", TEST), ("test", TEST)):
+        (place / f"wiki.{part}.tokens").write_text(next(data.glob(f"*{part}*")).read_text(encoding="utf-8")[:count])
+    return place
+
+
+def measured(model: Path, data: Path, window: int, part: str, limit: int | None) -> dict[str, Any]:
+    """A model's perplexity on windows of a text."""
+    found, began = load_any(model), time.perf_counter()
+    tokenizer = load_tokenizer(model, found)
+    quantised = any(isinstance(module, DynamicActivation | StaticActivation) for module in found.modules())
+    found = found if quantised else dense_model(found, torch.float32).eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
+        text = next(data.glob(f"*{part}*")).read_text(encoding="utf-8")
+        metrics = perplexity(found, tokenizer, text, context=window, limit=limit)
+    seconds = time.perf_counter() - began
+    return {**json.loads(json.dumps(metrics)), "bf16": fast_bf16(), "part": part, "seconds": seconds}
+
+
+def compress_and_measure(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command took, and what is lost on the windows. A teacher that was measured before is not again."""
+    with tempfile.TemporaryDirectory() as folder:
+        place, model, data = Path(folder), Path(options.model), Path(options.data)
+        if gguf_file(model) is not None:  # the runner blocks streams safetensors
+            export_dense(model, place / model.name, "float32")
+            model = place / model.name
+        if options.window is None:
+            return compress(model, options.data, options.recipe, place / "student", options.changes)
+        student_at, named = options.output or place / "student", RESULTS / f"blocks-{options.name}.json"
+        if student_at.exists():
+            row = json.loads(named.read_text())
+        else:
+            page = str(one_page(data, place / "data"))
+            row = compress(model, page, options.recipe, student_at, options.changes)
+        how = (data, options.window, options.part, options.limit)
+        key = [model.name, options.window, options.part, options.limit]
+        known = [json.loads(path.read_text()) for path in RESULTS.glob("blocks-*.json")]
+        teacher = next((one["teacher"] for one in known if one.get("measured") == key), None) or measured(model, *how)
+        student = measured(student_at, *how)
+    loss = 100 * (student["perplexity"] / teacher["perplexity"] - 1)
+    return {**row, "measured": key, "teacher": teacher, "student": student, "loss_percent": {"perplexity": loss}}
+
+
 _RUN = """
 import json, sys, time
 import torch
@@ -163,6 +219,10 @@ def main() -> None:
     compressing = verbs.add_parser("compress")
     for name in ("model", "data", "recipe"):
         compressing.add_argument(name)
+    compressing.add_argument("--window", type=int)
+    compressing.add_argument("--part", choices=("test", "valid"), default="test")
+    compressing.add_argument("--limit", type=int)
+    compressing.add_argument("--output", type=Path)
     for verb in (running, compressing):
         verb.add_argument("--set", dest="changes", action="append", default=[])
         verb.add_argument("--name", default="rehearsal")
@@ -173,9 +233,7 @@ def main() -> None:
     if options.verb == "run":
         row = run(options.folder, options.changes, options.keep)
     else:
-        with tempfile.TemporaryDirectory() as place:
-            row = compress(options.model, options.data, options.recipe, Path(place) / "student", options.changes)
-        row |= {"recipe": options.recipe}
+        row = compress_and_measure(options) | {"recipe": options.recipe}
     row |= {"name": options.name, "changes": options.changes, "environment": environment()}
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_atomically(RESULTS / f"blocks-{options.name}.json", json.dumps(row, indent=1) + "\n")

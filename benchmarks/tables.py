@@ -1,4 +1,4 @@
-"""Makes the tables of docs/results.md, search.md, plan.md, video.md and README.md from the JSON in benchmarks/results.
+"""Makes the tables of docs (results, search, plan, video, blocks) and README.md from the JSON in benchmarks/results.
 
     python benchmarks/tables.py
 
@@ -14,7 +14,7 @@ import tables_of_quality
 import tables_of_video
 from rendering import DOCS
 
-PAGES = (*(DOCS / f"{page}.md" for page in ("results", "search", "plan", "video")), DOCS.parent / "README.md")
+PAGES = (*(DOCS / f"{page}.md" for page in ("results", "search", "plan", "video", "blocks")), DOCS.parent / "README.md")
 TABLES = tables_of_quality.TABLES | tables_of_cost.TABLES | tables_of_plans.TABLES | tables_of_video.TABLES
 
 

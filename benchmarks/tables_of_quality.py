@@ -435,6 +435,27 @@ def parity() -> str:
     return markdown(["computed by", "perplexity", "difference %", "same likeliest token %"], rows)
 
 
+def real_model() -> str:
+    """A pre-trained model by recipes without training and block by block, measured once on a whole text."""
+    found = (json.loads(path.read_text()) for path in RESULTS.glob("blocks-smollm2-*.json"))
+    runs = [run for run in found if run["measured"][-2:] == ["test", None]]
+    if not runs:
+        raise FileNotFoundError
+    rows = [
+        [
+            ", ".join([run["recipe"], *run["changes"][1:]]),
+            f"{run['file_bytes'] / 1e6:.1f}",
+            f"{run['student']['perplexity']:.2f}",
+            f"{loss(run):.1f}",
+            f"{run['seconds'] / 60:.0f}",
+            f"{run['peak_bytes'] / 1e9:.2f}",
+        ]
+        for run in sorted(runs, key=lambda run: (-run["file_bytes"], loss(run)))
+    ]
+    rows.insert(0, ["teacher", "", f"{runs[0]['teacher']['perplexity']:.2f}", "", "", ""])
+    return markdown(["SmolLM2-135M", "MB", "perplexity", "loss %", "minutes", "peak GB"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantizers": quantizers,
     "widths": widths,
@@ -453,4 +474,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "pruning_variants": pruning_variants,
     "demo": demo,
     "parity": parity,
+    "real_model": real_model,
 }

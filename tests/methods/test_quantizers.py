@@ -216,7 +216,7 @@ def test_affine_gradients_are_lsq_plus_s(full):
         scale_gradient="full" if full else "clipped_only",
     )  # fmt: skip
     quantizer = FakeQuantizer(form, w, 1).double()
-    quantizer.scale.data.mul_(0.6)
+    quantizer.log_scale.data.add_(math.log(0.6))
     leaf = w.clone().requires_grad_()
     quantizer(leaf).backward(grad)
 
@@ -229,9 +229,37 @@ def test_affine_gradients_are_lsq_plus_s(full):
     ((level + (level.round() - level).detach()) * scale + low).backward(grad)
     torch.testing.assert_close(leaf.grad, own.grad)
     beyond = (grad * level.detach() * ~inside).sum(1)
-    expected = scale.grad.flatten() if full else beyond
-    torch.testing.assert_close(quantizer.scale.grad, expected * quantizer.quantizer.gradient_scale)
-    torch.testing.assert_close(quantizer.low.grad, low.grad.flatten() * quantizer.quantizer.gradient_scale)
+    by_scale = scale.grad.flatten() if full else beyond  # with the lower end held, which here goes with the scale
+    by_low = low.grad.flatten()
+    torch.testing.assert_close(quantizer.log_scale.grad, (by_scale - fit.zero.flatten() * by_low) * scale.flatten())
+    torch.testing.assert_close(quantizer.zero.grad, -7 * scale.flatten() * by_low)
+
+
+@pytest.mark.parametrize("form", [{"bits": 3, "quantizer": "lsq", "symmetric": False}, {"bits": 4}, {"bits": 1}])
+def test_learned_rounding_is_trained_instead_of_the_weight(form):
+    w, wanted = weights(6, 32, seed=1), weights(6, 32, seed=2)
+    settings = WeightSettings(granularity="per_group", group_size=16, rounding="learned", **form)
+    nearest = settings.model_copy(update={"rounding": "nearest"})
+    source = QuantizedWeight(w.clone(), 1, settings, "w")
+    assert torch.equal(source(), QuantizedWeight(w.clone(), 1, nearest, "w")())
+    optimizer = torch.optim.SGD([source.offset], 0.1)
+    before = source().detach()
+    for _ in range(20):
+        (source() - wanted).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert source.weight.grad is None
+    assert torch.equal(source.weight, w)
+    after, stored = source().detach(), source.stored()
+    assert float((after - wanted).square().sum()) < 0.9 * float((before - wanted).square().sum())
+    zero = 0 if stored.zero is None else stored.zero.unsqueeze(1)
+    found = (stored.levels.view(-1, 16).float() - zero) * stored.scale.unsqueeze(1)
+    assert torch.equal(found.view_as(w), after)
+    index = torch.tensor([4, 1])
+    assert torch.equal(source.rows(index), after[index])
+    source.install(nearest)  # a later stage goes on from what was learned
+    assert source.offset is None
+    assert not torch.equal(source.weight, w)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

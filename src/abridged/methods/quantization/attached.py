@@ -13,7 +13,7 @@ from abridged.methods.base import Attached
 from abridged.methods.lockstep import in_lockstep
 from abridged.methods.quantization.activations import LearnedActivation
 from abridged.methods.quantization.gptq import gptq
-from abridged.methods.quantization.importance import CAP, importances
+from abridged.methods.quantization.importance import CAP, Importance, importances
 from abridged.methods.quantization.modules import FakeQuantizer, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from abridged.runtime.activations import DynamicActivation
 from abridged.runtime.attention import IMPLEMENTATION, ROLES, QuantizedAttention, quantizers_of
@@ -51,18 +51,20 @@ class Quantization(Attached):
                     inputs[path] = activation(present, settings.activations, matrix.input == "symmetric")
         install_attention(model, view.attentions, settings.activations)
         calibrate_inputs(model, inputs, calibrate)
-        before = copy.deepcopy(model).requires_grad_(False) if settings.gptq else None
         parts = ("attention", "ffn", "pooler") if settings.gptq else ()  # whose inputs GPTQ will look at
+        before = copy.deepcopy(model).requires_grad_(False) if any(m.part in parts for m in matrices) else None
         weighted = [m for m in matrices if by_name[m.name].initialization == "weighted" and m.part not in parts]
         counts = importances(model, [m for m in weighted if is_stock(model, m)], calibrate)
         new = [m for m in matrices if install(model, m, by_name[m.name], inputs, counts.get(m.name))]
         layers = [matrix.name for matrix in new if matrix.part in parts]
+
+        def take(path: str, hessian: torch.Tensor, *more: torch.Tensor | None) -> None:
+            layer: Any = model.get_submodule(path)
+            gptq(layer.source, hessian, *more)
+
+        for name in (m.name for m in new if settings.gptq and m.part not in parts and m.name in counts):
+            take(name, counts[name].moments, None, counts[name].squares)
         if before is not None and layers:
-
-            def take(path: str, hessian: torch.Tensor, crossed: torch.Tensor | None) -> None:
-                layer: Any = model.get_submodule(path)
-                gptq(layer.source, hessian, crossed)
-
             in_lockstep(model, before, layers, calibrate, take, "GPTQ", cap=CAP)
         notes: tuple[str, ...] = ()
         if settings.positions and not any(matrix.part == "positions" for matrix in view.matrices):
@@ -70,11 +72,13 @@ class Quantization(Attached):
         record(model, unquantized_dtype=settings.unquantized, notes={settings.name: notes} if notes else {})
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The scales ("scale") and the activation clips ("clip")."""
-        groups: dict[str, list[nn.Parameter]] = {"scale": [], "clip": []}
+        """The scales ("scale"), what is added before rounding ("rounding"), and the activation clips ("clip")."""
+        groups: dict[str, list[nn.Parameter]] = {"scale": [], "rounding": [], "clip": []}
         for module in self.model.modules():
             if isinstance(module, FakeQuantizer):
                 groups["scale"] += module.parameters()
+            elif isinstance(module, QuantizedWeight) and module.offset is not None:
+                groups["rounding"].append(module.offset)
             elif isinstance(module, LearnedActivation):
                 groups["clip"] += module.parameters()
         return groups
@@ -170,13 +174,14 @@ def install(
     matrix: Any,
     settings: WeightSettings,
     inputs: dict[str, nn.Module | None],
-    importance: torch.Tensor | None = None,
+    counts: Importance | None = None,
 ) -> bool:
-    """Replace the matrix's module, and those tied to it, by quantised ones around one weight.
+    """Replace the matrix's module, and those tied to it, by quantised ones around one weight, whose errors count so.
 
-    `importance`, see `QuantizedWeight.refit`. Returns whether it is quantised otherwise than before.
+    Returns whether it is quantised otherwise than before.
     """
     module = model.get_submodule(matrix.name)
+    importance = None if counts is None else counts.squares
     if isinstance(module, (QuantizedLinear, QuantizedEmbedding)):
         source = module.source
         changed = source.install(settings, importance)

@@ -96,8 +96,7 @@ class FakeQuantizeAffine(torch.autograd.Function):
     """weight to (level - zero) * scale, levels being 0 … top.
 
     Gradients are LSQ+'s (arXiv 2004.09576, section 3): of the weight inside the clip, or everywhere unless `clipped`;
-    of the scale level - w/s - zero inside (0 unless `full`) and the level beyond it; of the grid's lower end, which
-    `zero` passes on, 1 beyond it.
+    of the scale level - w/s - zero inside (0 unless `full`) and level - zero beyond it; of the zero point -s beyond it.
     """
 
     @staticmethod
@@ -118,21 +117,22 @@ class FakeQuantizeAffine(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             beyond = grad - inside
             taken = inside * (x.round() - x) if full else 0.0
-            grad_scale = (beyond * x.clamp(0, top) + taken).sum(1, keepdim=True)
-            grad_zero = beyond.sum(1, keepdim=True)
+            grad_scale = (beyond * (x.clamp(0, top) - zero) + taken).sum(1, keepdim=True)
+            grad_zero = -scale * beyond.sum(1, keepdim=True)
         return inside if clipped else grad, grad_scale, grad_zero, None, None, None
 
 
 class ZeroPoint(torch.autograd.Function):
-    """The level nearest to 0 of a grid from `low` on, both (lines, 1); what comes back is the gradient of `low`."""
+    """A zero point's share of the grid (lines, 1) to the level 0 … top that it is; gradients pass the rounding."""
 
     @staticmethod
-    def forward(ctx, low, scale, top):
-        return (-low / scale).round_().clamp_(0, top)
+    def forward(ctx, share, top):
+        ctx.top = top
+        return (share * top).round_().clamp_(0, top)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, None, None
+        return grad * ctx.top, None
 
 
 def round_affine_(x: Tensor, zero: Tensor, top: int) -> Tensor:
@@ -211,6 +211,8 @@ def least_squares_scale(
     return best.unsqueeze(1)
 
 
+_AT_ONCE = 2**17  #: weights that are searched at once
+
 SHRINKS = 0.05 * torch.arange(20, 5, -1)
 """Shares of a line's range that are tried as clips."""
 
@@ -222,6 +224,10 @@ def least_squares_range(weight: Tensor, top: int, importance: Tensor | None = No
     Both are (lines, elements). The clips are shares of the smallest and largest weight (and 0, which both reach): first
     the same of both, then each end alone between the shares beside it, then the scale in closed form.
     """
+    if len(weight) > (some := max(1, _AT_ONCE // weight.shape[1])):  # what stays in the cache
+        counts = [None] * -(-len(weight) // some) if importance is None else importance.split(some)
+        found = [least_squares_range(*one) for one in zip(weight.split(some), [top] * len(counts), counts, strict=True)]
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
     low, high = weight.amin(1, keepdim=True).clamp_max(0), weight.amax(1, keepdim=True).clamp_min(0)
 
     def error(scale: Tensor, zero: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from abridged.methods.quantization.settings import WeightSettings
 
 #: Settings of the rule by which scales are found and trained, which is not a matter of storage.
 RULES = frozenset(
-    {"quantizer", "initialization", "gamma", "scale_gradient", "weight_gradient", "center", "scale_dtype"}
+    {"quantizer", "initialization", "gamma", "rounding", "scale_gradient", "weight_gradient", "center", "scale_dtype"}
 )
 _GROUPS = frozenset({"granularity", "group_size"})  #: said by the caller
 

@@ -15,19 +15,21 @@ from abridged.methods.lockstep import target
 from abridged.methods.quantization.fake import round_affine_, round_to_levels_
 from abridged.methods.quantization.modules import QuantizedWeight
 
-#: Columns whose errors are passed on to the rest together.
-_BLOCK = 128
+#: Columns whose errors are passed on to the rest together, and rows that are gone through at once.
+_BLOCK, _ROWS = 128, 4096
 #: Where a weight's gradient does not end at the clip, how far in scales a master may go.
 _FARTHEST = 4.0
 
 
 @torch.no_grad()
-def gptq(source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None) -> None:
+def gptq(
+    source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None, squares: Tensor | None = None
+) -> None:
     """Change a weight (rows, columns) and its scale in place, for inputs with the Hessian XᵀX (columns, columns).
 
     `crossed` is ZᵀX of the inputs Z in full precision: with it the outputs come near to those of Z. A scale that starts
-    at the least weighted error starts anew, at that of these inputs; one that follows from the weights stays what it
-    was before.
+    at the least weighted error starts anew, at that of these inputs, or of what else squared errors count (`squares`,
+    which spreads to the weight's shape); one that follows from the weights stays what it was before.
 
     Raises AbridgedError where the inputs are not finite.
     """
@@ -36,51 +38,62 @@ def gptq(source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None
     if crossed is not None:
         weight.copy_(aim)
     if crossed is not None or source.settings.initialization == "weighted":
-        source.refit(hessian.diagonal())
+        source.refit(hessian.diagonal() if squares is None else squares)
     quantizer, original = source.quantizer, weight.clone()
     lines = weight.view(source.num_scales, -1)
     fit, grid = quantizer.fit(lines), quantizer.grid
-
-    def spread(values: Tensor) -> Tensor:  # (num_scales, 1) to (rows, columns)
-        return values.expand_as(lines).reshape(weight.shape)
-
-    scale = spread(fit.scale)
-    center = torch.zeros_like(weight) if fit.center is None else spread(fit.center)
-    zero = None if fit.zero is None else spread(fit.zero)
     odd, top = grid.kind == "odd", grid.top
     farthest = 0.999 * grid.bound if source.settings.clips_weight_gradient else _FARTHEST
 
-    def nearest(units: Tensor, j: int) -> tuple[Tensor, Tensor]:
+    def nearest(units: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
         """A column in scales, brought to where a master may be, and rounded."""
-        if z is None:
+        if zero is None:
             units = units.clamp(-farthest, farthest)
             return units, round_to_levels_(units.clone(), top, odd)
-        units = units.clamp(min=0.001 - z[:, j], max=top - 0.001 - z[:, j])
-        return units, round_affine_(units.clone(), z[:, j], top).sub_(z[:, j])
+        units = units.clamp(min=0.001 - zero, max=top - 0.001 - zero)
+        return units, round_affine_(units.clone(), zero, top).sub_(zero)
 
     order = torch.argsort(hessian.diagonal(), descending=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
-    left, s, c = weight[:, order], scale[:, order], center[:, order]
-    z = None if zero is None else zero[:, order]
-    masters = torch.empty_like(left)
-    for start in range(0, left.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, left.shape[1])
-        errors = torch.empty_like(left[:, start:stop])
-        for j in range(start, stop):
-            units, levels = nearest((left[:, j] - c[:, j]) / s[:, j], j)
-            masters[:, j] = units * s[:, j] + c[:, j]
-            rounded = levels.mul_(s[:, j])
-            errors[:, j - start] = (left[:, j] - rounded) / upper[j, j]
-            left[:, j + 1 : stop] -= errors[:, j - start, None] * upper[j, j + 1 : stop]
-        left[:, stop:] -= errors @ upper[start:stop, stop:]
-    weight.copy_(masters[:, torch.argsort(order)])
+    back = torch.argsort(order)
+    for first in range(0, len(weight), _ROWS):  # each row is rounded by itself
+        here = slice(first, first + _ROWS)
+        left, s, c, z = (
+            None if values is None else values[:, order]
+            for values in (
+                weight[here],
+                *(_spread(values, weight, here) for values in (fit.scale, fit.center, fit.zero)),
+            )
+        )
+        masters = torch.empty_like(left)
+        for start in range(0, left.shape[1], _BLOCK):
+            stop = min(start + _BLOCK, left.shape[1])
+            errors = torch.empty_like(left[:, start:stop])
+            for j in range(start, stop):
+                middle = 0.0 if c is None else c[:, j]
+                units, levels = nearest((left[:, j] - middle) / s[:, j], None if z is None else z[:, j])
+                masters[:, j] = units * s[:, j] + middle
+                errors[:, j - start] = (left[:, j] - levels.mul_(s[:, j])) / upper[j, j]
+                left[:, j + 1 : stop] -= errors[:, j - start, None] * upper[j, j + 1 : stop]
+            left[:, stop:] -= errors @ upper[start:stop, stop:]
+        weight[here] = masters[:, back]
     lines = weight.view(source.num_scales, -1)
     if fit.center is not None:
         lines.copy_(_balanced(lines - fit.center) + fit.center)
     quantizer.take_scale(lines, fit.scale)
     if grid.code_book == "binary":  # signs do not depend on the scale, so that the best one is in closed form
         quantizer.take_scale(lines, fit.scale * _best_multiple(source, original, hessian.float()))
+
+
+def _spread(values: Tensor | None, weight: Tensor, rows: slice) -> Tensor | None:
+    """Values of lines (num_scales, 1) where their weights are, of some rows: (rows, columns)."""
+    if values is None:
+        return None
+    elements, columns = weight.numel() // len(values), weight.shape[1]
+    if elements >= columns:  # lines of whole rows
+        return values.repeat_interleave(elements // columns, 0)[rows].expand(-1, columns)
+    return values.view(len(weight), -1)[rows].repeat_interleave(elements, 1)
 
 
 def _balanced(lines: Tensor) -> Tensor:

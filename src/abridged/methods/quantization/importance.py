@@ -7,7 +7,7 @@ embedding as a head multiplies it with the last hidden states; what looks rows u
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,15 @@ CAP = 10.0
 LOOKED_UP = 1.0
 
 
-def importances(model: nn.Module, matrices: Iterable[Any], calibrate: Calibrate) -> dict[str, Tensor]:
-    """What squared errors of matrices count, by their names, each of a shape that spreads to (rows, columns).
+class Importance(NamedTuple):
+    """How much the errors of a weight (rows, columns) count."""
+
+    squares: Tensor  # each one squared; of a shape that spreads to that of the weight
+    moments: Tensor  # (columns, columns): those of a row together
+
+
+def importances(model: nn.Module, matrices: Iterable[Any], calibrate: Calibrate) -> dict[str, Importance]:
+    """What errors of matrices count, by their names.
 
     matrices: of the model's view, all still as they were. An embedding that no layer reads has none: within a row,
     errors count alike. Raises AbridgedError where inputs are not finite.
@@ -44,24 +51,29 @@ def importances(model: nn.Module, matrices: Iterable[Any], calibrate: Calibrate)
 
     def take(path: str, moments: Tensor, _: Tensor | None) -> None:
         check_finite(path, moments)
-        found[owners[path]] = moments.diagonal().clone()
+        found[owners[path]] = moments.clone()
 
     try:
         in_lockstep(model, None, list(owners), calibrate, take, "Second moments", cap=CAP)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: of_embedding(own, counts[name]) if name in counts else own for name, own in found.items()}
+    return {
+        name: of_embedding(own, counts[name]) if name in counts else Importance(own.diagonal(), own)
+        for name, own in found.items()
+    }
 
 
-def of_embedding(moments: Tensor, counts: Tensor) -> Tensor:
-    """What errors of a tied embedding count, (rows, columns), each side so much on average.
+def of_embedding(moments: Tensor, counts: Tensor) -> Importance:
+    """What errors of a tied embedding count, each side so much on average; of a row together, as of the mean row.
 
-    moments (columns,): of what the head reads. counts (rows,): of tokens looked up.
+    moments (columns, columns): of what the head reads. counts (rows,): of tokens looked up.
     """
-    head = moments / moments.mean().clamp_min(1e-30)
+    head = moments / moments.diagonal().mean().clamp_min(1e-30)
     looked_up = counts.to(moments) / counts.mean().clamp_min(1e-30).to(moments)
-    return head + LOOKED_UP * looked_up.unsqueeze(1)
+    together = head.clone()
+    together.diagonal().add_(LOOKED_UP)
+    return Importance(head.diagonal() + LOOKED_UP * looked_up.unsqueeze(1), together)
 
 
 def _counting(counts: Tensor) -> Any:

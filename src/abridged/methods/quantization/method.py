@@ -45,8 +45,8 @@ class Quantize(Method):
     activations: ActivationSettings = Field(default=ActivationSettings(), description="inputs of quantised matrices")
     gptq: bool = Field(
         default=False,
-        description="start all matrices but embeddings and head by GPTQ, where their rounding errors make up for each "
-        "other on some of the data; scales that are not learned stay as they were before",
+        description="start all matrices by GPTQ, where their rounding errors make up for each other on some of the "
+        "data, embeddings and head where their scales start weighted; scales that are not learned stay as they were before",
     )
     unquantized: Literal["float32", "float16"] = Field(
         default="float32", description="storage of what is not quantised: positions, norms, biases"
@@ -67,7 +67,7 @@ class Quantize(Method):
         return frozenset({*few, "many"} if self.gptq or weighted else few)
 
     def within(self, view: View) -> Quantize:
-        """Without exceptions for matrices, positions, and GPTQ of layers that the part does not have."""
+        """Without exceptions for matrices, positions, and GPTQ of what the part does not have."""
         parts = {matrix.part for matrix in view.matrices}
         fitting = {
             pattern: settings
@@ -78,7 +78,8 @@ class Quantize(Method):
             update={
                 "exceptions": fitting,
                 "positions": self.positions and "positions" in parts,
-                "gptq": self.gptq and bool(parts & {"attention", "ffn", "pooler"}),
+                "gptq": self.gptq
+                and (bool(parts & {"attention", "ffn", "pooler"}) or self.embeddings.initialization == "weighted"),
             }
         )
 

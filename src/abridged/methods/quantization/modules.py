@@ -111,9 +111,9 @@ class FakeQuantizer(nn.Module):
         )
 
     @torch.no_grad()
-    def levels(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def levels(self, weight: Tensor, fit: Fit | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The levels (num_scales, elements) in 8 bits, scales and zero points (num_scales,) FP32 that `forward` has."""
-        scale, step, center, zero = self.fit(weight)
+        scale, step, center, zero = self.fit(weight) if fit is None else fit
         if zero is not None:
             return round_affine_(weight / scale, zero, self.grid.top).to(torch.uint8), scale.flatten(), zero.flatten()
         lines = weight if center is None else weight - center
@@ -135,7 +135,13 @@ class FakeQuantizer(nn.Module):
 
 
 class QuantizedWeight(nn.Module):
-    """A master weight (rows, columns) in FP32 and its quantiser; `name` is for messages."""
+    """A master weight (rows, columns) in FP32 and its quantiser; `name` is for messages.
+
+    Where rounding is learned, `offset` (rows, columns), in scales, is added before it, and trained instead of the
+    weight: AutoRound (Cheng et al., arXiv:2309.05516, section 3).
+    """
+
+    offset: nn.Parameter | None
 
     def __init__(
         self, weight: Tensor, fused: int, settings: WeightSettings, name: str, importance: Tensor | None = None
@@ -154,6 +160,9 @@ class QuantizedWeight(nn.Module):
         self.check_finite()
         if getattr(self, "settings", None) == settings:
             return False
+        if getattr(self, "offset", None) is not None:
+            lines = self._lines()
+            self.weight.copy_(self._moved(lines, self.quantizer.fit(lines), self.offset).view_as(self.weight))
         self.settings = settings
         self.num_scales = count_scales(self.weight.shape[0], self.weight.shape[1], self.fused, settings)
         self.refit(importance)
@@ -171,6 +180,8 @@ class QuantizedWeight(nn.Module):
         if importance is not None:
             importance = importance.to(lines).expand_as(self.weight).reshape_as(lines)
         self.quantizer = FakeQuantizer(self.settings, lines, self.fused, importance)
+        learned = self.settings.rounding == "learned"
+        self.register_parameter("offset", nn.Parameter(torch.zeros_like(self.weight)) if learned else None)
 
     def check_finite(self) -> None:
         """Raise AbridgedError where the weight holds NaN or infinity."""
@@ -180,14 +191,24 @@ class QuantizedWeight(nn.Module):
     def _lines(self) -> Tensor:
         return self.weight.view(self.num_scales, -1)
 
+    @staticmethod
+    def _moved(lines: Tensor, fit: Fit, offset: Tensor | None) -> Tensor:
+        """Lines as they are to be rounded to nearest."""
+        if offset is None:
+            return lines
+        return torch.addcmul(lines.detach(), offset.view_as(lines), fit.scale.detach())
+
     def forward(self) -> Tensor:
         """The fake-quantised weight, (rows, columns) FP32."""
-        return self.quantizer(self._lines()).view_as(self.weight)
+        lines = self._lines()
+        fit = self.quantizer.fit(lines)
+        return self.quantizer(self._moved(lines, fit, self.offset), fit).view_as(self.weight)
 
     def rows(self, index: Tensor) -> Tensor:
         """The fake-quantised rows of `index` (any shape), (*index.shape, columns): the values `forward` has there."""
         columns = self.weight.shape[1]
         gathered = nn.functional.embedding(index, self.weight)
+        offset = None if self.offset is None else nn.functional.embedding(index, self.offset)
         if self.settings.granularity == "per_tensor":
             lines, fit = gathered.view(1, -1), self.quantizer.fit(self._lines())
         else:
@@ -195,7 +216,7 @@ class QuantizedWeight(nn.Module):
             lines = gathered.view(-1, columns // per_row)
             offsets = torch.arange(per_row, device=index.device)
             fit = self.quantizer.fit(lines, (index.reshape(-1, 1) * per_row + offsets).flatten())
-        return self.quantizer(lines, fit).view_as(gathered)
+        return self.quantizer(self._moved(lines, fit, offset), fit).view_as(gathered)
 
     @property
     def storage(self) -> Storage:
@@ -206,7 +227,9 @@ class QuantizedWeight(nn.Module):
     def stored(self) -> StoredWeight:
         """What a checkpoint keeps. Raises AbridgedError where the weight is not finite."""
         self.check_finite()
-        levels, scale, zero = self.quantizer.levels(self._lines())
+        lines = self._lines()
+        fit = self.quantizer.fit(lines)
+        levels, scale, zero = self.quantizer.levels(self._moved(lines, fit, self.offset), fit)
         settings = self.settings
         code_book = self.quantizer.grid.code_book
         return StoredWeight(

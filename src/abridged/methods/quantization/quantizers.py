@@ -213,8 +213,9 @@ class LearnedScale(Quantizer):
 class Lsq(LearnedScale):
     """Learned step size (LSQ, arXiv 1902.08153): the parameter is the scale itself.
 
-    Without symmetry the lower end of the grid is learned too (LSQ+, arXiv 2004.09576): its zero point is the level that
-    is nearest to 0. Both start at the smallest and largest weight, or at clips searched for the least error.
+    Without symmetry the zero point is learned too (LSQ+, arXiv 2004.09576). There the parameters are relative, so that
+    one rate fits all weights: the scale's logarithm, and the zero point's share of the grid. They start with the ends
+    at the smallest and largest weight, or at clips searched for the least error.
     """
 
     name = "lsq"
@@ -230,13 +231,20 @@ class Lsq(LearnedScale):
             scale, zero = least_squares_range(lines, self.grid.top, importance)
         else:
             scale, zero = affine_range(lines, self.grid.top)
-        return {"scale": scale.flatten(), "low": (-zero * scale).flatten()}
+        return {"log_scale": scale.log().flatten(), "zero": zero.flatten() / self.grid.top}
+
+    def taken(self, learned: Mapping[str, Tensor], lines: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return super().taken(learned, lines, scale) if self.settings.symmetric else {"log_scale": scale.log().flatten()}
+
+    def rule(self, learned: Mapping[str, Tensor], lines: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.settings.symmetric:
+            return super().rule(learned, lines, index)
+        return at(learned["log_scale"].unsqueeze(1), index).exp(), None
 
     def zero(self, learned: Mapping[str, Tensor], lines: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
-        from abridged.methods.quantization.fake import ScaleGradient, ZeroPoint
+        from abridged.methods.quantization.fake import ZeroPoint
 
-        low = ScaleGradient.apply(at(learned["low"].unsqueeze(1), index), self.gradient_scale)
-        return ZeroPoint.apply(low, scale.detach(), self.grid.top)
+        return ZeroPoint.apply(at(learned["zero"].unsqueeze(1), index), self.grid.top)
 
 
 class Pact(LearnedScale):

@@ -57,6 +57,11 @@ class WeightSettings(Settings):
     gamma: Literal["matrix", "scale"] = Field(
         "matrix", description="dynamic only: one learned γ for a matrix, as published, or one for each of its scales"
     )
+    rounding: Literal["nearest", "learned"] = Field(
+        default="nearest",
+        description="what training moves: the weights, or what is added to them before rounding, in scales, at the "
+        "rate of the group rounding (AutoRound): one rate fits all weights",
+    )
     scale_gradient: Literal["full", "clipped_only"] | None = Field(
         default=None,
         description="weights that move a learned scale: all, or only those beyond the clip; null: the quantiser's "

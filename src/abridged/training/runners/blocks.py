@@ -212,7 +212,7 @@ class Blocks:
         teacher = self.models[0]
         for number, path in enumerate(self.view.blocks):
             self.weights.fill(teacher, within(teacher, path))
-            for key in self.readings.all_keys:
+            for key in self.readings.keys["few"] + self.readings.keys["many"]:
                 self.kept.put(number, "first", key, self._pass(teacher, "first", number, key))
             empty(teacher, within(teacher, path))
             self.kept.forget("first", before=number)
