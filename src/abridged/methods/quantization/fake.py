@@ -211,6 +211,8 @@ def least_squares_scale(
     return best.unsqueeze(1)
 
 
+#: Weights that are searched together.
+_AT_A_TIME = 1 << 17
 SHRINKS = 0.05 * torch.arange(20, 5, -1)
 """Shares of a line's range that are tried as clips."""
 
@@ -222,6 +224,11 @@ def least_squares_range(weight: Tensor, top: int, importance: Tensor | None = No
     Both are (lines, elements). The clips are shares of the smallest and largest weight (and 0, which both reach): first
     the same of both, then each end alone between the shares beside it, then the scale in closed form.
     """
+    step = max(1, _AT_A_TIME // weight.shape[1])
+    if len(weight) > step:  # a line knows nothing of others, and what fits in the processor's cache is searched fast
+        counts = [None] * -(-len(weight) // step) if importance is None else importance.split(step)
+        found = [least_squares_range(part, top, count) for part, count in zip(weight.split(step), counts, strict=True)]
+        return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
     low, high = weight.amin(1, keepdim=True).clamp_max(0), weight.amax(1, keepdim=True).clamp_min(0)
 
     def error(scale: Tensor, zero: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from abridged.methods.lockstep import target
+from abridged.methods.lockstep import DAMPING, check_finite
 from abridged.methods.quantization.fake import round_affine_, round_to_levels_
-from abridged.methods.quantization.modules import QuantizedWeight
+from abridged.methods.quantization.modules import Fit, QuantizedWeight
 
 #: Columns whose errors are passed on to the rest together.
 _BLOCK = 128
@@ -27,60 +27,113 @@ def gptq(source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None
 
     `crossed` is ZᵀX of the inputs Z in full precision: with it the outputs come near to those of Z. A scale that starts
     at the least weighted error starts anew, at that of these inputs; one that follows from the weights stays what it
-    was before.
+    was before. Both matrices are used up.
 
     Raises AbridgedError where the inputs are not finite.
     """
-    weight = source.weight.data = source.weight.data.clone()  # it may be shared with the layer that it came from
-    aim, hessian = target(weight, hessian, crossed, source.name)
-    if crossed is not None:
-        weight.copy_(aim)
+    check_finite(source.name, hessian, crossed)
+    weight = source.weight.detach()
+    # WZᵀX(XᵀX)⁻¹ = W + W(Z - X)ᵀX(XᵀX)⁻¹, of which the damping is no part
+    correction = None if crossed is None else weight @ crossed.sub_(hessian)
+    hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp_min(1e-10))
+    order = torch.argsort(hessian.diagonal(), descending=True)
+    upper = _inverse_factor(hessian, order)
+    if correction is None:
+        weight = weight.clone()  # it may be shared with the layer that it came from
+    else:
+        correction[:, order] = _times_inverse(correction[:, order].t().contiguous(), upper).t()
+        weight = correction.add_(weight)
+    source.weight.data = weight
     if crossed is not None or source.settings.initialization == "weighted":
         source.refit(hessian.diagonal())
-    quantizer, original = source.quantizer, weight.clone()
-    lines = weight.view(source.num_scales, -1)
-    fit, grid = quantizer.fit(lines), quantizer.grid
-
-    def spread(values: Tensor) -> Tensor:  # (num_scales, 1) to (rows, columns)
-        return values.expand_as(lines).reshape(weight.shape)
-
-    scale = spread(fit.scale)
-    center = torch.zeros_like(weight) if fit.center is None else spread(fit.center)
-    zero = None if fit.zero is None else spread(fit.zero)
-    odd, top = grid.kind == "odd", grid.top
-    farthest = 0.999 * grid.bound if source.settings.clips_weight_gradient else _FARTHEST
-
-    def nearest(units: Tensor, j: int) -> tuple[Tensor, Tensor]:
-        """A column in scales, brought to where a master may be, and rounded."""
-        if z is None:
-            units = units.clamp(-farthest, farthest)
-            return units, round_to_levels_(units.clone(), top, odd)
-        units = units.clamp(min=0.001 - z[:, j], max=top - 0.001 - z[:, j])
-        return units, round_affine_(units.clone(), z[:, j], top).sub_(z[:, j])
-
-    order = torch.argsort(hessian.diagonal(), descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
-    left, s, c = weight[:, order], scale[:, order], center[:, order]
-    z = None if zero is None else zero[:, order]
-    masters = torch.empty_like(left)
-    for start in range(0, left.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, left.shape[1])
-        errors = torch.empty_like(left[:, start:stop])
-        for j in range(start, stop):
-            units, levels = nearest((left[:, j] - c[:, j]) / s[:, j], j)
-            masters[:, j] = units * s[:, j] + c[:, j]
-            rounded = levels.mul_(s[:, j])
-            errors[:, j - start] = (left[:, j] - rounded) / upper[j, j]
-            left[:, j + 1 : stop] -= errors[:, j - start, None] * upper[j, j + 1 : stop]
-        left[:, stop:] -= errors @ upper[start:stop, stop:]
-    weight.copy_(masters[:, torch.argsort(order)])
-    lines = weight.view(source.num_scales, -1)
+    quantizer, lines = source.quantizer, weight.view(source.num_scales, -1)
+    fit, binary = quantizer.fit(lines), quantizer.grid.code_book == "binary"
+    original = weight.clone() if binary else None
+    weight[:, order] = _round_in_order(source, fit, weight.t()[order], upper, order).t()
+    del upper
     if fit.center is not None:
         lines.copy_(_balanced(lines - fit.center) + fit.center)
     quantizer.take_scale(lines, fit.scale)
-    if grid.code_book == "binary":  # signs do not depend on the scale, so that the best one is in closed form
-        quantizer.take_scale(lines, fit.scale * _best_multiple(source, original, hessian.float()))
+    if original is not None:  # signs do not depend on the scale, so that the best one is in closed form
+        quantizer.take_scale(lines, fit.scale * _best_multiple(source, original, hessian))
+
+
+def _inverse_factor(hessian: Tensor, order: Tensor) -> Tensor:
+    """The upper triangular U (columns, columns) FP32 with H⁻¹ = UᵀU, columns in that order.
+
+    In one copy of H in FP64: of H with its columns reversed the lower factor, inverted and reversed, is U.
+    """
+    back = order.flip(0)
+    lower = hessian[back[:, None], back].double()  # symmetric: as good as its transpose, in which LAPACK works in place
+    info = torch.empty((), dtype=torch.int32, device=lower.device)
+    torch.linalg.cholesky_ex(lower.mT, check_errors=True, out=(lower.mT, info))
+    lower = lower.mT.float()
+    _invert_lower_(lower)
+    return lower.flip(0, 1)
+
+
+def _invert_lower_(lower: Tensor) -> None:
+    """Invert a lower triangular matrix in place, by halves: nearly all of it matrix products."""
+    size = len(lower)
+    if size <= _BLOCK:
+        lower.copy_(torch.linalg.solve_triangular(lower, torch.eye(size, out=torch.empty_like(lower)), upper=False))
+        return
+    half = size // 2
+    first, second, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert_lower_(first)
+    _invert_lower_(second)
+    below.copy_((second @ below) @ first).neg_()
+
+
+def _times_inverse(given: Tensor, upper: Tensor) -> Tensor:
+    """H⁻¹ times what is given (columns, rows), in place: by U, then by Uᵀ, leaving out most of the zeros."""
+    step = max(_BLOCK, -(-len(given) // 8))
+    starts = range(0, len(given), step)
+    for start in starts:
+        part = slice(start, start + step)
+        given[part] = upper[part, start:] @ given[start:]
+    for start in reversed(starts):
+        part = slice(start, start + step)
+        given[part] = upper[: start + step, part].t() @ given[: start + step]
+    return given
+
+
+def _round_in_order(source: QuantizedWeight, fit: Fit, left: Tensor, upper: Tensor, order: Tensor) -> Tensor:
+    """The masters (columns, rows) in that order, in the place of `left`, the weights that are still to be rounded."""
+    grid, settings = source.quantizer.grid, source.settings
+    odd, top = grid.kind == "odd", grid.top
+    farthest = 0.999 * grid.bound if settings.clips_weight_gradient else _FARTHEST
+    columns, rows = left.shape
+    elements = rows * columns // source.num_scales  # under a scale
+    begins = torch.arange(rows, device=left.device) * columns
+
+    def spread(values: Tensor | None, part: slice) -> Tensor | None:  # (num_scales, 1) to (columns of that part, rows)
+        return None if values is None else values.flatten()[(begins + order[part, None]) // elements]
+
+    def nearest(units: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A column in scales, brought to where a master may be, and rounded."""
+        if zero is None:
+            units = units.clamp_(-farthest, farthest)
+            return units, round_to_levels_(units.clone(), top, odd)
+        units = units.clamp_(min=0.001 - zero, max=top - 0.001 - zero)
+        return units, round_affine_(units.clone(), zero, top).sub_(zero)
+
+    for start in range(0, columns, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        block, triangle = left[part], upper[part, part]
+        scale, zero, center = (spread(values, part) for values in (fit.scale, fit.zero, fit.center))
+        assert scale is not None
+        errors = torch.empty_like(block)
+        for j, column in enumerate(block):
+            centered = column if center is None else column - center[j]
+            units, levels = nearest(centered / scale[j], None if zero is None else zero[j])
+            torch.div(column - levels.mul_(scale[j]), triangle[j, j], out=errors[j])
+            block[j + 1 :].addr_(triangle[j, j + 1 :], errors[j], alpha=-1)
+            torch.mul(units, scale[j], out=column)
+            if center is not None:
+                column.add_(center[j])
+        left[part.stop :].addmm_(upper[part, part.stop :].t(), errors, alpha=-1)
+    return left
 
 
 def _balanced(lines: Tensor) -> Tensor:
