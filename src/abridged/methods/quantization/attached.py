@@ -12,7 +12,7 @@ from abridged.core.errors import AbridgedError
 from abridged.methods.base import Attached
 from abridged.methods.lockstep import in_lockstep
 from abridged.methods.quantization.activations import LearnedActivation
-from abridged.methods.quantization.gptq import gptq
+from abridged.methods.quantization.gptq import Inputs, gptq
 from abridged.methods.quantization.importance import CAP, importances
 from abridged.methods.quantization.modules import FakeQuantizer, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from abridged.runtime.activations import DynamicActivation
@@ -58,10 +58,14 @@ class Quantization(Attached):
         new = [m for m in matrices if install(model, m, by_name[m.name], inputs, counts.get(m.name))]
         layers = [matrix.name for matrix in new if matrix.part in parts]
         if before is not None and layers:
+            last: list[Any] = [None, None]  # what was met, and what was made of it, which others may read too
 
             def take(path: str, hessian: torch.Tensor, crossed: torch.Tensor | None) -> None:
                 layer: Any = model.get_submodule(path)
-                gptq(layer.source, hessian, crossed)
+                if last[0] is not hessian:
+                    last[:] = [None, None]
+                    last[:] = hessian, Inputs(hessian, crossed, path)
+                gptq(layer.source, last[1])
 
             in_lockstep(model, before, layers, calibrate, take, "GPTQ", cap=CAP)
         notes: tuple[str, ...] = ()

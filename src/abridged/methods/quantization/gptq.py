@@ -21,41 +21,72 @@ _BLOCK = 128
 _FARTHEST = 4.0
 
 
-@torch.no_grad()
-def gptq(source: QuantizedWeight, hessian: Tensor, crossed: Tensor | None = None) -> None:
-    """Change a weight (rows, columns) and its scale in place, for inputs with the Hessian XᵀX (columns, columns).
+class Inputs:
+    """What GPTQ needs to know of a layer's inputs X, whatever reads them.
 
-    `crossed` is ZᵀX of the inputs Z in full precision: with it the outputs come near to those of Z. A scale that starts
-    at the least weighted error starts anew, at that of these inputs; one that follows from the weights stays what it
-    was before. Both matrices are used up.
-
-    Raises AbridgedError where the inputs are not finite.
+    Attributes:
+        order: of columns (columns,), those whose inputs vary most first.
+        upper: the upper triangular U (columns, columns) FP32 with (XᵀX)⁻¹ = UᵀU, columns in that order.
+        hessian: XᵀX, damped.
+        makes_up: whether Z was given.
     """
-    check_finite(source.name, hessian, crossed)
-    weight = source.weight.detach()
-    # WZᵀX(XᵀX)⁻¹ = W + W(Z - X)ᵀX(XᵀX)⁻¹, of which the damping is no part
-    correction = None if crossed is None else weight @ crossed.sub_(hessian)
-    hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp_min(1e-10))
-    order = torch.argsort(hessian.diagonal(), descending=True)
-    upper = _inverse_factor(hessian, order)
-    if correction is None:
-        weight = weight.clone()  # it may be shared with the layer that it came from
-    else:
-        correction[:, order] = _times_inverse(correction[:, order].t().contiguous(), upper).t()
-        weight = correction.add_(weight)
-    source.weight.data = weight
-    if crossed is not None or source.settings.initialization == "weighted":
-        source.refit(hessian.diagonal())
+
+    def __init__(self, hessian: Tensor, crossed: Tensor | None = None, name: str = "the layer") -> None:
+        """hessian: XᵀX. crossed: ZᵀX of the inputs Z in full precision: with it outputs come near to those of Z. Both
+        (columns, columns) FP32, and used up; `name` is for messages.
+
+        Raises AbridgedError where they are not finite.
+        """
+        check_finite(name, hessian, crossed)
+        self._drift = None if crossed is None else crossed.sub_(hessian)  # (Z - X)ᵀX, of which damping is no part
+        self._drift_inverse: Tensor | None = None
+        self.makes_up = crossed is not None
+        hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp_min(1e-10))
+        self.hessian, self.order = hessian, torch.argsort(hessian.diagonal(), descending=True)
+        self.upper = _inverse_factor(hessian, self.order)
+
+    def made_up(self, weight: Tensor) -> Tensor:
+        """A copy of a weight (rows, columns) that makes up for what X has lost: WZᵀX(XᵀX)⁻¹ = W + W(Z - X)ᵀX(XᵀX)⁻¹."""
+        if self._drift is not None and len(weight) >= weight.shape[1]:  # less to compute, and for more than one weight
+            self._drift, self._drift_inverse = None, self._times_inverse(self._drift)
+        if self._drift_inverse is not None:
+            return (weight @ self._drift_inverse).add_(weight)
+        return weight.clone() if self._drift is None else self._times_inverse(weight @ self._drift).add_(weight)
+
+    def _times_inverse(self, given: Tensor) -> Tensor:
+        """What is given (rows, columns) times (XᵀX)⁻¹, in place: by Uᵀ, then by U, leaving out most of the zeros."""
+        left, upper, count = given.t()[self.order], self.upper, len(self.order)
+        step = max(_BLOCK, -(-count // 8))
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            left[part] = upper[part, start:] @ left[start:]
+        for start in reversed(range(0, count, step)):
+            part = slice(start, start + step)
+            left[part] = upper[: start + step, part].t() @ left[: start + step]
+        given[:, self.order] = left.t()
+        return given
+
+
+@torch.no_grad()
+def gptq(source: QuantizedWeight, inputs: Inputs) -> None:
+    """Change a weight (rows, columns) and its scale in place.
+
+    A scale that starts at the least weighted error starts anew, at that of these inputs; one that follows from the
+    weights stays what it was before.
+    """
+    source.weight.data = weight = inputs.made_up(source.weight.detach())  # the layer that it came from keeps its own
+    if inputs.makes_up or source.settings.initialization == "weighted":
+        source.refit(inputs.hessian.diagonal())
     quantizer, lines = source.quantizer, weight.view(source.num_scales, -1)
     fit, binary = quantizer.fit(lines), quantizer.grid.code_book == "binary"
     original = weight.clone() if binary else None
-    weight[:, order] = _round_in_order(source, fit, weight.t()[order], upper, order).t()
-    del upper
+    order = inputs.order
+    weight[:, order] = _round_in_order(source, fit, weight.t()[order], inputs.upper, order).t()
     if fit.center is not None:
         lines.copy_(_balanced(lines - fit.center) + fit.center)
     quantizer.take_scale(lines, fit.scale)
     if original is not None:  # signs do not depend on the scale, so that the best one is in closed form
-        quantizer.take_scale(lines, fit.scale * _best_multiple(source, original, hessian))
+        quantizer.take_scale(lines, fit.scale * _best_multiple(source, original, inputs.hessian))
 
 
 def _inverse_factor(hessian: Tensor, order: Tensor) -> Tensor:
@@ -83,19 +114,6 @@ def _invert_lower_(lower: Tensor) -> None:
     _invert_lower_(first)
     _invert_lower_(second)
     below.copy_((second @ below) @ first).neg_()
-
-
-def _times_inverse(given: Tensor, upper: Tensor) -> Tensor:
-    """H⁻¹ times what is given (columns, rows), in place: by U, then by Uᵀ, leaving out most of the zeros."""
-    step = max(_BLOCK, -(-len(given) // 8))
-    starts = range(0, len(given), step)
-    for start in starts:
-        part = slice(start, start + step)
-        given[part] = upper[part, start:] @ given[start:]
-    for start in reversed(starts):
-        part = slice(start, start + step)
-        given[part] = upper[: start + step, part].t() @ given[: start + step]
-    return given
 
 
 def _round_in_order(source: QuantizedWeight, fit: Fit, left: Tensor, upper: Tensor, order: Tensor) -> Tensor:
