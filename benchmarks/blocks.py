@@ -52,8 +52,8 @@ CHANGES = (
 #: Characters to look at and to be measured on: a window or two.
 TRAIN, TEST = 60_000, 2_000
 GENERATED = 64
-#: Seconds into a block.
-KILLED_AFTER = 20
+#: Seconds into a block of a large model.
+KILLED_AFTER = 60
 
 
 def make(folder: Path, shape: str, layers: int | None) -> None:
@@ -145,9 +145,10 @@ def watch(command: list[str], parts: Path, kill_in: int | None = None) -> dict[s
             now = time.perf_counter() - began
             for path in parts.glob("block-*.safetensors"):
                 written.setdefault(int(path.stem.partition("-")[2]), now)
-            if kill_in is not None and now > written.get(kill_in - 1, now) + KILLED_AFTER:
+            blocks = sorted(written.values())
+            if kill_in is not None and len(blocks) == kill_in and now > blocks[-1] + min(KILLED_AFTER, blocks[-1] / 8):
                 process.kill()
-            time.sleep(1)
+            time.sleep(0.2)
         answer.seek(0)
         text = answer.read()
     _, status, usage = ended
