@@ -1,7 +1,7 @@
 """What compressing block by block takes: a random bf16 LLaMA of a true shape on disk, compressed, loaded, and run.
 
-    python benchmarks/blocks.py make FOLDER [--shape llama-2-7b|rehearsal]      # 13.5 GB, or 60 MB
-    python benchmarks/blocks.py run FOLDER [--set KEY=VALUE …] [--keep]         # 2 bits, untrained, 4,096 tokens
+    python benchmarks/blocks.py make FOLDER [--shape llama-2-7b|rehearsal] [--layers N]    # 13.5 GB, or 60 MB
+    python benchmarks/blocks.py run FOLDER [--set KEY=VALUE …] [--keep] [--kill-in BLOCK]  # 2 bits, 4,096 tokens
     python benchmarks/blocks.py compress MODEL DATA RECIPE [--set KEY=VALUE …]  # any model by any recipe
         [--window 512 [--part test|valid] [--limit TOKENS] [--output FOLDER]]
 
@@ -18,7 +18,9 @@ once. There matrix products are in bf16 where that is fast; the activations of p
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,40 +54,24 @@ SHAPES = {
         "vocab_size": 32_000, "max_position_embeddings": 4096,
     },
 }  # fmt: skip
-#: Two bits a weight and GPTQ on 4,096 tokens; embedding and head in 4 bits.
-RECIPE: dict[str, Any] = {
-    "name": "blocks-untrained-2",
-    "stages": [
-        {
-            "runner": "blocks",
-            "blocks": {"tokens": 4096},
-            "methods": {
-                "quantize": {
-                    "weights": {
-                        "bits": 2, "quantizer": "dynamic", "levels": "balanced", "granularity": "per_group",
-                        "group_size": 64, "gamma": "scale", "initialization": "least_squares",
-                        "scale_dtype": "float16",
-                    },
-                    "embeddings": {"bits": 4, "quantizer": "minmax", "scale_dtype": "float16"},
-                    "activations": {"bits": None},
-                    "gptq": True,
-                    "unquantized": "float16",
-                }
-            },
-            "objectives": {},
-            "training": {"steps": 0, "context": 512},
-        }
-    ],
-}  # fmt: skip
+#: Two bits a weight and GPTQ on 4,096 tokens; embedding and head in 4. Inputs in 8 bits, for which there are kernels.
+RECIPE = "ptq-2"
+CHANGES = (
+    "stages.0.runner=blocks", "stages.0.blocks.tokens=4096", "stages.0.context=512", "stages.0.evaluate_tokens=512",
+    "stages.0.methods.quantize.activations.bits=8", "stages.0.methods.quantize.activations.quantizer=dynamic",
+)  # fmt: skip
 #: Characters to look at and to be measured on: a window or two.
 TRAIN, TEST = 60_000, 2_000
 GENERATED = 64
+#: Seconds into a block of a large model.
+KILLED_AFTER = 60
 
 
-def make(folder: Path, shape: str) -> None:
+def make(folder: Path, shape: str, layers: int | None) -> None:
     """Write the model, a shard for each block, and a text."""
     folder.mkdir(parents=True)
-    config = LlamaConfig(**SHAPES[shape], dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    sizes = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
+    config = LlamaConfig(**sizes, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
     load_tokenizer("bundled").save_pretrained(folder)
     model, draw, where = skeleton(LlamaForCausalLM, config), torch.Generator().manual_seed(0), {}
@@ -173,37 +158,93 @@ def compress_and_measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 _RUN = """
-import json, sys, time
+import json, os, sys, time
 import torch
 from abridged.checkpoint.load import load
 from abridged.core.hardware import resident_memory
-import transformers.models.llama.modeling_llama
+from transformers.models.llama import modeling_llama
 before, began = resident_memory(), time.perf_counter()
 model = load(sys.argv[1])
 loaded = time.perf_counter() - began
-began = time.perf_counter()
-count = int(sys.argv[2])
-model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
-speed = count / (time.perf_counter() - began)
-held = resident_memory() - before
-print(json.dumps({"load_seconds": loaded, "tokens_per_second": speed, "resident_bytes": held}))
+count, told = int(sys.argv[2]), {"load_seconds": loaded}
+if count:
+    began = time.perf_counter()
+    model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
+    told["tokens_per_second"] = count / (time.perf_counter() - began)
+    told["resident_bytes"] = resident_memory() - before
+    source, best = torch.ones(1 << 28, dtype=torch.uint8), 0.0
+    target = torch.empty_like(source)
+    for _ in range(10):
+        began = time.perf_counter()
+        target.copy_(source)
+        best = max(best, len(source) / (time.perf_counter() - began))
+    told["copied_bytes_per_second"], told["threads"] = best, torch.get_num_threads()
+print(json.dumps(told))
 """
 
 
-def run(folder: Path, changes: list[str], keep: bool) -> dict[str, Any]:
+def load_and_generate(output: Path, count: int, cold: bool = False) -> dict[str, Any]:
+    """In a process of its own. cold: with nothing of the files in the system's page cache."""
+    for path in output.glob("*.safetensors") if cold else ():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    done = subprocess.run([sys.executable, "-c", _RUN, str(output), str(count)], stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def watch(command: list[str], parts: Path, kill_in: int | None = None) -> dict[str, Any]:
+    """Run a command: its time, most memory, and when it had written each block. kill_in: SIGKILL it in that block."""
+    began, written = time.perf_counter(), {}
+    with tempfile.TemporaryFile() as answer:
+        process = subprocess.Popen(command, stdout=answer)
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            now = time.perf_counter() - began
+            for path in parts.glob("block-*.safetensors"):
+                written.setdefault(int(path.stem.partition("-")[2]), now)
+            blocks = sorted(written.values())
+            if kill_in is not None and len(blocks) == kill_in and now > blocks[-1] + min(KILLED_AFTER, blocks[-1] / 8):
+                process.kill()
+            time.sleep(0.2)
+        answer.seek(0)
+        text = answer.read()
+    _, status, usage = ended
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"the command ended with {code}")
+    return {
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": 1024 * usage.ru_maxrss,
+        "block_written_at": [written[number] for number in sorted(written)],
+        "record": json.loads(text) if code == 0 else None,
+    }
+
+
+def run(folder: Path, changes: list[str], keep: bool, kill_in: int | None) -> dict[str, Any]:
     """Compress the model of a folder, load the result and generate from it."""
-    with tempfile.TemporaryDirectory() as place:
-        recipe = Path(place) / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(RECIPE))
-        output = folder / "compressed"
-        row = compress(folder, str(folder / "data"), str(recipe), output, changes)
-        warm = subprocess.run(
-            [sys.executable, "-c", _RUN, str(output), str(GENERATED)], stdout=subprocess.PIPE, check=True
-        )
-        row |= json.loads(warm.stdout)
-        row["resident_share"] = row["resident_bytes"] / row["file_bytes"]
-        if not keep:
-            shutil.rmtree(output)
+    output = folder / "compressed"
+    command = [sys.executable, "-m", "abridged", "compress", str(folder), "--recipe", RECIPE]
+    command += ["--data", str(folder / "data"), "--output", str(output), "--json"]
+    command += [word for change in (*CHANGES, *changes) for word in ("--set", change)]
+    parts = folder / "compressed.partial" / "parts"
+    attempts = [watch(command, parts, kill_in)] if kill_in is not None else []
+    attempts.append(watch([*command, "--resume"] if attempts else command, parts))
+    record = attempts[-1].pop("record")
+    row = {
+        "recipe": RECIPE,
+        "attempts": attempts,
+        "seconds": sum(one["seconds"] for one in attempts),
+        "peak_bytes": max(one["peak_bytes"] for one in attempts),
+        "file_bytes": sum(file["bytes"] for file in record["files"].values()),
+        "metrics": record["metrics"],
+        "cold": load_and_generate(output, 0, cold=True),
+        "warm": load_and_generate(output, GENERATED),
+    }
+    row["resident_share"] = row["warm"]["resident_bytes"] / row["file_bytes"]
+    most = row["warm"]["copied_bytes_per_second"] / row["file_bytes"]
+    row["speed_share"] = row["warm"]["tokens_per_second"] / most
+    if not keep:
+        shutil.rmtree(output)
     return row
 
 
@@ -213,9 +254,11 @@ def main() -> None:
     making = verbs.add_parser("make")
     making.add_argument("folder", type=Path)
     making.add_argument("--shape", choices=SHAPES, default="rehearsal")
+    making.add_argument("--layers", type=int, help="instead of the shape's own number")
     running = verbs.add_parser("run")
     running.add_argument("folder", type=Path)
     running.add_argument("--keep", action="store_true")
+    running.add_argument("--kill-in", type=int, help="SIGKILL the run once, in the block of that number, then --resume")
     compressing = verbs.add_parser("compress")
     for name in ("model", "data", "recipe"):
         compressing.add_argument(name)
@@ -228,10 +271,10 @@ def main() -> None:
         verb.add_argument("--name", default="rehearsal")
     options = parser.parse_args()
     if options.verb == "make":
-        make(options.folder, options.shape)
+        make(options.folder, options.shape, options.layers)
         return
     if options.verb == "run":
-        row = run(options.folder, options.changes, options.keep)
+        row = run(options.folder, options.changes, options.keep, options.kill_in)
     else:
         row = compress_and_measure(options) | {"recipe": options.recipe}
     row |= {"name": options.name, "changes": options.changes, "environment": environment()}

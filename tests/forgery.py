@@ -1,6 +1,7 @@
 """What a forger does to a checkpoint: changes it, and makes its digests fit."""
 
 import json
+from functools import partial
 
 from safetensors.torch import load_file, save_file
 
@@ -8,7 +9,8 @@ from abridged.checkpoint.files import (
     CONFIG,
     RECORD,
     WEIGHTS,
-    ContentDigest,
+    Content,
+    content_sha256,
     digest_file,
     read_bytes,
     read_tensors,
@@ -32,20 +34,17 @@ def sign(directory) -> None:
     config = json.loads((directory / CONFIG).read_text())
     try:
         described = config["quantization_config"]
-        if described.get("version") in (3, 4):
+        if described.get("version") in (3, 4, 5):
             found = settings_files(directory)
             described["files"] = {
                 name: digest_file(name, path).model_dump(exclude_none=True) for name, path in found.items()
             }
         tensors = read_tensors(weight_files(directory))
-        digest = ContentDigest(parse_spec({**described, "sha256": "0" * 64}))
+        spec = parse_spec({**described, "sha256": "0" * 64})
     except (AbridgedError, KeyError, TypeError, AttributeError):
         return  # nothing that can be signed
-    for name in sorted(tensors):
-        digest.tensor(name, tensors[name].dtype, tensors[name].shape)
-        for data in read_bytes(tensors[name]):
-            digest.update(data)
-    described["sha256"] = digest.hexdigest()
+    contents = {name: Content(one.dtype, one.shape, partial(read_bytes, one)) for name, one in tensors.items()}
+    described["sha256"] = content_sha256(spec, contents, lambda work: work)()
     (directory / CONFIG).write_text(json.dumps(config))
 
 

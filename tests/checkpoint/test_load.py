@@ -95,7 +95,7 @@ def test_wrong_tensors(checkpoint, message):
 
 
 CONFIGS = {
-    "newer|format version 5": lambda c: c["quantization_config"].update(version=5),
+    "newer|format version 6": lambda c: c["quantization_config"].update(version=6),
     "positive integer": lambda c: c["quantization_config"].update(version="1"),
     "not a checkpoint of abridged": lambda c: c["quantization_config"].update(quant_method="gptq"),
     "modules must map": lambda c: c["quantization_config"].update(modules=[]),

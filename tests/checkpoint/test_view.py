@@ -78,7 +78,7 @@ def test_version_1_still_loads_and_its_view_is_derived(tmp_path):
 def test_a_view_that_fits_nothing_is_refused(change, words, tmp_path, monkeypatch):
     saved("gpt2", tmp_path / "small")
     rewrite(tmp_path / "small", lambda spec: change(spec["view"]))
-    monkeypatch.setattr("abridged.checkpoint.verify.check_digest", lambda *given: None)
+    monkeypatch.setattr("abridged.checkpoint.verify.digest_check", lambda *given: lambda: None)
     monkeypatch.setattr("abridged.checkpoint.verify.check_file", lambda *given: None)
     with pytest.raises(AbridgedError, match=words):
         load(tmp_path / "small")

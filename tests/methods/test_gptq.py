@@ -17,7 +17,7 @@ from transformers import (
 from abridged import families
 from abridged.core.errors import AbridgedError
 from abridged.methods import METHODS
-from abridged.methods.quantization.gptq import gptq
+from abridged.methods.quantization.gptq import Inputs, gptq
 from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.methods.quantization.settings import WeightSettings
 
@@ -60,7 +60,7 @@ def test_outputs_lose_less_than_by_rounding_to_nearest(name):
     weight, x = torch.randn(24, 48), correlated(400, 48)
     source = QuantizedWeight(weight.clone(), 1, WeightSettings(**SETTINGS[name]), "w")
     before = error(x @ weight.t(), x, source)
-    gptq(source, x.t() @ x)
+    gptq(source, Inputs(x.t() @ x))
     after = error(x @ weight.t(), x, source)
     assert after < (0.7 * before if source.settings.bits < 8 else before)
     assert torch.isfinite(source.weight).all()
@@ -71,7 +71,7 @@ def test_a_fused_matrix_keeps_a_scale_for_each_of_its_blocks():
     weight = torch.cat([torch.randn(8, 16), 5 * torch.randn(8, 16)])
     x = correlated(200, 16)
     source = QuantizedWeight(weight.clone(), 2, WeightSettings(**BINARY), "w")
-    gptq(source, x.t() @ x)
+    gptq(source, Inputs(x.t() @ x))
     scale = source.quantizer.fit(source._lines()).scale.flatten()
     assert scale.shape == (2,)
     assert 3 < scale[1] / scale[0] < 8
@@ -84,7 +84,7 @@ def test_what_the_inputs_have_lost_is_made_up_for():
     outputs, errors = whole @ weight.t(), []
     for crossed in (None, whole.t() @ changed):
         source = QuantizedWeight(weight.clone(), 1, WeightSettings(**BINARY), "w")
-        gptq(source, changed.t() @ changed, crossed)
+        gptq(source, Inputs(changed.t() @ changed, crossed))
         errors.append(error(outputs, changed, source))
     assert errors[1] < 0.8 * errors[0]
 
@@ -93,18 +93,18 @@ def test_inputs_that_say_nothing_of_most_columns_do_no_harm():
     torch.manual_seed(0)
     weight, x = torch.randn(24, 48), correlated(3, 48)
     source = QuantizedWeight(weight.clone(), 1, WeightSettings(**BINARY), "w")
-    gptq(source, x.t() @ x, x.t() @ x)
+    gptq(source, Inputs(x.t() @ x, x.t() @ x))
     assert torch.isfinite(source()).all()
     source = QuantizedWeight(weight.clone(), 1, WeightSettings(**BINARY), "w")
     nearest = source().sign()
-    gptq(source, torch.zeros(48, 48))  # as after a layer whose outputs are all 0
+    gptq(source, Inputs(torch.zeros(48, 48)))  # as after a layer whose outputs are all 0
     assert torch.equal(source().sign(), nearest)
 
 
 def test_the_layer_that_a_weight_came_from_keeps_its_own():
     weight, x = torch.randn(8, 16), correlated(100, 16)
     before = weight.clone()
-    gptq(QuantizedWeight(weight, 1, WeightSettings(**BINARY), "w"), x.t() @ x)
+    gptq(QuantizedWeight(weight, 1, WeightSettings(**BINARY), "w"), Inputs(x.t() @ x))
     assert torch.equal(weight, before)
 
 
@@ -115,7 +115,7 @@ def test_scales_that_are_not_learned_stay_what_they_were(symmetric):
     form = WeightSettings(bits=4, quantizer="minmax", granularity="per_channel", symmetric=symmetric)
     source = QuantizedWeight(weight.clone(), 1, form, "w")
     before, lost = source.stored(), error(x @ weight.t(), x, source)
-    gptq(source, x.t() @ x)
+    gptq(source, Inputs(x.t() @ x))
     after = source.stored()
     assert torch.equal(after.scale, before.scale)
     assert symmetric or torch.equal(after.zero, before.zero)
@@ -127,7 +127,7 @@ def test_scales_that_are_not_learned_stay_what_they_were(symmetric):
 def test_inputs_that_are_not_finite_are_refused_by_name():
     source = QuantizedWeight(torch.randn(8, 16), 1, WeightSettings(**BINARY), "h.0.mlp")
     with pytest.raises(AbridgedError, match="the inputs of h.0.mlp are not all finite"):
-        gptq(source, torch.full((16, 16), float("nan")))
+        gptq(source, Inputs(torch.full((16, 16), float("nan")), None, source.name))
 
 
 def prepare(model, calibrate, **settings):

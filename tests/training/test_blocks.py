@@ -389,3 +389,15 @@ def test_a_stage_block_by_block_stands_alone():
     stage = {"runner": "blocks", "methods": {"quantize": {}}, "objectives": {}, "training": {"steps": 0}}
     with pytest.raises(AbridgedError, match="must be the only one"):
         Recipe.load({"name": "t", "stages": [stage, stage]})
+
+
+def test_a_shard_that_is_not_there(tmp_path):
+    directory, model = saved("llama", tmp_path)
+    (directory / "model.safetensors").unlink()
+    model.save_pretrained(directory, max_shard_size="20KB")
+    shards = sorted(directory.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    Weights(directory)
+    shards[1].unlink()
+    with pytest.raises(AbridgedError, match=f"{shards[1].name} is missing"):
+        Weights(directory)

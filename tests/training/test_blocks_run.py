@@ -1,6 +1,7 @@
 """Block by block through the command line: killed and resumed, on disks that fill up."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -93,3 +94,35 @@ def test_a_disk_that_fills_up_as_inputs_or_parts_are_written(tmp_path, arguments
     assert not (tmp_path / "student").exists()
     more = ["--output", tmp_path / "student", *changes, "--resume"]
     assert isolated.abridged(*arguments, *more, folder=tmp_path / "again").code == 0
+
+
+def test_a_disk_that_fills_up_as_the_result_is_written(tmp_path, arguments):
+    """All parts are there by then: nothing is computed again."""
+    student = tmp_path / "student"
+    more = [*arguments, "--output", student, "--set", "stages.0.blocks.tokens=64"]  # outputs smaller than the result
+    ended = isolated.abridged(*more, folder=tmp_path / "process", file_limit=25_000)
+    assert ended.code == 1, ended.stderr
+    assert f"cannot write {tmp_path}" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert not student.exists()
+    again = isolated.abridged(*more, "--resume", folder=tmp_path / "again", stop=Stop(f"{KEPT}.write"))
+    assert again.code == 0, again.stderr
+    assert (student / "model.safetensors").stat().st_size > 25_000
+
+
+def test_a_teacher_that_is_another_when_a_run_goes_on(tmp_path, arguments, teacher):
+    copy = shutil.copytree(teacher, tmp_path / "teacher")
+    more = ["compress", copy, *arguments[2:], "--output", tmp_path / "student"]
+    first = isolated.abridged(*more, folder=tmp_path / "first", stop=POINTS["right after it"])
+    assert first.code == -9, first.stderr
+    file = copy / "model.safetensors"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-4] + bytes(4))
+    second = isolated.abridged(*more, "--resume", folder=tmp_path / "second")
+    assert second.code == 1
+    assert "its teacher differ from the interrupted run's" in second.said[-1]
+    file.unlink()
+    third = isolated.abridged(*more, "--resume", folder=tmp_path / "third")
+    assert third.code == 1
+    assert "Traceback" not in third.stderr
+    assert "no weights" in third.said[-1]

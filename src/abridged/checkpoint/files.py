@@ -8,10 +8,11 @@ import math
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -249,23 +250,74 @@ def read_bytes(entry: TensorEntry, chunk: int = 1 << 18) -> Iterator[bytes]:
         raise AbridgedError(f"cannot read {entry.file}: {error.strerror or error}") from None
 
 
-def check_digest(tensors: dict[str, TensorEntry], spec: QuantizationSpec) -> None:
-    """Raise :class:`AbridgedError` unless the tensors are what ``spec.sha256`` was computed from, and finite."""
+class Content(NamedTuple):
+    """A tensor as a digest sees it; `read` gives its bytes, a part at a time."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], Iterable[bytes | memoryview]]
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for data in self.read():
+            digest.update(data)
+        return digest.hexdigest()
+
+
+def content_sha256(
+    spec: QuantizationSpec, contents: Mapping[str, Content], start: Callable[..., Any]
+) -> Callable[[], str]:
+    """Begin the `ContentDigest` of tensors by name; what is returned ends it. start: see `core.parallel.sharing`."""
+    in_order = [(name, contents[name]) for name in sorted(contents)]
+    of_one_piece = spec.version < 5
+    begun = [] if of_one_piece else [start(content.sha256) for _, content in in_order]
+
+    def end() -> str:
+        digest = ContentDigest(spec)
+        for (name, content), sha256 in zip(in_order, begun, strict=False):
+            digest.tensor(name, content.dtype, content.shape, sha256())
+        for name, content in in_order if of_one_piece else ():
+            digest.tensor(name, content.dtype, content.shape)
+            for data in content.read():
+                digest.update(data)
+        return digest.hexdigest()
+
+    return end
+
+
+def digest_check(
+    tensors: dict[str, TensorEntry], spec: QuantizationSpec, start: Callable[..., Any]
+) -> Callable[[], None]:
+    """Begin to check tensors; what is returned raises :class:`AbridgedError` unless they are what ``spec.sha256`` was
+    computed from, and finite. start: see `core.parallel.sharing`."""
     if spec.sha256 is None:
         raise AbridgedError("quantization_config: sha256 is missing, so the weights cannot be verified")
-    digest, bad = ContentDigest(spec), ""
-    for name in sorted(tensors):
-        dtype = tensors[name].dtype
-        digest.tensor(name, dtype, tensors[name].shape)
+    bad: list[str] = []
+
+    def read(name: str) -> Iterator[bytes]:
         for data in read_bytes(tensors[name]):
-            digest.update(data)
-            if dtype in _EXPONENTS and not bad:
-                kind, exponent = _EXPONENTS[dtype]
-                bad = name if bool(((np.frombuffer(data, kind) & exponent) == exponent).any()) else ""
-    if digest.hexdigest() != spec.sha256:
-        raise AbridgedError("the weights do not match their sha256 in quantization_config: the files are damaged")
-    if bad:
-        raise AbridgedError(f"{bad[:80]}: {'a scale' if bad.endswith('scale') else 'a number'} is not finite")
+            yield data
+            if not _is_finite(data, tensors[name].dtype):
+                bad.append(name)
+
+    contents = {name: Content(entry.dtype, entry.shape, partial(read, name)) for name, entry in tensors.items()}
+    found = content_sha256(spec, contents, start)
+
+    def end() -> None:
+        if found() != spec.sha256:
+            raise AbridgedError("the weights do not match their sha256 in quantization_config: the files are damaged")
+        if bad:
+            name = min(bad)
+            raise AbridgedError(f"{name[:80]}: {'a scale' if name.endswith('scale') else 'a number'} is not finite")
+
+    return end
+
+
+def _is_finite(data: bytes, dtype: str) -> bool:
+    if dtype not in _EXPONENTS:
+        return True
+    kind, exponent = _EXPONENTS[dtype]
+    return not bool(((np.frombuffer(data, kind) & exponent) == exponent).any())
 
 
 def settings_files(directory: Path, tokenizer: bool = False) -> dict[str, Path]:

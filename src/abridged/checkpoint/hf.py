@@ -15,13 +15,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from abridged.checkpoint.files import GENERATION, digest_file, settings_files
+from abridged.checkpoint.files import GENERATION, Content, content_sha256, digest_file, settings_files
 from abridged.checkpoint.verify import Verified, check_config, check_settings, verify
 from abridged.core.errors import AbridgedError
+from abridged.core.parallel import sharing
 from abridged.storage.format import (
     FORMAT_VERSION,
     QUANT_METHOD,
-    ContentDigest,
     FileDigest,
     QuantizationSpec,
     parse_spec,
@@ -257,12 +257,14 @@ def digest_of(tensors: dict[str, Tensor], spec: QuantizationSpec) -> str:
 
     from abridged.checkpoint.skeleton import SAFETENSORS_DTYPES
 
-    digest = ContentDigest(spec)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.tensor(name, SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape))
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    def content(tensor: Tensor) -> Content:
+        def read() -> list[memoryview]:
+            return [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data]
+
+        return Content(SAFETENSORS_DTYPES[tensor.dtype], tuple(tensor.shape), read)
+
+    with sharing(sum(tensor.nbytes for tensor in tensors.values())) as start:
+        return content_sha256(spec, {name: content(tensor) for name, tensor in tensors.items()}, start)()
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = AbridgedConfig

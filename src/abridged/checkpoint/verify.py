@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from abridged.checkpoint.files import (
     GENERATION,
     RECORD,
     TensorEntry,
-    check_digest,
     check_file,
     content_digest,
+    digest_check,
     read_json,
     read_tensors,
     safe_file,
@@ -26,6 +27,7 @@ from abridged.checkpoint.files import (
 )
 from abridged.core.digest import file_sha256
 from abridged.core.errors import AbridgedError
+from abridged.core.parallel import sharing
 from abridged.storage.format import QUANT_METHOD, QuantizationSpec, parse_spec
 
 #: What a config counts -> the most that is believed: modules or tables would be built without end before any tensor
@@ -63,8 +65,9 @@ def verify(directory: Path, files: list[Path] | None = None, spec: QuantizationS
         beside = check_settings(directory, spec)
         paths = weight_files(directory) if files is None else [safe_file(path.parent, path.name) for path in files]
         tensors = read_tensors(paths)
-        _check_record(directory, paths)
-        check_digest(tensors, spec)
+        with sharing(sum(entry.num_bytes for entry in tensors.values())) as start:
+            for end in (_record_check(directory, paths, start), digest_check(tensors, spec, start)):
+                end()
     except AbridgedError as error:
         text = str(error)
         raise AbridgedError(text if text.startswith(str(directory)) else f"{directory}: {text}") from None
@@ -134,15 +137,21 @@ def check_settings(directory: Path, spec: QuantizationSpec) -> tuple[str, ...]:
     return tuple(checked)
 
 
-def _check_record(directory: Path, files: list[Path]) -> None:
-    """Compare the weight files with the SHA-256 that abridged.json has for them, if it is there."""
-    if not (directory / RECORD).exists() and not (directory / RECORD).is_symlink():
-        return
-    recorded = read_json(safe_file(directory, RECORD)).get("files", {})
+def _record_check(directory: Path, files: list[Path], start: Callable[..., Any]) -> Callable[[], None]:
+    """Begin to compare the weight files with the SHA-256 that abridged.json has for them, if it is there; what is
+    returned ends it. start: see `abridged.core.parallel.sharing`."""
+    there = (directory / RECORD).exists() or (directory / RECORD).is_symlink()
+    recorded = read_json(safe_file(directory, RECORD)).get("files", {}) if there else {}
     if not isinstance(recorded, dict):
         raise AbridgedError(f"{directory / RECORD}: files is not an object")
-    for path in files:
-        entry = recorded.get(path.name)
-        expected = entry.get("sha256") if isinstance(entry, dict) else None
-        if expected is not None and expected != file_sha256(path):
-            raise AbridgedError(f"{path} does not match its sha256 in {RECORD}: it is damaged, or was changed since")
+    entries = {path: entry for path in files if isinstance(entry := recorded.get(path.name), dict)}
+    found = {path: start(partial(file_sha256, path)) for path, entry in entries.items() if entry.get("sha256")}
+
+    def check() -> None:
+        for path, sha256 in found.items():
+            if sha256() != entries[path]["sha256"]:
+                raise AbridgedError(
+                    f"{path} does not match its sha256 in {RECORD}: it is damaged, or was changed since"
+                )
+
+    return check

@@ -104,13 +104,15 @@ def in_lockstep(
 
     X (tokens, columns) are the layer's inputs, and Z those that it has in `before`, the model in full precision; ZᵀX
     is None without one, and where the two come to their layers in different orders. `take` may change the layer that it
-    is called for, which then goes on with the pass. The pass ends with the last of the layers. Padding is left out
-    where the model is given masks. With `constant`, X and Z have a last column of 1, which stands for biases. `views`
+    is called for, which then goes on with the pass, and the two matrices: a layer that is met next with the same inputs
+    (keys after queries) is given the same objects. The pass ends with the last of the layers. Padding is left out where
+    the model is given masks. With `constant`, X and Z have a last column of 1, which stands for biases. `views`
     say of some paths what stands for X and for Z there, (…, any width), made of the inputs. `cap` is how many times the
     energy of the median token one may have: those above, whose massive activations would stand for the whole text, are
     scaled down to it, in X and Z alike.
     """
     masks: list[Tensor] = []
+    met: list[Any] = []  # the last X and Z, and what was made of them
 
     def look(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
         given = (named.get(name) for name in ("decoder_attention_mask", "attention_mask"))
@@ -131,7 +133,12 @@ def in_lockstep(
             if cap is not None:
                 weights = token_weights(after, cap)
                 after, aim = after * weights, None if aim is None else aim * weights
-            take(path, after.t() @ after, None if aim is None else aim.t() @ after)
+            if not (met and _same(met[0], after) and _same(met[1], aim)):
+                met.clear()
+                if cap is None:  # they may be what the models go on with, and change
+                    after, aim = after.clone(), None if aim is None else aim.clone()
+                met.extend((after, aim, gram(after), None if aim is None else aim.t() @ after))
+            take(path, met[2], met[3])
         waiting.discard(path)
         show(len(paths) - len(waiting), len(paths))
         if not waiting:
@@ -152,6 +159,21 @@ def in_lockstep(
             whole.stop()
         for handle in hooks:
             handle.remove()
+
+
+def gram(x: Tensor) -> Tensor:
+    """XᵀX (columns, columns) of x (tokens, columns), of wide ones little more than the half above the diagonal."""
+    columns = x.shape[1]
+    step, found = max(512, -(-columns // 8)), x.new_empty(columns, columns)
+    for start in range(0, columns, step):
+        part, rest = slice(start, start + step), slice(start + step, columns)
+        found[part, start:] = x[:, part].t() @ x[:, start:]
+        found[rest, part] = found[part, rest].t()
+    return found
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def token_weights(x: Tensor, cap: float) -> Tensor:

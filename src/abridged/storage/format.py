@@ -1,7 +1,8 @@
 """What ``quantization_config`` says: for every compressed module, how it is stored. No torch here.
 
 Version 2 records the model's view; of a checkpoint of version 1 it is derived. Version 3 records what the files beside
-the weights say, which before nothing vouched for. Version 4 has code books of 3, 5 and 6 bits, and zero points.
+the weights say, which before nothing vouched for. Version 4 has code books of 3, 5 and 6 bits, and zero points. Version
+5 hashes each tensor by itself, so that all cores can.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from abridged.storage.matrix import Storage
 from abridged.storage.shapes import ShapesSpec
 from abridged.storage.view import View
 
-FORMAT_VERSION: Literal[4] = 4
+FORMAT_VERSION: Literal[5] = 5
 QUANT_METHOD = "abridged"
 
 Float = Literal["float32", "float16"]
@@ -236,7 +237,7 @@ class QuantizationSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     quant_method: Literal["abridged"] = "abridged"
-    version: Literal[1, 2, 3, 4] = 4
+    version: Literal[1, 2, 3, 4, 5] = 5
     unquantized_dtype: Float = "float32"
     """How position embeddings, norms and biases are stored."""
     sha256: Sha256 | None = None
@@ -321,16 +322,18 @@ class ContentDigest:
     """SHA-256 of a checkpoint's content, whatever the number of its files.
 
     Over the specification (compact JSON with sorted keys, without its ``sha256``), then for every tensor in order of
-    name: its name, safetensors dtype and shape in one line of JSON, and its bytes.
+    name a line of JSON: its name, safetensors dtype and shape, and the SHA-256 of its bytes. Before version 5 that is
+    left out, and the bytes themselves follow.
     """
 
     def __init__(self, spec: QuantizationSpec) -> None:
         data = {key: value for key, value in spec.to_dict().items() if key != "sha256"}
         self._sha = hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
-    def tensor(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """Begin a tensor; its bytes follow in any number of calls of :meth:`update`."""
-        self._sha.update(b"\n" + json.dumps([name, dtype, list(shape)], separators=(",", ":")).encode() + b"\n")
+    def tensor(self, name: str, dtype: str, shape: tuple[int, ...], sha256: str | None = None) -> None:
+        """Add a tensor; without its hash its bytes follow in any number of calls of :meth:`update`."""
+        told = [name, dtype, list(shape), *([] if sha256 is None else [sha256])]
+        self._sha.update(b"\n" + json.dumps(told, separators=(",", ":")).encode() + b"\n")
 
     def update(self, data: bytes | memoryview) -> None:
         self._sha.update(data)

@@ -12,7 +12,7 @@ from abridged.core.errors import AbridgedError
 from abridged.methods.base import Attached
 from abridged.methods.lockstep import in_lockstep
 from abridged.methods.quantization.activations import LearnedActivation
-from abridged.methods.quantization.gptq import gptq
+from abridged.methods.quantization.gptq import Inputs, gptq
 from abridged.methods.quantization.importance import CAP, Importance, importances
 from abridged.methods.quantization.modules import FakeQuantizer, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from abridged.runtime.activations import DynamicActivation
@@ -57,14 +57,17 @@ class Quantization(Attached):
         counts = importances(model, [m for m in weighted if is_stock(model, m)], calibrate)
         new = [m for m in matrices if install(model, m, by_name[m.name], inputs, counts.get(m.name))]
         layers = [matrix.name for matrix in new if matrix.part in parts]
-
-        def take(path: str, hessian: torch.Tensor, *more: torch.Tensor | None) -> None:
-            layer: Any = model.get_submodule(path)
-            gptq(layer.source, hessian, *more)
-
         for name in (m.name for m in new if settings.gptq and m.part not in parts and m.name in counts):
-            take(name, counts[name].moments, None, counts[name].squares)
+            gptq(_source(model, name), Inputs(counts[name].moments, name=name), counts[name].squares)
         if before is not None and layers:
+            last: list[Any] = [None, None]  # what was met, and what was made of it, which others may read too
+
+            def take(path: str, hessian: torch.Tensor, crossed: torch.Tensor | None) -> None:
+                if last[0] is not hessian:
+                    last[:] = [None, None]
+                    last[:] = hessian, Inputs(hessian, crossed, path)
+                gptq(_source(model, path), last[1])
+
             in_lockstep(model, before, layers, calibrate, take, "GPTQ", cap=CAP)
         notes: tuple[str, ...] = ()
         if settings.positions and not any(matrix.part == "positions" for matrix in view.matrices):
@@ -162,6 +165,11 @@ def calibrate_inputs(model: nn.Module, inputs: dict[str, nn.Module | None], cali
         hook.remove()
     for quantizer in observed:
         quantizer.calibrate()
+
+
+def _source(model: nn.Module, path: str) -> QuantizedWeight:
+    layer: Any = model.get_submodule(path)
+    return layer.source
 
 
 def is_stock(model: nn.Module, matrix: Any) -> bool:

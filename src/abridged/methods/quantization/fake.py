@@ -211,8 +211,8 @@ def least_squares_scale(
     return best.unsqueeze(1)
 
 
-_AT_ONCE = 2**17  #: weights that are searched at once
-
+#: Weights that are searched together.
+_AT_A_TIME = 1 << 17
 SHRINKS = 0.05 * torch.arange(20, 5, -1)
 """Shares of a line's range that are tried as clips."""
 
@@ -224,9 +224,10 @@ def least_squares_range(weight: Tensor, top: int, importance: Tensor | None = No
     Both are (lines, elements). The clips are shares of the smallest and largest weight (and 0, which both reach): first
     the same of both, then each end alone between the shares beside it, then the scale in closed form.
     """
-    if len(weight) > (some := max(1, _AT_ONCE // weight.shape[1])):  # what stays in the cache
-        counts = [None] * -(-len(weight) // some) if importance is None else importance.split(some)
-        found = [least_squares_range(*one) for one in zip(weight.split(some), [top] * len(counts), counts, strict=True)]
+    step = max(1, _AT_A_TIME // weight.shape[1])
+    if len(weight) > step:  # a line knows nothing of others, and what fits in the processor's cache is searched fast
+        counts = [None] * -(-len(weight) // step) if importance is None else importance.split(step)
+        found = [least_squares_range(part, top, count) for part, count in zip(weight.split(step), counts, strict=True)]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
     low, high = weight.amin(1, keepdim=True).clamp_max(0), weight.amax(1, keepdim=True).clamp_min(0)
 

@@ -72,6 +72,7 @@ class Blocks:
         loose = [matrix for matrix in self.view.matrices if matrix.layer is None]
         front = [m for m in loose if m.kind == "embedding" or m.name in called_first]
         self.front = [path for matrix in front for path in (matrix.name, *matrix.tied)]
+        self.front_reads = any(matrix.kind != "embedding" or matrix.tied for matrix in front)
         self.tail = [path for matrix in loose if matrix not in front for path in (matrix.name, *matrix.tied)]
         if not self.kept.blocks_done:
             work.save_state({}, {"stage": self.given.number})  # from here on there is something to resume
@@ -100,7 +101,7 @@ class Blocks:
         self.models = [teacher]
         self.attached: list[Attached] = []  # to what stands outside of the blocks, until the end
         scoped = [method.within(part_of(self.view, self.front)) for method in self.methods]
-        if reads := any(method is not None and method.passes for method in scoped):
+        if reads := self.front_reads and any(method is not None and method.passes for method in scoped):
             self._first_pass()
         for method in self.methods:
             self.models.append(copy.deepcopy(self.models[-1]))
