@@ -225,8 +225,10 @@ def least_squares_range(weight: Tensor, top: int, importance: Tensor | None = No
     the same of both, then each end alone between the shares beside it, then the scale in closed form.
     """
     if len(weight) > (some := max(1, _AT_ONCE // weight.shape[1])):  # what stays in the cache
-        counts = [None] * -(-len(weight) // some) if importance is None else importance.split(some)
-        found = [least_squares_range(*one) for one in zip(weight.split(some), [top] * len(counts), counts, strict=True)]
+        found = [
+            least_squares_range(weight[i : i + some], top, None if importance is None else importance[i : i + some])
+            for i in range(0, len(weight), some)
+        ]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
     low, high = weight.amin(1, keepdim=True).clamp_max(0), weight.amax(1, keepdim=True).clamp_min(0)
 

@@ -59,13 +59,8 @@ def gptq(
     back = torch.argsort(order)
     for first in range(0, len(weight), _ROWS):  # each row is rounded by itself
         here = slice(first, first + _ROWS)
-        left, s, c, z = (
-            None if values is None else values[:, order]
-            for values in (
-                weight[here],
-                *(_spread(values, weight, here) for values in (fit.scale, fit.center, fit.zero)),
-            )
-        )
+        left, s = weight[here][:, order], _spread(fit.scale, weight, here)[:, order]
+        c, z = (None if one is None else _spread(one, weight, here)[:, order] for one in (fit.center, fit.zero))
         masters = torch.empty_like(left)
         for start in range(0, left.shape[1], _BLOCK):
             stop = min(start + _BLOCK, left.shape[1])
@@ -86,10 +81,8 @@ def gptq(
         quantizer.take_scale(lines, fit.scale * _best_multiple(source, original, hessian.float()))
 
 
-def _spread(values: Tensor | None, weight: Tensor, rows: slice) -> Tensor | None:
+def _spread(values: Tensor, weight: Tensor, rows: slice) -> Tensor:
     """Values of lines (num_scales, 1) where their weights are, of some rows: (rows, columns)."""
-    if values is None:
-        return None
     elements, columns = weight.numel() // len(values), weight.shape[1]
     if elements >= columns:  # lines of whole rows
         return values.repeat_interleave(elements // columns, 0)[rows].expand(-1, columns)
