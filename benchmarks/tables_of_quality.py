@@ -444,11 +444,11 @@ def real_model() -> str:
     rows = [
         [
             ", ".join([run["recipe"], *run["changes"][1:]]),
-            f"{run['file_bytes'] / 1e6:.1f}",
+            f"{run['file_bytes'] / 2**20:.1f}",
             f"{run['student']['perplexity']:.2f}",
             f"{loss(run):.1f}",
-            f"{run['seconds'] / 60:.0f}",
-            f"{run['peak_bytes'] / 1e9:.2f}",
+            "–" if run["seconds"] is None else f"{run['seconds'] / 60:.0f}",
+            f"{run['peak_bytes'] / 2**30:.2f}",
         ]
         for run in sorted(runs, key=lambda run: (-run["file_bytes"], loss(run)))
     ]

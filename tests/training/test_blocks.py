@@ -230,21 +230,27 @@ def test_blocks_that_cannot_be_run_alone_are_refused_in_one_sentence(tmp_path, m
 
 TRAINED = {"steps": 24, "learning_rate": 1e-3, "learning_rates": {"scale": 1e-3}}
 TWO_BITS = {**PLAIN, "gptq": False, "weights": {**FOUR, "bits": 2, "levels": "balanced"}}
+AFFINE = {"bits": 2, "quantizer": "lsq", "symmetric": False, "granularity": "per_channel", "initialization": "weighted"}
+ROUNDED = {**TWO_BITS, "weights": {**AFFINE, "rounding": "learned"}}
+RATES = {"learning_rates": {"scale": 5e-3, "rounding": 4e-2}}
 
 
 def logged(folder):
     return [line for line in Workspace(folder, resume=True).metrics() if line["event"] == "block"]
 
 
-@pytest.mark.parametrize("how", ["crossed", "quantized", "full"])
+@pytest.mark.parametrize(
+    ("how", "methods"), [("crossed", TWO_BITS), ("quantized", TWO_BITS), ("full", TWO_BITS), ("crossed", ROUNDED)]
+)
 @pytest.mark.parametrize("name", ["llama", "t5"])
-def test_blocks_learn_to_put_out_what_the_teachers_do(tmp_path, monkeypatch, name, how):
+def test_blocks_learn_to_put_out_what_the_teachers_do(tmp_path, monkeypatch, name, how, methods):
     directory, model = saved(name, tmp_path)
     lines = []
     monkeypatch.setattr(Workspace, "log", lambda self, line: lines.append(line))
     inputs, lost = tiny.inputs(model), {}
     for steps in (0, 24):
-        stage = stage_of("blocks", {"quantize": TWO_BITS}, training={**TRAINED, "steps": steps}, blocks={"inputs": how})
+        training = {**TRAINED, **(RATES if methods is ROUNDED else {}), "steps": steps}
+        stage = stage_of("blocks", {"quantize": methods}, training=training, blocks={"inputs": how})
         student = carried_out(directory, model, stage, tmp_path / str(steps))
         found, wanted = (one(**inputs).logits for one in (student, model))
         lost[steps] = float((found - wanted).detach().square().mean())
@@ -283,9 +289,10 @@ def test_a_token_of_massive_activations_counts_as_much_as_another():
     torch.testing.assert_close(relative_error(found, wanted, None), error)
 
 
-def test_a_trained_run_goes_on_to_the_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("methods", [TWO_BITS, ROUNDED])
+def test_a_trained_run_goes_on_to_the_bit(tmp_path, monkeypatch, methods):
     directory, model = saved("llama", tmp_path)
-    stage = stage_of("blocks", {"quantize": TWO_BITS}, training=TRAINED)
+    stage = stage_of("blocks", {"quantize": methods}, training=TRAINED)
     wanted = carried_out(directory, model, stage, tmp_path / "at once")
     train = blocks.train_block
 

@@ -46,7 +46,7 @@ class Quantize(Method):
     gptq: bool = Field(
         default=False,
         description="start all matrices by GPTQ, where their rounding errors make up for each other on some of the "
-        "data, embeddings and head where their scales start weighted; scales that are not learned stay as they were before",
+        "data, embeddings and head where their scales start weighted; scales that are not learned stay as they were",
     )
     unquantized: Literal["float32", "float16"] = Field(
         default="float32", description="storage of what is not quantised: positions, norms, biases"

@@ -141,6 +141,7 @@ class QuantizedWeight(nn.Module):
     weight: AutoRound (Cheng et al., arXiv:2309.05516, section 3).
     """
 
+    quantizer: FakeQuantizer
     offset: nn.Parameter | None
 
     def __init__(
