@@ -18,11 +18,11 @@ def fuse_gelu(model: nn.Module, view: View) -> None:
     for path in view.blocks:
         block = model.get_submodule(path)
         readers: list[Any] = [m for name, m in block.named_modules() if f"{path}.{name}" in asymmetric]
+        if len(readers) != 1 or not isinstance(readers[0], PackedLinear) or readers[0].input_quantizer is None:
+            continue
         functions = {name: _function(m) for name, m in block.named_modules(remove_duplicate=False) if _is_plain(m)}
         gelus = {name: function for name, function in functions.items() if function is not None}
-        if len(readers) != 1 or len(gelus) != 1 or not isinstance(readers[0], PackedLinear):
-            continue
-        if readers[0].input_quantizer is not None:
+        if len(gelus) == 1:
             ((name, readers[0].input_function),) = gelus.items()
             block.set_submodule(name, nn.Identity())
 
