@@ -13,6 +13,8 @@ from typing import Any
 from abridged.checkpoint.files import TensorEntry
 
 _DONTNEED = 4
+#: Bytes of a tensor from which its pages are worth a call.
+_WORTH = 1 << 16
 
 
 def let_go(entries: Iterable[TensorEntry]) -> None:
@@ -20,10 +22,11 @@ def let_go(entries: Iterable[TensorEntry]) -> None:
 
     Nothing may have been written into them. Where the system is none that says what is mapped, they stay.
     """
+    entries = [entry for entry in entries if entry.num_bytes >= _WORTH]
     with suppress(OSError, AttributeError):
+        maps = list(_maps()) if entries else []
         advise: Any = ctypes.CDLL(None).madvise
         advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        maps = list(_maps())
         for entry in entries:
             file = entry.file.stat()
             for device, inode, address, offset, size in maps:
