@@ -53,8 +53,8 @@ def build(folder: Path, version: int) -> None:
     for name in MODELS:
         path = shutil.copytree(folder / "this" / name, folder / "other" / name) / "config.json"
         config = json.loads(path.read_text())
-        files = {"files": None} if version < 3 else {}
-        spec = parse_spec({**config["quantization_config"], **files, "version": version})
+        newer = {key: None for key, first in (("view", 2), ("files", 3)) if version < first}
+        spec = parse_spec({**config["quantization_config"], **newer, "version": version})
         spec.sha256 = digest_of(load_file(path.with_name("model.safetensors")), spec)
         path.write_text(json.dumps({**config, "quantization_config": spec.to_dict()}))
 

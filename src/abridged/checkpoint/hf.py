@@ -53,6 +53,12 @@ class AbridgedConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         return self.spec.to_dict()
 
+    def __deepcopy__(self, memo: Any) -> AbridgedConfig:
+        """Of what may change: transformers copies a config many times as it loads one, and modules' own never do."""
+        copied = AbridgedConfig(self.spec.model_copy(update={"modules": dict(self.spec.modules)}))
+        copied.tokenizer = dict(self.tokenizer)
+        return copied
+
 
 _verified: ContextVar[tuple[Path, Verified] | None] = ContextVar("verified", default=None)
 

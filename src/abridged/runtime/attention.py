@@ -101,7 +101,7 @@ class _Softmax(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (found,) = ctx.saved_tensors
         wide = torch.promote_types(found.dtype, torch.float32)
         grad, found = grad.to(wide), found.to(wide)
