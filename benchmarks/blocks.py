@@ -2,12 +2,14 @@
 
     python benchmarks/blocks.py make FOLDER [--shape llama-2-7b|rehearsal] [--layers N]    # 13.5 GB, or 60 MB
     python benchmarks/blocks.py run FOLDER [--set KEY=VALUE …] [--keep] [--kill-in BLOCK]  # 2 bits, 4,096 tokens
+    python benchmarks/blocks.py load FOLDER [--shape …] [--layers N]                       # what `run` would have made
     python benchmarks/blocks.py compress MODEL DATA RECIPE [--set KEY=VALUE …]  # any model by any recipe
         [--window 512 [--part test|valid] [--limit TOKENS] [--output FOLDER]]
 
 `make` writes the weights a tensor at a time. `run` and `compress` start the real command in a process of its own and
 say its wall time, the most memory that it held (VmHWM, mapped pages included) and the bytes of the file; `run` then
-loads the result in another process and generates from it. Random weights measure memory and time, not quality. The
+loads the result in another process and generates from it. `load` does that alone, with a packed model whose codes are
+random, which it writes where it is not there. Random weights measure memory and time, not quality. The
 JSON is written to benchmarks/results/blocks-NAME.json.
 
 With `--window` the run itself measures a page of text only, and what it has written is measured afterwards, like the
@@ -17,10 +19,13 @@ once. There matrix products are in bf16 where that is fast; the activations of p
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +37,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from abridged import families
+from abridged.checkpoint.pack import PackedPart, assemble, specs_of
+from abridged.checkpoint.save import save_checkpoint
 from abridged.core.atomic import write_atomically
 from abridged.core.hardware import fast_bf16
 from abridged.core.names import gguf_file
@@ -41,6 +49,7 @@ from abridged.evaluation.perplexity import perplexity
 from abridged.exporters.dense import dense_model, export_dense
 from abridged.families.standin import skeleton
 from abridged.models.load import load_any, load_tokenizer
+from abridged.recipe import Recipe
 from abridged.runtime.activations import DynamicActivation, StaticActivation
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,11 +76,15 @@ GENERATED = 64
 KILLED_AFTER = 60
 
 
+def config_of(shape: str, layers: int | None) -> LlamaConfig:
+    sizes = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
+    return LlamaConfig(**sizes, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+
+
 def make(folder: Path, shape: str, layers: int | None) -> None:
     """Write the model, a shard for each block, and a text."""
     folder.mkdir(parents=True)
-    sizes = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
-    config = LlamaConfig(**sizes, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    config = config_of(shape, layers)
     config.save_pretrained(folder)
     load_tokenizer("bundled").save_pretrained(folder)
     model, draw, where = skeleton(LlamaForCausalLM, config), torch.Generator().manual_seed(0), {}
@@ -157,20 +170,40 @@ def compress_and_measure(options: argparse.Namespace) -> dict[str, Any]:
     return {**row, "measured": key, "teacher": teacher, "student": student, "loss_percent": {"perplexity": loss}}
 
 
+def pack_random(shape: str, layers: int | None, output: Path) -> None:
+    """Write what `run` makes of a shape, but for the codes, which are drawn at random."""
+    recipe = Recipe.load(RECIPE, [*CHANGES])
+    model = skeleton(LlamaForCausalLM, config_of(shape, layers))
+    (method,) = recipe.stages[0].methods.values()
+    with torch.device("meta"):
+        method.untrained().build(model, families.view(model), lambda model, tokens=None: None)
+    specs, draw, tensors = specs_of(model), torch.Generator().manual_seed(0), {}
+    for path, spec in specs.items():
+        storage = spec.storage
+        tensors[f"{path}.codes"] = torch.randint(256, (storage.packed_bytes,), generator=draw, dtype=torch.uint8)
+        tensors[f"{path}.zeros"] = torch.randint(256, (storage.zero_bytes,), generator=draw, dtype=torch.uint8)
+        tensors[f"{path}.scales"] = torch.full((storage.num_scales,), 0.01).half().float()
+    norms = {name: torch.ones(one.shape) for name, one in model.named_parameters() if "norm" in name}
+    student = assemble(skeleton(LlamaForCausalLM, config_of(shape, layers)), [PackedPart(specs, tensors | norms)])
+    save_checkpoint(student, output, load_tokenizer("bundled"), {"recipe": recipe.model_dump(mode="json")})
+
+
 _RUN = """
 import json, os, sys, time
 import torch
+import abridged.checkpoint.hf, abridged.checkpoint.skeleton, abridged.runtime.decoding.steps
 from abridged.checkpoint.load import load
 from abridged.core.hardware import resident_memory
 from transformers.models.llama import modeling_llama
-before, began = resident_memory(), time.perf_counter()
+before, began, worked = resident_memory(), time.perf_counter(), time.process_time()
 model = load(sys.argv[1])
 loaded = time.perf_counter() - began
-count, told = int(sys.argv[2]), {"load_seconds": loaded}
+count, told = int(sys.argv[2]), {"load_seconds": loaded, "load_processor_seconds": time.process_time() - worked}
 if count:
-    began = time.perf_counter()
+    worked, began = time.process_time(), time.perf_counter()
     model.generate(torch.tensor([[5, 6, 7, 8]]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
     told["tokens_per_second"] = count / (time.perf_counter() - began)
+    told["tokens_per_processor_second"] = count / (time.process_time() - worked)
     told["resident_bytes"] = resident_memory() - before
     source, best = torch.ones(1 << 28, dtype=torch.uint8), 0.0
     target = torch.empty_like(source)
@@ -192,17 +225,36 @@ def load_and_generate(output: Path, count: int, cold: bool = False) -> dict[str,
     return json.loads(done.stdout)
 
 
-def watch(command: list[str], parts: Path, kill_in: int | None = None) -> dict[str, Any]:
-    """Run a command: its time, most memory, and when it had written each block. kill_in: SIGKILL it in that block."""
-    began, written = time.perf_counter(), {}
+def use(output: Path) -> dict[str, Any]:
+    """What loading a packed model takes, and generating from it."""
+    size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
+    cold, warm = load_and_generate(output, 0, cold=True), load_and_generate(output, GENERATED)
+    most = warm["copied_bytes_per_second"] / size
+    shares = {"resident_share": warm["resident_bytes"] / size, "speed_share": warm["tokens_per_second"] / most}
+    return {"file_bytes": size, "cold": cold, "warm": warm, **shares}
+
+
+def processor_seconds(process: int) -> float:
+    """What a process has had of the processor so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def watch(command: list[str], parts: Path, kill_in: int | None = None, stop_after: float = math.inf) -> dict[str, Any]:
+    """Run a command: its time, most memory, and when it had written each block, by the clock and in processor seconds.
+
+    kill_in: SIGKILL it in that block; stop_after: after so many seconds.
+    """
+    began, written, known = time.perf_counter(), [], len(list(parts.glob("block-*.safetensors")))
     with tempfile.TemporaryFile() as answer:
         process = subprocess.Popen(command, stdout=answer)
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             now = time.perf_counter() - began
-            for path in parts.glob("block-*.safetensors"):
-                written.setdefault(int(path.stem.partition("-")[2]), now)
-            blocks = sorted(written.values())
-            if kill_in is not None and len(blocks) == kill_in and now > blocks[-1] + min(KILLED_AFTER, blocks[-1] / 8):
+            if len(list(parts.glob("block-*.safetensors"))) > known + len(written):
+                written.append([now, processor_seconds(process.pid)])
+            into = now - written[-1][0] if written else 0.0
+            in_it = written and known + len(written) == kill_in and into > min(KILLED_AFTER, written[-1][0] / 8)
+            if in_it or now > stop_after:
                 process.kill()
             time.sleep(0.2)
         answer.seek(0)
@@ -215,36 +267,43 @@ def watch(command: list[str], parts: Path, kill_in: int | None = None) -> dict[s
         "seconds": time.perf_counter() - began,
         "processor_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": 1024 * usage.ru_maxrss,
-        "block_written_at": [written[number] for number in sorted(written)],
+        "blocks_before": known,
+        "blocks_written_at": written,
         "record": json.loads(text) if code == 0 else None,
     }
 
 
-def run(folder: Path, changes: list[str], keep: bool, kill_in: int | None) -> dict[str, Any]:
+def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Compress the model of a folder, load the result and generate from it."""
     output = folder / "compressed"
     command = [sys.executable, "-m", "abridged", "compress", str(folder), "--recipe", RECIPE]
     command += ["--data", str(folder / "data"), "--output", str(output), "--json"]
-    command += [word for change in (*CHANGES, *changes) for word in ("--set", change)]
-    parts = folder / "compressed.partial" / "parts"
-    attempts = [watch(command, parts, kill_in)] if kill_in is not None else []
-    attempts.append(watch([*command, "--resume"] if attempts else command, parts))
+    command += [word for change in (*CHANGES, *options.changes) for word in ("--set", change)]
+    parts, resumed = folder / "compressed.partial" / "parts", [*command, "--resume"]
+    first = resumed if options.resume else command
+    attempts = [watch(first, parts, options.kill_in, options.stop_after)]
+    if attempts[0]["record"] is None and attempts[0]["seconds"] < options.stop_after:
+        attempts.append(watch(resumed, parts, stop_after=options.stop_after - attempts[0]["seconds"]))
     record = attempts[-1].pop("record")
+    between = [
+        [late - early for early, late in zip(one, other, strict=True)]
+        for attempt in attempts
+        for one, other in itertools.pairwise(attempt["blocks_written_at"])
+    ]
     row = {
         "recipe": RECIPE,
         "attempts": attempts,
-        "seconds": sum(one["seconds"] for one in attempts),
+        "ended": record is not None,
+        "blocks": attempts[-1]["blocks_before"] + len(attempts[-1]["blocks_written_at"]),
+        "blocks_of": json.loads((folder / "config.json").read_text())["num_hidden_layers"],
+        "seconds_a_block": statistics.median(one[0] for one in between) if between else None,
+        "processor_seconds_a_block": statistics.median(one[1] for one in between) if between else None,
         "peak_bytes": max(one["peak_bytes"] for one in attempts),
-        "file_bytes": sum(file["bytes"] for file in record["files"].values()),
-        "metrics": record["metrics"],
-        "cold": load_and_generate(output, 0, cold=True),
-        "warm": load_and_generate(output, GENERATED),
     }
-    row["resident_share"] = row["warm"]["resident_bytes"] / row["file_bytes"]
-    most = row["warm"]["copied_bytes_per_second"] / row["file_bytes"]
-    row["speed_share"] = row["warm"]["tokens_per_second"] / most
-    if not keep:
-        shutil.rmtree(output)
+    if record is not None:
+        row |= {"metrics": record["metrics"], **use(output)}
+        if not options.keep:
+            shutil.rmtree(output)
     return row
 
 
@@ -253,12 +312,17 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     making = verbs.add_parser("make")
     making.add_argument("folder", type=Path)
-    making.add_argument("--shape", choices=SHAPES, default="rehearsal")
-    making.add_argument("--layers", type=int, help="instead of the shape's own number")
+    loading = verbs.add_parser("load")
+    loading.add_argument("folder", type=Path)
+    for verb in (making, loading):
+        verb.add_argument("--shape", choices=SHAPES, default="rehearsal")
+        verb.add_argument("--layers", type=int, help="instead of the shape's own number")
     running = verbs.add_parser("run")
     running.add_argument("folder", type=Path)
     running.add_argument("--keep", action="store_true")
     running.add_argument("--kill-in", type=int, help="SIGKILL the run once, in the block of that number, then --resume")
+    running.add_argument("--stop-after", type=float, default=math.inf, help="seconds; how far it came is written down")
+    running.add_argument("--resume", action="store_true", help="go on with what was stopped")
     compressing = verbs.add_parser("compress")
     for name in ("model", "data", "recipe"):
         compressing.add_argument(name)
@@ -266,15 +330,20 @@ def main() -> None:
     compressing.add_argument("--part", choices=("test", "valid"), default="test")
     compressing.add_argument("--limit", type=int)
     compressing.add_argument("--output", type=Path)
-    for verb in (running, compressing):
+    for verb in (loading, running, compressing):
         verb.add_argument("--set", dest="changes", action="append", default=[])
         verb.add_argument("--name", default="rehearsal")
     options = parser.parse_args()
     if options.verb == "make":
         make(options.folder, options.shape, options.layers)
         return
-    if options.verb == "run":
-        row = run(options.folder, options.changes, options.keep, options.kill_in)
+    if options.verb == "load":
+        if not options.folder.exists():
+            pack_random(options.shape, options.layers, options.folder)
+        row = {"shape": options.shape, "layers": config_of(options.shape, options.layers).num_hidden_layers}
+        row |= use(options.folder)
+    elif options.verb == "run":
+        row = run(options.folder, options)
     else:
         row = compress_and_measure(options) | {"recipe": options.recipe}
     row |= {"name": options.name, "changes": options.changes, "environment": environment()}

@@ -1,12 +1,12 @@
 """Loading checkpoints by this checkout and by one before digests covered more than weights, in turns within one run.
 
     git worktree add /tmp/other COMMIT && cp src/abridged/runtime/abridged_kernels.so /tmp/other/src/abridged/runtime/
-    python benchmarks/loading.py /tmp/other [--threads 1] [--rounds 20]
+    python benchmarks/loading.py /tmp/other [--version 2] [--threads 1] [--rounds 20]
 
 The bundled teacher as best-1-1-8 begins with it, and BERT-base's true shape with random weights, each with a
-tokenizer: here as it is written now, there as format version 2 has it. Times are processor seconds; a ratio is the
-median, over the rounds, of this one's time by the other's: below 1 this checkout is faster. The JSON is written to
-benchmarks/results/loading.json.
+tokenizer: here as it is written now, there in a version of the format that the other one reads. Times are processor
+seconds; a ratio is the median, over the rounds, of this one's time by the other's: below 1 this checkout is faster.
+The JSON is written to benchmarks/results/loading.json.
 """
 
 import argparse
@@ -27,8 +27,8 @@ WAYS = ("load", "from_pretrained")
 MODELS = ("student", "bert")
 
 
-def build(folder: Path) -> None:
-    """Both models, as this checkout writes them in `this`, and in `other` in version 2."""
+def build(folder: Path, version: int) -> None:
+    """Both models, as this checkout writes them in `this`, and in `other` in that version."""
     import encoders
     import torch
     from safetensors.torch import load_file
@@ -53,7 +53,8 @@ def build(folder: Path) -> None:
     for name in MODELS:
         path = shutil.copytree(folder / "this" / name, folder / "other" / name) / "config.json"
         config = json.loads(path.read_text())
-        spec = parse_spec({**config["quantization_config"], "files": None, "version": 2})
+        newer = {key: None for key, first in (("view", 2), ("files", 3)) if version < first}
+        spec = parse_spec({**config["quantization_config"], **newer, "version": version})
         spec.sha256 = digest_of(load_file(path.with_name("model.safetensors")), spec)
         path.write_text(json.dumps({**config, "quantization_config": spec.to_dict()}))
 
@@ -82,6 +83,7 @@ def work(folder: Path, threads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("other", type=Path)
+    parser.add_argument("--version", type=int, default=2, help="of the format, that the other checkout reads")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -93,7 +95,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build(folder)
+        build(folder, options.version)
         sizes = {name: (folder / "this" / name / "model.safetensors").stat().st_size for name in MODELS}
         workers = {}
         for side, checkout in (("this", HERE), ("other", options.other)):
@@ -119,7 +121,13 @@ def main() -> None:
         }
         for case, sides in seconds.items()
     }
-    result = {"cases": found, "file_bytes": sizes, "rounds": options.rounds, "threads": options.threads}
+    result = {
+        "cases": found,
+        "file_bytes": sizes,
+        "rounds": options.rounds,
+        "version": options.version,
+        "threads": options.threads,
+    }
     RESULTS.write_text(json.dumps({**result, "environment": environment()}, indent=1) + "\n")
     for case, row in found.items():
         print(f"{case}: {row['this']:.3f} s here, {row['other']:.3f} s there, ratio {row['ratio']:.2f}")

@@ -77,6 +77,30 @@ def test_a_fused_matrix_keeps_a_scale_for_each_of_its_blocks():
     assert 3 < scale[1] / scale[0] < 8
 
 
+def test_the_factor_is_that_of_the_inverse():
+    x = correlated(900, 300)  # wider than the matrices that are inverted at once
+    inputs = Inputs(x.t() @ x)
+    damped, order = inputs.hessian.double(), inputs.order
+    assert torch.equal(damped.diagonal()[order].diff() <= 0, torch.ones(299, dtype=torch.bool))
+    assert torch.equal(inputs.upper, inputs.upper.triu())
+    upper = inputs.upper.double()
+    assert torch.allclose(upper.t() @ upper @ damped[order][:, order], torch.eye(300).double(), atol=1e-3)
+
+
+def test_what_is_lost_is_made_up_for_alike_in_a_weight_of_few_rows_and_of_many():
+    x, z, weight = correlated(900, 300), correlated(900, 300, seed=1), torch.randn(400, 300)
+    few, many = (Inputs(x.t() @ x, z.t() @ x) for _ in range(2))
+    wanted = many.made_up(weight)
+    assert torch.allclose(few.made_up(weight[:50]), wanted[:50], atol=1e-3)
+    moments = x.double().t() @ x.double()
+    damped = moments + (few.hessian - x.t() @ x).double()
+    exact = (
+        weight.double()
+        + torch.linalg.solve(damped, (weight.double() @ (z.double().t() @ x.double() - moments)).t()).t()
+    )
+    assert (wanted - exact).norm() < 1e-3 * (exact - weight).norm()
+
+
 def test_what_the_inputs_have_lost_is_made_up_for():
     torch.manual_seed(0)
     weight, whole = torch.randn(24, 48), correlated(400, 48)

@@ -68,3 +68,22 @@ def test_what_the_layers_are_told_is_capped_in_both_models_alike(model, ids):
     moments, crossed = told[1e-3]
     assert torch.allclose(moments, crossed, rtol=1e-4)  # the same model: Z is X
     assert float(moments.trace()) < 0.01 * float(told[None][0].trace())
+
+
+def test_layers_that_read_the_same_are_told_the_same_objects():
+    """Queries, keys and values, though each may round its inputs; what follows in the same memory is another."""
+    layers = [torch.nn.Linear(600, 600, bias=False) for _ in range(4)]
+    model = torch.nn.ModuleDict({str(i): layer for i, layer in enumerate(layers)})
+    x, told = torch.randn(64, 600, generator=torch.Generator().manual_seed(0)), []
+
+    def run(model, tokens=None):
+        given = x.clone()
+        for layer in list(model.values())[:3]:
+            layer(given)
+        model["3"](given.mul_(2))
+
+    model.forward = lambda: None
+    in_lockstep(model, None, list(model), run, lambda path, moments, crossed: told.append(moments), "test")
+    assert told[0] is told[1] is told[2]
+    torch.testing.assert_close(told[3], 4 * told[0])
+    torch.testing.assert_close(told[0], x.t() @ x)

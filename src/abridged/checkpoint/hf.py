@@ -15,11 +15,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from abridged.checkpoint.files import GENERATION, Content, content_sha256, digest_file, settings_files
+from abridged.checkpoint.files import GENERATION, Content, TensorEntry, content_sha256, digest_file, settings_files
+from abridged.checkpoint.mapped import let_go
 from abridged.checkpoint.verify import Verified, check_config, check_settings, verify
 from abridged.core.errors import AbridgedError
 from abridged.core.parallel import sharing
 from abridged.storage.format import (
+    FILE_NAMES,
     FORMAT_VERSION,
     QUANT_METHOD,
     FileDigest,
@@ -51,6 +53,12 @@ class AbridgedConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         return self.spec.to_dict()
 
+    def __deepcopy__(self, memo: Any) -> AbridgedConfig:
+        """Of what may change: transformers copies a config many times as it loads one, and modules' own never do."""
+        copied = AbridgedConfig(self.spec.model_copy(update={"modules": dict(self.spec.modules)}))
+        copied.tokenizer = dict(self.tokenizer)
+        return copied
+
 
 _verified: ContextVar[tuple[Path, Verified] | None] = ContextVar("verified", default=None)
 
@@ -69,6 +77,7 @@ class AbridgedQuantizer(HfQuantizer):
     """Rebuilds compressed modules before the weights load, and checks the files before and the values after."""
 
     quantization_config: AbridgedConfig
+    _copied: tuple[TensorEntry, ...] | list[TensorEntry] = ()  #: Scales, which a model has in another type than files.
     _unseen: Path | None = None  #: The directory, where the hub's generation config, fetched last, was not there yet.
 
     def __init__(self, quantization_config: AbridgedConfig, **kwargs: Any) -> None:
@@ -119,6 +128,7 @@ class AbridgedQuantizer(HfQuantizer):
         is_known = known is not None and known[0] == directory.resolve()
         verified = known[1] if known is not None and is_known else verify(directory, paths, stored)
         self._unseen = None if GENERATION in verified.names else directory
+        self._copied = [one for name, one in verified.tensors.items() if name.endswith(FILE_NAMES["scales"])]
         if verified.spec != stored:
             raise AbridgedError(f"{directory}: the config that was given is not the one that is there")
         # A base model, or a head of another kind, takes a part of the tensors: transformers reports what is left.
@@ -144,6 +154,7 @@ class AbridgedQuantizer(HfQuantizer):
                 _check_activation(path, quantizer)
         if self._unseen is not None:
             check_settings(self._unseen, self.spec)
+        let_go([one for one in self._copied if one.dtype == "F16"])  # they are computed with in FP32
         install(model, model_view(model))
         keep_vocabulary(model)
 

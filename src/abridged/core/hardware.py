@@ -1,8 +1,10 @@
 """What this machine is fast at."""
 
+import ctypes
 import os
 import resource
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -59,6 +61,12 @@ def peak_memory() -> int:
 def resident_memory() -> int:
     """Bytes of host memory that this process holds now; 0 where the system does not say."""
     return next((1024 * int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmRSS:")), 0)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where its allocator keeps it (glibc's does)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _lines(path: str) -> list[str]:

@@ -78,10 +78,35 @@ def attention(
         scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask[..., : key.shape[-2]]
-    probabilities = torch.softmax(scores, dim=-1).to(value.dtype)
+    probabilities = _softmax(scores, value.dtype)
     used = probabilities if quantizers is None else quantizers.probabilities(probabilities)
     used = nn.functional.dropout(used, p=dropout, training=module.training)
     return torch.matmul(used, value).transpose(1, 2).contiguous(), probabilities
+
+
+def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Softmax in FP32 over the last axis, in a type; of what is trained, no more is kept than the result in that."""
+    plain = not (torch.is_grad_enabled() and scores.requires_grad) or torch.compiler.is_compiling()
+    return torch.softmax(scores, dim=-1).to(dtype) if plain else _Softmax.apply(scores, dtype)
+
+
+class _Softmax(torch.autograd.Function):
+    """Of long texts the probabilities are the largest of what a pass keeps, and autocast's softmax is in FP32."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, dtype: torch.dtype) -> Tensor:
+        found = torch.softmax(scores, dim=-1).to(dtype)
+        ctx.save_for_backward(found)
+        ctx.type = scores.dtype
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (found,) = ctx.saved_tensors
+        wide = torch.promote_types(found.dtype, torch.float32)
+        grad, found = grad.to(wide), found.to(wide)
+        grad = grad * found  # a tensor of its own, which is changed in place
+        return grad.sub_(found * grad.sum(-1, keepdim=True)).to(ctx.type), None
 
 
 def attention_on_kernels(

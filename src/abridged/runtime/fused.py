@@ -18,22 +18,22 @@ def fuse_gelu(model: nn.Module, view: View) -> None:
     for path in view.blocks:
         block = model.get_submodule(path)
         readers: list[Any] = [m for name, m in block.named_modules() if f"{path}.{name}" in asymmetric]
-        functions = {name: _function(m) for name, m in block.named_modules(remove_duplicate=False) if _is_plain(m)}
-        gelus = {name: function for name, function in functions.items() if function is not None}
-        if len(readers) != 1 or len(gelus) != 1 or not isinstance(readers[0], PackedLinear):
+        if len(readers) != 1 or not isinstance(readers[0], PackedLinear) or readers[0].input_quantizer is None:
             continue
-        if readers[0].input_quantizer is not None:
+        functions = {name: function_of(m) for name, m in block.named_modules(remove_duplicate=False) if is_plain(m)}
+        gelus = {name: function for name, function in functions.items() if function is not None}
+        if len(gelus) == 1:
             ((name, readers[0].input_function),) = gelus.items()
             block.set_submodule(name, nn.Identity())
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether a module is a function and no more."""
     kept = next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
     return not kept and next(module.children(), None) is None and type(module) not in (nn.Identity, nn.Dropout)
 
 
-def _function(module: nn.Module) -> str | None:
+def function_of(module: nn.Module) -> str | None:
     """Which of `activations.INPUT_FUNCTIONS` a module computes, other than none; found by asking it."""
     x = torch.linspace(-4, 4, 33)
     try:

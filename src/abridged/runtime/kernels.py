@@ -24,6 +24,7 @@ from abridged.runtime.activations import INPUT_FUNCTIONS, Rounding, check_functi
 from abridged.runtime.weight import PackedWeight
 from abridged.storage.code_books import CODE_BOOKS
 from abridged.storage.matrix import Storage
+from abridged.storage.packing import zero_levels
 
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
@@ -252,9 +253,9 @@ class Held(NamedTuple):
         sizes = (storage.rows, storage.columns, storage.row_bytes, storage.num_scales)
         book = _BOOKS[_SIGNED.get(storage.code_book, storage.code_book), storage.packing]
         kept, offsets = [] if scales.data_ptr() == weight.scales.data_ptr() else [scales], None
-        zeros = weight.zero_points()
-        if zeros is not None:  # the kernel knows the codes as those of a grid around 0
-            kept.append(_MIDDLES[storage.code_book] - zeros)
+        if weight.zeros is not None:  # the kernel knows the codes as those of a grid around 0
+            zeros = zero_levels(weight.zeros, storage)
+            kept.append(zeros.bitwise_not_().add_(_MIDDLES[storage.code_book] + 1).view(torch.int8))  # middle - zero
             offsets = kept[-1].data_ptr()
         return cls(weight.codes.data_ptr(), scales.data_ptr(), offsets, *sizes, book, tuple(kept))
 

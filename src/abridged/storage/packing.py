@@ -8,6 +8,7 @@ a row lies at bits ``i * width`` and on of the row's bytes, the least significan
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,8 @@ from abridged.storage.matrix import Storage
 
 CHECKED_AT_A_TIME = 1 << 16
 """Bytes, each of which takes eight while they are counted."""
+UNPACKED_AT_A_TIME = 1 << 13
+"""Bytes of zero points, each of which takes some sixteen on the way."""
 
 
 def _place_values(code_book: str, packing: str) -> list[int]:
@@ -132,7 +135,19 @@ def pack_zeros(zeros: Tensor, code_book: str, packing: str) -> Tensor:
 
 def unpack_zeros(packed: Tensor, storage: Storage) -> Tensor:
     """Zero points (num_scales,) FP32 of a flat packed tensor."""
-    return unpack_rows(packed.view(1, -1), zeros_of(storage), torch.float32).flatten()
+    return zero_levels(packed, storage).float()
+
+
+def zero_levels(packed: Tensor, storage: Storage) -> Tensor:
+    """Zero points (num_scales,) uint8 of a flat packed tensor, made in portions: large ones would stay in memory."""
+    codes, size = unit(storage.code_book, storage.packing)
+    found = torch.empty(storage.num_scales, dtype=torch.uint8, device=packed.device)
+    step = UNPACKED_AT_A_TIME // size * size
+    for start in range(0, len(packed), step):
+        part, first = packed[start : start + step], start // size * codes
+        here = replace(zeros_of(storage), columns=min(len(part) // size * codes, storage.num_scales - first))
+        found[first : first + here.columns] = unpack_rows(part.view(1, -1), here, torch.uint8)[0]
+    return found
 
 
 def zeros_of(storage: Storage) -> Storage:

@@ -1,8 +1,12 @@
 """Modes of a model in training that its config does not save."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+
+from abridged.runtime.fused import function_of, is_plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,3 +33,19 @@ def set_checkpointing(model: "PreTrainedModel", enabled: bool) -> None:
     """Recompute activations in the backward pass, or keep them."""
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{kind}_checkpointing_{'enable' if enabled else 'disable'}")()
+
+
+@contextmanager
+def gelus_in_one_step(model: torch.nn.Module) -> Iterator[None]:
+    """Within, each GELU of a model is torch's own, of which a pass keeps the input alone: some models' are made of five
+    products, each of which is kept, and is as large as the widest layer."""
+    approximations = {"gelu_tanh": "tanh", "gelu": "none"}
+    found = {name: module for name, module in model.named_modules(remove_duplicate=False) if is_plain(module)}
+    found = {n: m for n, m in found.items() if not isinstance(m, torch.nn.GELU) and function_of(m) in approximations}
+    for name, module in found.items():
+        model.set_submodule(name, torch.nn.GELU(approximations[str(function_of(module))]).train(module.training))
+    try:
+        yield
+    finally:
+        for name, module in found.items():
+            model.set_submodule(name, module)

@@ -124,7 +124,7 @@ def memory_of_blocks(view: View, stage: Stage, examples: Examples) -> int:
     tokens = stage.blocks.tokens if reads else 0
     inner = max(max(m.rows, m.columns) for m in view.whole if m.layer is not None)
     most = 4 * (2 * loose + 3 * max(blocks, default=0))
-    most += (5 * 8 * widest**2 if reads else 0) + 4 * _COPIES * tokens * (inner + 2 * view.hidden_size)
+    most += (5 * 4 * widest**2 if reads else 0) + 4 * _COPIES * tokens * (inner + 2 * view.hidden_size)
     if stage.trains:
         at_once = math.ceil(stage.training.batch_size * examples.tokens_in_example)
         trained = _TRAINED * max(blocks, default=0) + activation_bytes(view, at_once) // max(view.layers, 1)

@@ -47,8 +47,9 @@ class Inputs:
 
     def made_up(self, weight: Tensor) -> Tensor:
         """A copy of a weight (rows, columns) that makes up for what X has lost: WZᵀX(XᵀX)⁻¹ = W + W(Z - X)ᵀX(XᵀX)⁻¹."""
-        if self._drift is not None and len(weight) >= weight.shape[1]:  # less to compute, and for more than one weight
-            self._drift, self._drift_inverse = None, self._times_inverse(self._drift)
+        drift = self._drift
+        if drift is not None and len(weight) >= weight.shape[1]:  # less to compute, and for more than one weight
+            self._drift, self._drift_inverse = None, self._times_inverse(drift)
         if self._drift_inverse is not None:
             return (weight @ self._drift_inverse).add_(weight)
         return weight.clone() if self._drift is None else self._times_inverse(weight @ self._drift).add_(weight)

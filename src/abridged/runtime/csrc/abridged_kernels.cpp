@@ -142,10 +142,11 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
   const int lowest = BOOK == INT8 ? l.byte_offset : layout.offset;
   for (int64_t i = first; i < last; ++i) {
     const uint8_t* row = l.row_codes(ids[i]);
-    const float *scales = l.row_scales(ids[i]), *offsets = l.offsets_of(scales);
+    const float* scales = l.row_scales(ids[i]);
+    const int8_t* offsets = l.offsets_of(scales);
     float* to = y + i * l.columns;
     for (int64_t g = 0, column = 0; g < groups; ++g) {
-      const float scale = scales[g], offset = float(lowest) + (offsets ? offsets[g] : 0.0f);
+      const float scale = scales[g], offset = float(lowest) + (offsets ? float(offsets[g]) : 0.0f);
       for (; column < (g + 1) * size; ++column) {
         int code = row[column / layout.per_byte];
         const int place = int(column % layout.per_byte);
@@ -182,7 +183,7 @@ ABRIDGED_API int32_t abridged_serves(int32_t book, int64_t columns, int64_t grou
 }
 
 // 0: done; 1: no memory; 2: the zero point is none of the input's levels, and the sums might not fit 32 bits.
-ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale, const float* offset,
+ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale, const int8_t* offset,
                                      const float* bias, const float* input_scale, const int32_t* input_zero_point,
                                      int64_t tokens, int64_t rows, int64_t columns, int64_t row_bytes,
                                      int64_t num_scales, int32_t book, int32_t type, int32_t input_bits, int32_t function, int32_t path, int64_t threads) {
@@ -232,7 +233,7 @@ ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed,
 
 // 0: done; 1: an id is not a row.
 ABRIDGED_API int32_t abridged_embedding(const int64_t* ids, float* y, const void* packed, const float* scale,
-                                        const float* offset, int64_t count, int64_t rows, int64_t columns, int64_t row_bytes,
+                                        const int8_t* offset, int64_t count, int64_t rows, int64_t columns, int64_t row_bytes,
                                         int64_t num_scales, int32_t book, int64_t threads) {
   Linear l{};
   l.packed = static_cast<const uint8_t*>(packed);

@@ -30,7 +30,7 @@ struct Linear {
   void* y;
   const uint8_t* packed;
   const float* scale;   // each covers rows * columns / num_scales consecutive weights
-  const float* offset;  // as many, added to the levels that each scale covers; or null
+  const int8_t* offset;  // as many, added to the levels that each scale covers; or null
   const float* bias;    // or null
   const float* input_scale;         // null: each token by its own largest value
   const int32_t* input_zero_point;  // null: symmetric
@@ -45,7 +45,7 @@ struct Linear {
   const float* row_scales(int64_t row) const {  // groups() of them
     return num_scales >= rows ? scale + row * groups() : scale + row / (rows / num_scales);
   }
-  const float* offsets_of(const float* scales) const { return offset ? offset + (scales - scale) : nullptr; }
+  const int8_t* offsets_of(const float* scales) const { return offset ? offset + (scales - scale) : nullptr; }
 };
 
 // The tokens as integers: q (signed 8 bits) in the kernel's own order of columns, with value scale * (q - zero).

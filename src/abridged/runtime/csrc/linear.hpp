@@ -75,6 +75,9 @@ inline Floats add_scaled(Floats f, Sums s, Floats scale) { return _mm512_fmadd_p
 inline void store(void* p, Bytes b) { _mm512_storeu_si512(p, b); }
 inline __mmask16 first_of_16(int64_t n) { return __mmask16(n >= 16 ? 0xffff : (1 << n) - 1); }
 inline Floats load_floats(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_of_16(n), p); }
+inline Floats load_floats(const int8_t* p, int64_t n) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_of_16(n), p)));
+}
 inline Floats differences(const int32_t* p, int64_t n, int32_t less) {  // the first n of p, less a number
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_maskz_loadu_epi32(first_of_16(n), p), _mm512_set1_epi32(less)));
 }
@@ -275,6 +278,14 @@ inline Floats spread(const float* p, int64_t n, const Lanes& l) {
   return f;
 }
 
+#endif
+
+#if !defined(__AVX512BW__)
+inline Floats load_floats(const int8_t* p, int64_t n) {
+  float values[16] = {};
+  for (int i = 0; i < 16 && i < n; ++i) values[i] = float(p[i]);
+  return load_floats(values);
+}
 #endif
 
 #if !defined(__AVX512VNNI__)
@@ -563,7 +574,7 @@ void block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
   for (int r = 0; r < ROWS; ++r) {
     const int32_t code_sum = shifted ? total(code_sums[r]) : 0;
     const float* scales = l.row_scales(row + r);
-    const float scale = *scales, offset = l.offset ? *l.offsets_of(scales) : 0.0f;
+    const float scale = *scales, offset = l.offset ? float(*l.offsets_of(scales)) : 0.0f;
     for (int k = 0; k < TOKENS; ++k) {
       const int32_t sum = in_levels<BOOK>(l, uint32_t(total(sums[r][k])), uint32_t(t.sums[token + k]),
                                           uint32_t(code_sum), uint32_t(t.zero));

@@ -78,7 +78,7 @@ void unpack(const Linear& l, const Tokens& t, int64_t row, uint8_t* codes, uint8
     for (int64_t g = 0; g < groups; ++g) {
       const float* scale = l.row_scales(row + r) + g;
       to[g].scales[half + r] = *scale;
-      to[g].offsets[half + r] = l.offset ? *l.offsets_of(scale) : 0.0f;
+      to[g].offsets[half + r] = l.offset ? float(*l.offsets_of(scale)) : 0.0f;
       to[g].bias[half + r] = l.bias ? l.bias[row + r] : 0.0f;
       if (t.zero == 0) continue;
       Sums sums = no_sums();

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import EncoderDecoderCache
 
 from abridged.core.errors import AbridgedError
+from abridged.core.hardware import give_back_memory
 from abridged.runtime import kernels, micro_batches
 from abridged.runtime.attention import ON_KERNELS
 from abridged.runtime.decoding.cache import Appending
@@ -114,6 +115,7 @@ class Forward:
         """The steps, or why there are none; made anew where the model has been moved or changed."""
         if self._prepared is None or not self._prepared.intact():
             self._prepared = Prepared(self.model)
+            give_back_memory()  # what was made on the way of some models is a tenth of them
         return self._prepared
 
     def halve(self, cache: Any) -> None:

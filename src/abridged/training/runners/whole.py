@@ -21,7 +21,7 @@ from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.recipe import Stage
 from abridged.storage.compressed import compressed_of
 from abridged.training.loop import Run, train
-from abridged.training.modes import make_trainable, set_checkpointing, set_dropout
+from abridged.training.modes import gelus_in_one_step, make_trainable, set_checkpointing, set_dropout
 from abridged.training.processes import autocast
 from abridged.training.runners.base import Pass
 from abridged.training.runners.readings import few, many
@@ -49,9 +49,10 @@ class Whole:
         methods = self.attach(student)
         if not self.given.trained:
             began = time.perf_counter()
-            training = self.training(student, methods)
-            with closing(training.system):
-                train(training)
+            with gelus_in_one_step(student):
+                training = self.training(student, methods)
+                with closing(training.system):
+                    train(training)
             self.seconds["training"] = time.perf_counter() - began
         began = time.perf_counter()
         self.finish(student, methods)
