@@ -28,6 +28,7 @@ import abridged
 from abridged.core.atomic import write_atomically
 from abridged.core.progress import progress
 from abridged.core.record import environment
+from abridged.core.settings import TrainingSettings
 
 RESULTS = Path(__file__).parent / "results" / "shapes"
 #: The tiny BLIP: 16 patches an image.
@@ -148,6 +149,7 @@ def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None
     from abridged.models.video.litevl import LiteVLModel
     from abridged.objectives.base import ObjectiveContext, StudentForward
     from abridged.objectives.video_settings import VideoTextContrast, VideoTextMatching
+    from abridged.training.processes import attention_for, autocast
 
     words = tokenizer()
     blip = new_blip(words)
@@ -164,7 +166,9 @@ def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
-            loss, terms = systems[step % 4](image_batch(words, draw, batch, model))
+            shown = image_batch(words, draw, batch, model)
+            with autocast(TrainingSettings()), attention_for(shown):
+                loss, terms = systems[step % 4](shown)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -89,6 +89,20 @@ def test_temporal_attention_and_heads_alone_are_trained(stock, shapes, tmp_path)
         abridged.finetune(stock, shapes, tmp_path / "none", recipe="litevl", overrides=recipe)
 
 
+def test_what_is_new_has_a_rate_of_its_own(stock, shapes, tmp_path):
+    rates = 'stages.0.learning_rates={"*temporal*": 0.0, "*frame_embedding*": 0.5}'
+    recipe = [*QUICK, "model.num_frames=4", rates]
+    abridged.finetune(stock, shapes, tmp_path / "some", recipe="litevl", overrides=recipe)
+    after = transformers.AutoModel.from_pretrained(tmp_path / "some").state_dict()
+    before = load_video_model(stock, {"num_frames": 4}, answers=False).state_dict()
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in after}
+    assert all(moved[name] == 0 for name in moved if "temporal.attn" in name)
+    assert moved["vision_model.embeddings.frame_embedding.weight"] > 0.1 > moved["vision_proj.weight"] > 0
+    recipe[-1] = 'stages.0.learning_rates={"*nothing*": 1e-3}'
+    with pytest.raises(AbridgedError, match=r"no parameter of the model is called \*nothing\*"):
+        abridged.finetune(stock, shapes, tmp_path / "none", recipe="litevl", overrides=recipe)
+
+
 def test_adapters_are_added_up_and_nothing_is_packed(stock, shapes, tmp_path):
     changes = [*QUICK, "model.num_frames=4"]
     record = abridged.finetune(stock, shapes, tmp_path / "lora", recipe="litevl-lora", overrides=changes)
