@@ -14,6 +14,7 @@ TITLES = {
     "litevl-scalar": "… one learned scale a block",
     "litevl-gated": "… gated scale",
     "litevl-original": "… no text-dependent pooling",
+    "litevl-skip": "… [CLS] of frames left out of temporal attention",
     "litevl-random": "… from random weights",
     "ea-vtr": "EA-VTR, from that LiteVL",
     "ea-vtr-blip": "… from BLIP at once",

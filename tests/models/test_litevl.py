@@ -136,8 +136,8 @@ def test_pooling_depends_on_the_text_and_on_nothing_in_the_vectors(stock):
 def test_other_numbers_of_frames_and_sizes_are_interpolated(stock):
     model = LiteVLModel.from_blip(stock, num_frames=4)
     table = model.vision_model.embeddings.frame_embedding.weight.normal_()
-    assert torch.equal(model.vision_model.embeddings._frames(4, table.device), table)
-    found = model.vision_model.embeddings._frames(7, table.device)
+    assert torch.equal(model.vision_model.embeddings.times(4, table.device), table)
+    found = model.vision_model.embeddings.times(7, table.device)
     torch.testing.assert_close(found[[0, 2, 6]], torch.stack([table[0], table[1], table[3]]))
     assert model.encode_video(torch.randn(1, 3, 3, 24, 16)).tokens.shape == (1, 3, 25, 32)
 

@@ -109,7 +109,7 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         """A model that begins as a BLIP of transformers: a directory, a hub name or a model.
 
         All that BLIP has is copied. Temporal attention is begun as `init` says: from the block's spatial attention, as
-        the paper does. What is new besides (frame positions 0, a head that BLIP lacks) keeps its own start.
+        the paper does. What is new besides (which frame is which, a head that BLIP lacks) has a start of its own.
 
         Args:
             settings: of `LiteVLConfig` or its vision part.
@@ -137,7 +137,9 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         self.load_state_dict(found, strict=False)
         embeddings = self.vision_model.embeddings
         if hasattr(embeddings, "frame_embedding"):
-            embeddings.frame_embedding.weight.zero_()
+            # as large as what they are added to: frames that begin alike are told apart late, or never
+            size = float(self.vision_model.encoder.layers[0].layer_norm1.weight.abs().mean())
+            nn.init.normal_(embeddings.frame_embedding.weight, std=size)
         begin_video(self)
         kind = self._parts()[0].init
         blocks: list[Any] = list(self.vision_model.encoder.layers)
