@@ -133,6 +133,29 @@ def test_pooling_depends_on_the_text_and_on_nothing_in_the_vectors(stock):
 
 
 @torch.no_grad()
+def test_texts_that_do_not_fit_are_read_and_matched_like_others(stock):
+    model = LiteVLModel.from_blip(stock, num_frames=4)
+    given = inputs()
+    ids, mask = given["input_ids"], given["attention_mask"]
+    wrong = {"turned_input_ids": ids.flip(0).unsqueeze(1), "turned_attention_mask": mask.flip(0).unsqueeze(1)}
+    found, match = model(**given, **wrong, match_later=True)
+    plain, match_plain = model(**given, match_later=True)
+    torch.testing.assert_close(found.text_embeds, plain.text_embeds)
+    torch.testing.assert_close(found.turned_embeds[:, 0], plain.text_embeds.flip(0))
+    videos, texts = torch.tensor([0, 1]), torch.tensor([2, 3])
+    torch.testing.assert_close(match(videos, texts), match_plain(videos, torch.tensor([1, 0])))
+
+
+@torch.no_grad()
+def test_which_frame_is_which_is_known_from_the_start(stock):
+    model = LiteVLModel.from_blip(stock, num_frames=4)
+    times = model.vision_model.embeddings.times(4, torch.device("cpu"))
+    norm = stock.vision_model.encoder.layers[0].layer_norm1.weight.abs().mean()
+    assert float(times.std() / norm) == pytest.approx(1.0, abs=0.3)
+    assert LiteVLModel.from_blip(stock, temporal=False).vision_model.embeddings.times(4, times.device) is None
+
+
+@torch.no_grad()
 def test_other_numbers_of_frames_and_sizes_are_interpolated(stock):
     model = LiteVLModel.from_blip(stock, num_frames=4)
     table = model.vision_model.embeddings.frame_embedding.weight.normal_()

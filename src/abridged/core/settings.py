@@ -58,6 +58,11 @@ class Events(Settings):
         description="share of these that are single clips and their twins played backwards, with every word of "
         "direction and the order of events turned around; only clips whose captions tell of either",
     )
+    opposites: bool = Field(
+        False,
+        description="whether captions with every word of direction turned around, and with two events in the other "
+        "order, are negatives beside those of the batch, where they tell of either",
+    )
     alike: int = Field(
         1,
         ge=1,

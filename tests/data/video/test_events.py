@@ -116,6 +116,35 @@ def test_twins_of_single_clips_are_played_backwards(tmp_path):
     assert shown(batch) == [[11, 13, 31, 33], [31, 33, 11, 13]]
 
 
+def test_captions_turned_around_come_beside_their_own(tmp_path):
+    class Said(Words):
+        """left is 8 and right is 9; ", then" is 7."""
+
+        def __call__(self, texts, **options):
+            named = (("left", "8"), ("right", "9"), (", then", " 7"))
+            for word, number in named:
+                texts = [text.replace(word, number) for text in texts]
+            return super().__call__(texts, **options)
+
+        def decode(self, ids, skip_special_tokens=True):
+            return super().decode(ids).replace("8", "left").replace("9", "right").replace(" 7", ", then")
+
+    examples = captions(tmp_path, Events(joined=0, opposites=True), (("5 left",), ("5",), ("5 left, then 6",)))
+    object.__setattr__(examples, "tokenizer", Said())
+    made = [(0, [2, 5, 8, 3]), (1, [2, 5, 3]), (2, [2, 5, 8, 7, 6, 3])]
+    object.__setattr__(examples.texts, "pairs", made)
+    given = examples.batch(torch.tensor([0, 1, 2])).inputs
+    ids, mask = given["turned_input_ids"], given["turned_attention_mask"]
+    assert ids.shape[-1] == given["input_ids"].shape[-1] == given["attention_mask"].shape[-1]
+    told = [[[i for i, there in zip(*row, strict=True) if there] for row in zip(*pair, strict=True)]
+            for pair in zip(ids.tolist(), mask.tolist(), strict=True)]  # fmt: skip
+    assert told == [
+        [[2, 5, 9, 3], [2, 3]],
+        [[2, 3], [2, 3]],
+        [[2, 5, 9, 7, 6, 3], [2, 6, 7, 5, 8, 3]],
+    ]
+
+
 def test_captions_near_each_other_are_read_together(tmp_path):
     said = tuple((f"{color} {kind} {way}",) for color in (10, 11, 12, 13) for kind in (20, 21) for way in range(30, 35))
     examples = captions(tmp_path, Events(joined=0, alike=2), said)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from abridged.core.errors import AbridgedError
@@ -152,7 +153,22 @@ class Captions:
         if self.frame_captions and self.events is not None and self.events.frame_captions:
             numbers = [self.texts.pairs[i][0] for i in index.tolist()]
             found.inputs.update(self._captions_of(numbers))
+        if self.events is not None and self.events.opposites:
+            self._add_opposites(found)
         return found
+
+    def _add_opposites(self, batch: Batch) -> None:
+        """Texts turned around in direction and in order, (B, 2, L), beside a batch's own; the empty text where one
+        tells of neither."""
+        said = [self.caption(i) for i in batch.index.tolist()]
+        rows = self._ids([turned or "" for text in said for turned in (other_direction(text), other_order(text))])
+        ids = rectangle(rows, self.texts.pad)
+        found = {"turned_input_ids": ids, "turned_attention_mask": mask_of(rows, ids)}
+        own, length = batch.inputs["input_ids"].shape[1], ids.shape[1]
+        for name, pad in (("input_ids", self.texts.pad), ("attention_mask", 0)):  # all texts of a batch are as long
+            batch.inputs[name] = F.pad(batch.inputs[name], (0, max(0, length - own)), value=pad)
+            turned = F.pad(found[f"turned_{name}"], (0, max(0, own - length)), value=pad)
+            batch.inputs[f"turned_{name}"] = turned.view(len(said), 2, -1)
 
     def _captions_of(self, numbers: list[int]) -> dict[str, Tensor]:
         """Of clips: captions of their frames; a frame without one has the empty text."""

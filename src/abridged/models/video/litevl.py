@@ -39,6 +39,7 @@ class LiteVLOutput(ModelOutput):
         video_embeds, text_embeds: (B, d) of length 1.
         frame_embeds: (B, T, d) of length 1.
         frame_text_embeds: (B, T, d) of the frames' own captions, where they were given.
+        turned_embeds: (B, K, d) of texts turned around, where they were given.
         last_hidden_state: (B, L, D) of the texts.
         hidden_states: if asked for, (B * T, 1 + P, D) of the video encoder's layers, then (B, L, D) of the text's.
     """
@@ -48,6 +49,7 @@ class LiteVLOutput(ModelOutput):
     text_embeds: Tensor | None = None
     frame_embeds: Tensor | None = None
     frame_text_embeds: Tensor | None = None
+    turned_embeds: Tensor | None = None
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -139,7 +141,8 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         if hasattr(embeddings, "frame_embedding"):
             # as large as what they are added to: frames that begin alike are told apart late, or never
             size = float(self.vision_model.encoder.layers[0].layer_norm1.weight.abs().mean())
-            nn.init.normal_(embeddings.frame_embedding.weight, std=size)
+            draw = torch.Generator().manual_seed(0)  # always the same: it matters that they differ, not how
+            nn.init.normal_(embeddings.frame_embedding.weight, std=size, generator=draw)
         begin_video(self)
         kind = self._parts()[0].init
         blocks: list[Any] = list(self.vision_model.encoder.layers)
@@ -249,6 +252,8 @@ class LiteVLModel(LiteVLPreTrainedModel):
         attention_mask: Tensor | None = None,
         frame_input_ids: Tensor | None = None,
         frame_attention_mask: Tensor | None = None,
+        turned_input_ids: Tensor | None = None,
+        turned_attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         match_later: bool = False,
         **kwargs: Any,
@@ -257,30 +262,39 @@ class LiteVLModel(LiteVLPreTrainedModel):
         pixel_values: (B, T, 3, H, W), normalised.
         input_ids, attention_mask: (B, L), of as many texts.
         frame_input_ids, frame_attention_mask: (B, T, L), a caption for each frame.
+        turned_input_ids, turned_attention_mask: (B, K, L), of texts that do not fit, such as those turned around.
         match_later: leave logits out, and give a function of numbers of videos (n,) and of texts (n,) beside the rest,
-            which matches these: (n, 2).
+            which matches these: (n, 2). Texts that do not fit come behind the others.
         """
+        count, every, masks = len(input_ids), input_ids, attention_mask
+        if turned_input_ids is not None:
+            every = torch.cat([input_ids, turned_input_ids.flatten(0, 1)])
+            if attention_mask is not None and turned_attention_mask is not None:
+                masks = torch.cat([attention_mask, turned_attention_mask.flatten(0, 1)])
         states = self.encode_video(pixel_values, output_hidden_states)
-        texts = self.encode_text(input_ids, attention_mask, output_hidden_states=output_hidden_states)
+        texts = self.encode_text(every, masks, output_hidden_states=output_hidden_states)
         video, frames = self.video_vectors(states)
         captions = caption_vectors(self, frame_input_ids, frame_attention_mask)
         text = texts.last_hidden_state
 
         def match(videos: Tensor, chosen: Tensor) -> Tensor:
-            mask = None if attention_mask is None else attention_mask[chosen]
-            return self.match(states.chosen(videos), text[chosen, 0], input_ids[chosen], mask)
+            mask = None if masks is None else masks[chosen]
+            return self.match(states.chosen(videos), text[chosen, 0], every[chosen], mask)
 
+        said = self.text_vectors(text)
+        of_texts = [] if states.layers is None else [one[:count] for one in texts.hidden_states]
         output = LiteVLOutput(
             video_embeds=video,
-            text_embeds=self.text_vectors(text),
+            text_embeds=said[:count],
             frame_embeds=frames,
             frame_text_embeds=captions,
-            last_hidden_state=text,
-            hidden_states=(*states.layers, *texts.hidden_states) if states.layers is not None else None,
+            turned_embeds=None if turned_input_ids is None else said[count:].unflatten(0, (count, -1)),
+            last_hidden_state=text[:count],
+            hidden_states=(*states.layers, *of_texts) if states.layers is not None else None,
         )
         if match_later:
             return output, match
-        own = torch.arange(len(input_ids), device=input_ids.device)
+        own = torch.arange(count, device=input_ids.device)
         output.logits = match(own, own)
         return output
 
