@@ -122,10 +122,10 @@ def test_pooling_depends_on_the_text_and_on_nothing_in_the_vectors(stock):
     patches, tokens = states.patches, states.tokens.flatten(1, 2)
     assert torch.equal(found[:, : tokens.shape[1]], tokens)
     frames, places = patches.mean(2), patches.mean(1)
-    weights = torch.softmax(torch.einsum("btd,bd->bt", frames, text), 1)
+    weights = torch.softmax(torch.cosine_similarity(frames, text.unsqueeze(1), dim=-1), 1)
     first = found[:, tokens.shape[1] : tokens.shape[1] + 4]
     torch.testing.assert_close(first, 4 * weights.unsqueeze(-1) * frames)
-    weights = torch.softmax(torch.einsum("bpd,bd->bp", places, text), 1)
+    weights = torch.softmax(torch.cosine_similarity(places, text.unsqueeze(1), dim=-1), 1)
     torch.testing.assert_close(found[:, tokens.shape[1] + 4 :], 16 * weights.unsqueeze(-1) * places)
     plain = LiteVLModel.from_blip(stock, num_frames=4, features="original")
     assert torch.equal(plain(**given).video_embeds, model(**given).video_embeds)

@@ -89,7 +89,9 @@ class LiteVLPreTrainedModel(PreTrainedModel):
     def features(self, states: VideoStates, text: Tensor) -> Tensor:
         """What a text's encoder sees of each video: (B, T(1 + P) [+ T] [+ P], D); `text` (B, D) is its [CLS].
 
-        Text-dependent pooling (section 3.3): frames T w_T v_T and places P w_S v_S, w = softmax(v t / tau) over them.
+        Text-dependent pooling (section 3.3): frames T w_T v_T and places P w_S v_S, w = softmax(cos(v, t) / tau) over
+        them. Products of whole states in place of cosines choose one frame and one place alone, and make them T and P
+        times as large as any token: matching then learned nothing.
 
         Raises:
             AbridgedError: the text is of another width than the video, and features are asked for.
@@ -102,7 +104,8 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         found = [tokens]
         for name, mean in (("+temporal", states.patches.mean(2)), ("+spatial", states.patches.mean(1))):
             if self.config.features in (name, "both"):
-                weights = torch.softmax((mean @ text.unsqueeze(-1)) / self.config.tau, 1)
+                alike = F.normalize(mean, dim=-1) @ F.normalize(text, dim=-1).unsqueeze(-1)
+                weights = torch.softmax(alike / self.config.tau, 1)
                 found.append(mean.shape[1] * weights * mean)
         return torch.cat(found, 1)
 
