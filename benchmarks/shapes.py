@@ -284,15 +284,21 @@ def run(folder: Path, name: str, seed: int, share: float, results: Path, clips: 
         "steps": steps,
         "seconds": time.perf_counter() - began[0],
         "processor_seconds": time.process_time() - began[1],
-        "bytes": sum(file.stat().st_size for file in model.glob("*.safetensors")),
-        "clips": dict(abridged.evaluate(model, test / who.data, limit=clips)),
+        **measured(model, who, test, clips),
     }
-    if who.data == "clips":
-        found["pairs"] = dict(abridged.evaluate(model, test / "pairs", limit=clips))
-        found["moments"] = dict(abridged.evaluate(model, test / "moments", limit=clips))
-        found["aligned"] = aligned_order(model, test / "pairs")
     results.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, json.dumps({**found, **environment()}, indent=1) + "\n")
+    return found
+
+
+def measured(model: Path, who: Contestant, test: Path, clips: int | None) -> dict[str, Any]:
+    """What a model comes to on clips, on pairs of events and on moments, or on questions, and its size."""
+    found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in model.glob("*.safetensors"))}
+    kinds = ("clips", "pairs", "moments") if who.data == "clips" else ("questions",)
+    for kind in kinds:
+        found["clips" if kind == who.data else kind] = dict(abridged.evaluate(model, test / kind, limit=clips))
+    if who.data == "clips":
+        found["aligned"] = aligned_order(model, test / "pairs")
     return found
 
 

@@ -38,6 +38,7 @@ COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "order, aligned": lambda r: r.get("aligned"),
     "R@1 of two events": lambda r: r.get("pairs", {}).get("recall_at_1"),
     "moments, IoU": lambda r: r.get("moments", {}).get("moment_overlap"),
+    "by frames": lambda r: r.get("moments", {}).get("frames_moment_overlap"),
     "answers": lambda r: r["clips"].get("accuracy"),
     "MB": lambda r: r["bytes"] / 2**20,
 }
