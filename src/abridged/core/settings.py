@@ -113,8 +113,8 @@ class TrainingSettings(Settings):
     learning_rate: float = Field(5e-4, gt=0, description="peak rate of the weights")
     learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
-        description="peak rates of a method's own parameter groups, such as scale (γ) and clip, or of the model's own by "
-        "a pattern of their names, such as *.temporal.*; none of these is decayed",
+        description="peak rates of a method's own parameter groups, such as scale (γ) and clip, or of the model's own "
+        "by a pattern of their names, such as *.temporal.*; none of these is decayed",
     )
     freeze_weights: bool = Field(
         False, description="train only the methods' own parameters, such as masks, and those of the objectives"

@@ -220,8 +220,8 @@ class VideoText(VideoTask):
         chosen = [start + ((np.arange(frames) + 0.5) * (stop - start) / frames).astype(int) for start, stop in runs]
         for path in dict.fromkeys(clip.path for clip in clips):
             shown = self.pictures(self.pictures.cache.sample(Clip(path), WITHIN, self.pictures.side))
-            whole = clip_vectors(model, lambda i, shown=shown: shown[chosen[i]], len(runs))
-            alone = clip_vectors(model, lambda i, shown=shown: shown[i : i + 1].expand(frames, -1, -1, -1), WITHIN)
+            whole = clip_vectors(model, [shown[one] for one in chosen].__getitem__, len(runs))
+            alone = clip_vectors(model, shown.unsqueeze(1).expand(-1, frames, -1, -1, -1).__getitem__, WITHIN)
             second = duration(path) / WITHIN
             for clip in (clip for clip in clips if clip.path == path):
                 text = self.vectors(model, clip.captions[:1])[0]

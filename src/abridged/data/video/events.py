@@ -198,8 +198,8 @@ class Captions:
         alone = (torch.rand(count) < self.events.turned).tolist()
         kinds = torch.randint(len(TEMPLATES), (count,)).tolist()
         made = [
-            (self._turned(pair[0]) if turned else None) or self._pair(*pair, TEMPLATES[kind])
-            for pair, turned, kind in zip(pairs, alone, kinds, strict=True)
+            (self._turned(first) if turned else None) or self._pair(first, second, TEMPLATES[kind])
+            for (first, second), turned, kind in zip(pairs, alone, kinds, strict=True)
         ]
         videos, texts, what = zip(*(row[way] for way in (0, 1) for row in made), strict=True)
         numbers = {one: i for i, one in enumerate(dict.fromkeys(what))}

@@ -143,7 +143,8 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         embeddings = self.vision_model.embeddings
         if hasattr(embeddings, "frame_embedding"):
             # as large as what they are added to: frames that begin alike are told apart late, or never
-            size = float(self.vision_model.encoder.layers[0].layer_norm1.weight.abs().mean())
+            first: Any = self.vision_model.encoder.layers[0]
+            size = float(first.layer_norm1.weight.abs().mean())
             draw = torch.Generator().manual_seed(0)  # always the same: it matters that they differ, not how
             nn.init.normal_(embeddings.frame_embedding.weight, std=size, generator=draw)
         begin_video(self)

@@ -162,7 +162,7 @@ class Temporal(nn.Module):
         self.scale = TemporalScale(config)
 
     def forward(self, hidden_states: Tensor, times: Tensor) -> Tensor:
-        """(B * T, 1 + P, D), changed at the patches, and at [CLS] where that is shared; `times` (T, D) are of frames."""
+        """(B * T, 1 + P, D), changed at the patches, and at [CLS] where that is shared; `times` (T, D) are frames'."""
         first, frames = int(self.skips), len(times)
         read = self.layer_norm(hidden_states[:, first:])
         images, places, width = read.shape
