@@ -28,7 +28,7 @@ class VideoStates:
 
     Attributes:
         tokens: (B, T, 1 + P, D), each frame's [CLS] first.
-        video: (B, D), the video's [CLS]; without one the mean of the frames'.
+        video: (B, D), the mean of the frames' [CLS] and, where there is one, of that and the video's.
         layers: (B * T, 1 + P, D), embeddings and then each block's output, if asked for.
     """
 
@@ -305,5 +305,7 @@ class VisionModel(PreTrainedModel):
             if layers:
                 states.append(found)
         tokens = self.post_layernorm(found).view(count, frames, *found.shape[1:])
-        whole = tokens[:, :, 0].mean(1) if video is None else self.post_layernorm(video)[:, 0]
+        whole = tokens[:, :, 0].mean(1)
+        if video is not None:  # beside the frames' mean, so that what was learned without one is not lost
+            whole = (whole + self.post_layernorm(video)[:, 0]) / 2
         return VideoStates(tokens, whole, tuple(states) if layers else None)
