@@ -79,6 +79,13 @@ def stretches(count: int, least: int) -> list[tuple[int, int]]:
     return found or [(0, count)]
 
 
+def stands_out(scores: np.ndarray, start: int, stop: int) -> float:
+    """By how much (n,) frames' scores from start to stop are above those beside them, half as many on either side."""
+    beside = max(2, (stop - start) // 2)
+    others = np.concatenate([scores[max(0, start - beside) : start], scores[stop : stop + beside]])
+    return float(scores[start:stop].mean() - (others.mean() if len(others) else scores.mean()))
+
+
 def overlap(found: tuple[float, float], true: tuple[float, float]) -> float:
     """Intersection over union of two stretches of time."""
     both = max(0.0, min(found[1], true[1]) - max(found[0], true[0]))

@@ -22,7 +22,7 @@ from abridged.data.video.decode import duration
 from abridged.data.video.events import Captions, in_order, other_direction, other_order, thinned
 from abridged.data.video.examples import VideoTexts
 from abridged.data.video.pixels import Squares
-from abridged.evaluation.retrieval import best_window, overlap, preferred, retrieval, stretches
+from abridged.evaluation.retrieval import best_window, overlap, preferred, retrieval, stands_out, stretches
 from abridged.evaluation.video_vectors import Found, clip_vectors, matched, text_vectors
 from abridged.report.data import SampleGroup, VideoPicture
 from abridged.tasks.base import Split, Task
@@ -212,8 +212,8 @@ class VideoText(VideoTask):
 
     def _moments(self, model: Any, clips: Sequence[Clip], headline: bool = False) -> list[Measurement]:
         """Mean overlap of what is found of each text in its file with the nearest of the moments that it is of: of all
-        stretches that which is most like it, as a whole and on the mean of its frames; and, without looking at frames
-        together, the best run of frames by their own cosines."""
+        stretches that which is most like it as a whole, and whose frames are more like it than those beside them; and,
+        without looking at frames together, the best run of frames by their own cosines."""
         found: dict[str, list[float]] = {"": [], "frames_": []}
         frames = self.pictures.frames
         runs = stretches(WITHIN, frames)
@@ -225,8 +225,9 @@ class VideoText(VideoTask):
             second = duration(path) / WITHIN
             for clip in (clip for clip in clips if clip.path == path):
                 text = self.vectors(model, clip.captions[:1])[0]
-                scores = whole.videos @ text + (whole.frames @ text).mean(1)
-                best = {"": runs[int(scores.argmax())], "frames_": best_window(alone.frames[:, 0] @ text)}
+                each = alone.frames[:, 0] @ text
+                scores = whole.videos @ text + np.array([stands_out(each, *run) for run in runs])
+                best = {"": runs[int(scores.argmax())], "frames_": best_window(each)}
                 for kind, (first, last) in best.items():
                     window = first * second, last * second
                     found[kind].append(max(overlap(window, moment) for moment in clip.moments))
