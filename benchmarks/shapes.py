@@ -109,8 +109,9 @@ def bundle(folder: Path, assets: Path = ASSETS) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(model / name, assets / "video" / name)
     (assets / "video" / "README.md").write_text(
-        f"`bundled-video`: the contestant `{BUNDLED}` of benchmarks/shapes.py (docs/video.md), trained on clips made there;\n"
-        "`bundled-clips`, beside it: clips of the same shapes. Written by `python benchmarks/shapes.py bundle FOLDER`.\n"
+        f"`bundled-video`: the contestant `{BUNDLED}` of benchmarks/shapes.py (docs/video.md), trained on clips made\n"
+        "there; `bundled-clips`, beside it: clips of the same shapes. Written by `python benchmarks/shapes.py bundle\n"
+        "FOLDER`.\n"
     )
 
 
