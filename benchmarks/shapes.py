@@ -4,6 +4,7 @@
     python benchmarks/shapes.py blip FOLDER [--steps 1600]                  # a tiny BLIP, from images alone
     python benchmarks/shapes.py run FOLDER [--only PATTERN] [--seeds 0 1 2] [--share 1.0] [--clips 1000]
     python benchmarks/shapes.py examples FOLDER                             # a dozen clips to try a search on
+    python benchmarks/shapes.py bundle FOLDER                               # what comes along: such clips, and a model
 
 No image-text weights are needed: the BLIP is trained from nothing on images of shapes. Clips for tests have
 combinations of colour, shape and motion that no clip for training has. A contestant whose JSON is there is not run
@@ -13,6 +14,7 @@ table of docs/video.md.
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -28,14 +30,18 @@ import abridged
 from abridged.core.atomic import write_atomically
 from abridged.core.progress import progress
 from abridged.core.record import environment
+from abridged.core.settings import TrainingSettings
 
 RESULTS = Path(__file__).parent / "results" / "shapes"
+ASSETS = Path(abridged.__file__).parent / "assets"
+#: The contestant that comes along with the package.
+BUNDLED = "ea-vtr-2-2-8"
 #: The tiny BLIP: 16 patches an image.
 WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 12, 64
 #: How all contestants are trained, whatever their recipe says for models of real size.
-STEPS, TO_COMPRESS, BATCH, FRAMES = 600, 300, 16, 4
-_EQUAL = {"epochs": "null", "batch_size": BATCH, "learning_rate": "5e-4", "keep": "last", "mixed_precision": "no",
-          "evaluate_every": 300, "save_every": 100, "evaluate_tokens": 4000}  # fmt: skip
+STEPS, TO_COMPRESS, BATCH, FRAMES = 1800, 400, 16, 4
+_EQUAL = {"epochs": "null", "batch_size": BATCH, "learning_rate": "1e-3", "keep": "last",
+          "evaluate_every": 500, "save_every": 250, "evaluate_tokens": 4000}  # fmt: skip
 EQUAL = [f"stages.*.{name}={value}" for name, value in _EQUAL.items()]
 FRAME_BY_FRAME = ("model.temporal=false", "model.features=original")
 #: Clips that a run looks at before and after it.
@@ -95,6 +101,20 @@ def examples(folder: Path) -> None:
         write_clip(folder / f"{number:02}.mp4", story.frames(count, EXAMPLES), "30")
 
 
+def bundle(folder: Path, assets: Path = ASSETS) -> None:
+    """Put examples and the small model that was trained in `folder` where the package has what comes along."""
+    examples(assets / "clips")
+    model = folder / "models" / stem(BUNDLED, 0, 1.0)
+    (assets / "video").mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(model / name, assets / "video" / name)
+    (assets / "video" / "README.md").write_text(
+        f"`bundled-video`: the contestant `{BUNDLED}` of benchmarks/shapes.py (docs/video.md), trained on clips made\n"
+        "there; `bundled-clips`, beside it: clips of the same shapes. Written by `python benchmarks/shapes.py bundle\n"
+        "FOLDER`.\n"
+    )
+
+
 def write_clip(path: Path, frames: np.ndarray, quality: str = "16") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     world.write_clip(path, frames, quality)
@@ -148,6 +168,7 @@ def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None
     from abridged.models.video.litevl import LiteVLModel
     from abridged.objectives.base import ObjectiveContext, StudentForward
     from abridged.objectives.video_settings import VideoTextContrast, VideoTextMatching
+    from abridged.training.processes import attention_for, autocast
 
     words = tokenizer()
     blip = new_blip(words)
@@ -164,7 +185,9 @@ def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
-            loss, terms = systems[step % 4](image_batch(words, draw, batch, model))
+            shown = image_batch(words, draw, batch, model)
+            with autocast(TrainingSettings()), attention_for(shown):
+                loss, terms = systems[step % 4](shown)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -203,21 +226,26 @@ class Contestant:
 
 
 LITEVL, EVENTS = "litevl", "ea-vtr"
+#: For runs so short a slow copy is too slow; batches hold captions that differ in details.
+SHORT = ("stages.0.objectives.video_text_contrast.momentum=null",
+         "stages.0.events.alike=4")  # fmt: skip
+ALIKE = ("stages.0.events.alike=4",)
 WITHOUT_ETL = ("stages.0.events.joined=0", "stages.0.objectives.event_order=null")
 WITHOUT_ECL = ("stages.0.events.frame_captions=false", "stages.0.objectives.frame_contrast=null")
 CONTESTANTS = {
     "image": Contestant(None),
-    "blip-tuned": Contestant(LITEVL, FRAME_BY_FRAME),
-    "litevl": Contestant(LITEVL),
-    "litevl-constant": Contestant(LITEVL, ("model.scale=constant",)),
-    "litevl-scalar": Contestant(LITEVL, ("model.scale=scalar",)),
-    "litevl-gated": Contestant(LITEVL, ("model.scale=gated",)),
-    "litevl-original": Contestant(LITEVL, ("model.features=original",)),
-    "litevl-random": Contestant(LITEVL, start="random"),
-    "ea-vtr": Contestant(EVENTS, start="litevl"),
-    "ea-vtr-blip": Contestant(EVENTS),
-    "ea-vtr-without-etl": Contestant(EVENTS, WITHOUT_ETL, "litevl"),
-    "ea-vtr-without-ecl": Contestant(EVENTS, WITHOUT_ECL, "litevl"),
+    "blip-tuned": Contestant(LITEVL, (*SHORT, *FRAME_BY_FRAME)),
+    "litevl": Contestant(LITEVL, SHORT),
+    "litevl-constant": Contestant(LITEVL, (*SHORT, "model.scale=constant")),
+    "litevl-scalar": Contestant(LITEVL, (*SHORT, "model.scale=scalar")),
+    "litevl-gated": Contestant(LITEVL, (*SHORT, "model.scale=gated")),
+    "litevl-original": Contestant(LITEVL, (*SHORT, "model.features=original")),
+    "litevl-skip": Contestant(LITEVL, (*SHORT, "model.temporal_cls=skip")),
+    "litevl-random": Contestant(LITEVL, SHORT, start="random"),
+    "ea-vtr": Contestant(EVENTS, ALIKE, "litevl"),
+    "ea-vtr-blip": Contestant(EVENTS, ALIKE),
+    "ea-vtr-without-etl": Contestant(EVENTS, (*ALIKE, *WITHOUT_ETL), "litevl"),
+    "ea-vtr-without-ecl": Contestant(EVENTS, (*ALIKE, *WITHOUT_ECL), "litevl"),
     "questions-image": Contestant("litevl-qa", ("model.temporal=false", "model.num_frames=1"), data="questions"),
     "questions-frames": Contestant("litevl-qa", FRAME_BY_FRAME, data="questions"),
     "questions": Contestant("litevl-qa", data="questions"),
@@ -261,15 +289,21 @@ def run(folder: Path, name: str, seed: int, share: float, results: Path, clips: 
         "steps": steps,
         "seconds": time.perf_counter() - began[0],
         "processor_seconds": time.process_time() - began[1],
-        "bytes": sum(file.stat().st_size for file in model.glob("*.safetensors")),
-        "clips": dict(abridged.evaluate(model, test / who.data, limit=clips)),
+        **measured(model, who, test, clips),
     }
-    if who.data == "clips":
-        found["pairs"] = dict(abridged.evaluate(model, test / "pairs", limit=clips))
-        found["moments"] = dict(abridged.evaluate(model, test / "moments", limit=clips))
-        found["aligned"] = aligned_order(model, test / "pairs")
     results.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, json.dumps({**found, **environment()}, indent=1) + "\n")
+    return found
+
+
+def measured(model: Path, who: Contestant, test: Path, clips: int | None) -> dict[str, Any]:
+    """What a model comes to on clips, on pairs of events and on moments, or on questions, and its size."""
+    found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in model.glob("*.safetensors"))}
+    kinds = ("clips", "pairs", "moments") if who.data == "clips" else ("questions",)
+    for kind in kinds:
+        found["clips" if kind == who.data else kind] = dict(abridged.evaluate(model, test / kind, limit=clips))
+    if who.data == "clips":
+        found["aligned"] = aligned_order(model, test / "pairs")
     return found
 
 
@@ -318,7 +352,7 @@ def aligned_order(model: Path, pairs: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "blip", "run", "examples"))
+    parser.add_argument("what", choices=("make", "blip", "run", "examples", "bundle"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("shapes"))
     parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--test", type=int, default=1000)
@@ -333,6 +367,8 @@ def main() -> None:
         make(given.folder, given.train, given.test)
     elif given.what == "examples":
         examples(given.folder)
+    elif given.what == "bundle":
+        bundle(given.folder)
     elif given.what == "blip":
         train_blip(given.folder / "blip", given.steps)
     else:

@@ -37,7 +37,12 @@ DIRECTIONS = {
     "moves to the lower left": (-1, 1), "moves to the lower right": (1, 1),
 }  # fmt: skip
 MOTIONS = (*DIRECTIONS, "grows", "shrinks", "appears", "disappears")
-#: Of the combinations of colour, kind and motion, every so many-th is for tests alone.
+#: Motions and their opposites, which look the same played backwards.
+OPPOSITES = (
+    ("moves left", "moves right"), ("moves up", "moves down"), ("grows", "shrinks"), ("appears", "disappears"),
+    ("moves to the upper left", "moves to the lower right"), ("moves to the upper right", "moves to the lower left"),
+)  # fmt: skip
+#: Of the combinations of colour, kind and pair of opposites, every so many-th is for tests alone.
 HELD_OUT = 5
 
 
@@ -96,9 +101,10 @@ def with_article(name: str) -> str:
 
 
 def held_out(event: Event) -> bool:
-    """Whether a combination is for tests alone."""
+    """Whether a combination is for tests alone, and so its opposite is: a clip played backwards shows that."""
     number = (list(COLOURS).index(event.thing.colour) * len(KINDS) + KINDS.index(event.thing.kind)) * 13
-    return (number + MOTIONS.index(event.motion) * 3) % HELD_OUT == 0
+    pair = next(i for i, both in enumerate(OPPOSITES) if event.motion in both)
+    return (number + pair * 3) % HELD_OUT == 0
 
 
 def inside(thing: Thing, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -206,23 +212,26 @@ class Story:
         """One of the kinds of questions that can be asked of it, with its answer; 46 kinds in all."""
         event = self.events[draw.integers(len(self.events))]
         thing, other = event.thing, str(draw.choice(MOTIONS))
+        own = [one for one in self.events if one.thing.name == thing.name]
+        start, end = own[0].at(0), own[-1].at(1)
         told = [
             (f"what colour is the shape that {event.motion}?", thing.colour),
             (f"which shape {event.motion}?", thing.kind),
-            (f"what does the {thing.name} do?", event.motion),
-            (f"does the {thing.name} {plainly(other)}?", "yes" if other == event.motion else "no"),
-            (f"where is the {thing.name} in the beginning?", event.at(0).place if event.at(0).there else "nowhere"),
-            (f"where is the {thing.name} in the end?", event.at(1).place if event.at(1).there else "nowhere"),
+            (f"does the {thing.name} {plainly(other)}?", "yes" if other in [one.motion for one in own] else "no"),
+            (f"where is the {thing.name} in the beginning?", start.place if start.there else "nowhere"),
+            (f"where is the {thing.name} in the end?", end.place if end.there else "nowhere"),
             ("how many shapes stand still?", str(len(self.still))),
         ]  # fmt: skip
+        if len(own) == 1:
+            told.append((f"what does the {thing.name} do?", event.motion))
         if len(self.events) > 1:
             first, last = self.events[0], self.events[-1]
-            told += [
-                ("what happens first?", first.caption),
-                ("what happens last?", last.caption),
-                ("which colour moves first?", first.thing.colour),
-                ("which colour moves last?", last.thing.colour),
-            ]
+            told += [("what happens first?", first.caption), ("what happens last?", last.caption)]
+            if len(own) == 1:
+                told += [
+                    ("which colour moves first?", first.thing.colour),
+                    ("which colour moves last?", last.thing.colour),
+                ]
         # a yes-or-no question about every motion would be no half of the time: as often yes as no
         chosen = told[draw.integers(len(told))]
         if chosen[1] == "no" and draw.random() < 0.5:
@@ -237,20 +246,21 @@ def plainly(motion: str) -> str:
 
 
 def story(seed: int, test: bool) -> Story:
-    """The clip of a seed: one event or two, all of them held out, or none; and up to two things that stand still."""
+    """The clip of a seed: one event or two, all of them held out, or none; and up to two things that stand still.
+
+    Half of the pairs are of one thing, so that who sees which thing is there when does not know their order.
+    """
     draw = np.random.default_rng((seed, 1 if test else 0))
     count, still = 1 + int(draw.integers(2)), int(draw.integers(3))
     names = draw.permutation([f"{colour} {kind}" for colour, kind in product(COLOURS, KINDS)])
     # things stand apart: each has a quarter of the picture of its own
     corners = draw.permutation(_CORNERS) + draw.uniform(-0.04, 0.04, (4, 2))
     found: list[Event] = []
-    for name in names:
-        if len(found) == count:
-            break
-        thing = placed(str(name), corners[len(found)])
+    each = 2 if count == 2 and draw.random() < 0.5 else 1
+    for name, corner in zip(names[: count // each], corners, strict=False):
+        thing = placed(str(name), corner)
         fitting = [m for m in MOTIONS if held_out(Event(thing, m)) == test]
-        if fitting:
-            found.append(Event(thing, str(draw.choice(fitting))))
+        found += [Event(thing, str(motion)) for motion in draw.choice(fitting, each, replace=False)]
     moving = {event.thing.name for event in found}
     rest = [str(name) for name in names if str(name) not in moving][:still]
     others = tuple(placed(name, corners[count + i], 5.0) for i, name in enumerate(rest))

@@ -14,6 +14,7 @@ TITLES = {
     "litevl-scalar": "… one learned scale a block",
     "litevl-gated": "… gated scale",
     "litevl-original": "… no text-dependent pooling",
+    "litevl-skip": "… [CLS] of frames left out of temporal attention",
     "litevl-random": "… from random weights",
     "ea-vtr": "EA-VTR, from that LiteVL",
     "ea-vtr-blip": "… from BLIP at once",
@@ -37,6 +38,7 @@ COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "order, aligned": lambda r: r.get("aligned"),
     "R@1 of two events": lambda r: r.get("pairs", {}).get("recall_at_1"),
     "moments, IoU": lambda r: r.get("moments", {}).get("moment_overlap"),
+    "by frames": lambda r: r.get("moments", {}).get("frames_moment_overlap"),
     "answers": lambda r: r["clips"].get("accuracy"),
     "MB": lambda r: r["bytes"] / 2**20,
 }

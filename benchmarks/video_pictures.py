@@ -1,6 +1,6 @@
 """The pictures of docs/video.md: what a search finds in clips of shapes, and what LiteVL's scale gives to each frame.
 
-    python benchmarks/video_pictures.py MODEL FOLDER      # FOLDER of `benchmarks/shapes.py examples FOLDER`
+    python benchmarks/video_pictures.py bundled-video bundled-clips     # or of `benchmarks/shapes.py examples FOLDER`
 
 It writes docs/video-hits.png and docs/video-scale.svg, and the scales to benchmarks/results/video_scale.json.
 """
@@ -28,8 +28,8 @@ from abridged.models.load import load_any
 QUERIES = (
     ("a red circle moves left", ()),
     ("a blue square grows", ()),
-    ("a red circle moves left", ("a blue square grows",)),
-    ("a blue square grows", ("a red circle moves left",)),
+    ("a red circle moves right", ("a blue square shrinks",)),
+    ("a blue square shrinks", ("a red circle moves right",)),
 )
 SHOWN, FRAMES = 3, 6
 #: Kinds of events, by how what happens in them begins.
@@ -42,13 +42,13 @@ def hits(model: str, folder: Path) -> None:
         index = Path(where) / "index.sqlite"
         build(model, folder, index)
         searcher = Searcher(model, folder, index)
-        found = [(text, then, searcher.text(text, then, SHOWN)) for text, then in QUERIES]
+        found = [(text, then, searcher.text(text, then, SHOWN, rerank=32)) for text, then in QUERIES]
     figure = Figure(figsize=(9.2, 1.02 * SHOWN * len(found) / 2 + 1.2), layout="constrained")
     parts = figure.subfigures(-(-len(found) // 2), 2).ravel()
     for part, (text, then, some) in zip(parts, found, strict=False):
         part.suptitle("\n→ then ".join([f"“{text}”", *(f"“{one}”" for one in then)]), fontsize=9, x=0.01, ha="left")
         for axes, hit in zip(part.subplots(SHOWN, 1), some, strict=False):
-            strip = sample(folder / hit.path, FRAMES, hit.start, hit.end, 96)
+            strip = sample(searcher.folder / hit.path, FRAMES, hit.start, hit.end, 96)
             axes.imshow(np.concatenate(list(strip), 1))
             told = f"{hit.path}  {hit.start:.1f}–{hit.end:.1f} s  {hit.score:.2f}"
             axes.set_title(told, fontsize=7, loc="left", pad=2)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from abridged.evaluation.retrieval import aligned, best_window, overlap, preferred, ranks, retrieval
+from abridged.evaluation.retrieval import (
+    aligned,
+    best_window,
+    overlap,
+    preferred,
+    ranks,
+    retrieval,
+    stands_out,
+    stretches,
+)
 
 
 def test_ranks_are_those_of_a_plain_loop():
@@ -58,3 +67,18 @@ def test_alignment_is_the_best_of_all_cuts():
     assert aligned(first, second) == pytest.approx(wanted)
     rise = np.linspace(0, 1, 8)
     assert aligned(1 - rise, rise) > aligned(rise, 1 - rise)
+
+
+def test_frames_stand_out_from_those_beside_them():
+    scores = np.array([0.0, 0.0, 1.0, 3.0, 3.0, 3.0, 3.0, 1.0, 0.0])
+    assert stands_out(scores, 3, 7) == pytest.approx(3 - 0.5)
+    assert stands_out(scores, 0, 9) == 0.0
+    assert stands_out(scores, 7, 9) == pytest.approx(0.5 - 3.0)
+
+
+def test_stretches_are_of_all_lengths_and_overlap():
+    found = stretches(16, 4)
+    assert {stop - start for start, stop in found} == {4, 6, 9, 13}
+    assert [start for start, stop in found if stop - start == 4] == list(range(13))
+    assert [start for start, stop in found if stop - start == 9] == [0, 2, 4, 6]
+    assert stretches(3, 4) == [(0, 3)]

@@ -122,10 +122,10 @@ def test_pooling_depends_on_the_text_and_on_nothing_in_the_vectors(stock):
     patches, tokens = states.patches, states.tokens.flatten(1, 2)
     assert torch.equal(found[:, : tokens.shape[1]], tokens)
     frames, places = patches.mean(2), patches.mean(1)
-    weights = torch.softmax(torch.einsum("btd,bd->bt", frames, text), 1)
+    weights = torch.softmax(torch.cosine_similarity(frames, text.unsqueeze(1), dim=-1), 1)
     first = found[:, tokens.shape[1] : tokens.shape[1] + 4]
     torch.testing.assert_close(first, 4 * weights.unsqueeze(-1) * frames)
-    weights = torch.softmax(torch.einsum("bpd,bd->bp", places, text), 1)
+    weights = torch.softmax(torch.cosine_similarity(places, text.unsqueeze(1), dim=-1), 1)
     torch.testing.assert_close(found[:, tokens.shape[1] + 4 :], 16 * weights.unsqueeze(-1) * places)
     plain = LiteVLModel.from_blip(stock, num_frames=4, features="original")
     assert torch.equal(plain(**given).video_embeds, model(**given).video_embeds)
@@ -133,11 +133,34 @@ def test_pooling_depends_on_the_text_and_on_nothing_in_the_vectors(stock):
 
 
 @torch.no_grad()
+def test_texts_that_do_not_fit_are_read_and_matched_like_others(stock):
+    model = LiteVLModel.from_blip(stock, num_frames=4)
+    given = inputs()
+    ids, mask = given["input_ids"], given["attention_mask"]
+    wrong = {"turned_input_ids": ids.flip(0).unsqueeze(1), "turned_attention_mask": mask.flip(0).unsqueeze(1)}
+    found, match = model(**given, **wrong, match_later=True)
+    plain, match_plain = model(**given, match_later=True)
+    torch.testing.assert_close(found.text_embeds, plain.text_embeds)
+    torch.testing.assert_close(found.turned_embeds[:, 0], plain.text_embeds.flip(0))
+    videos, texts = torch.tensor([0, 1]), torch.tensor([2, 3])
+    torch.testing.assert_close(match(videos, texts), match_plain(videos, torch.tensor([1, 0])))
+
+
+@torch.no_grad()
+def test_which_frame_is_which_is_known_from_the_start(stock):
+    model = LiteVLModel.from_blip(stock, num_frames=4)
+    times = model.vision_model.embeddings.times(4, torch.device("cpu"))
+    norm = stock.vision_model.encoder.layers[0].layer_norm1.weight.abs().mean()
+    assert float(times.std() / norm) == pytest.approx(1.0, abs=0.3)
+    assert LiteVLModel.from_blip(stock, temporal=False).vision_model.embeddings.times(4, times.device) is None
+
+
+@torch.no_grad()
 def test_other_numbers_of_frames_and_sizes_are_interpolated(stock):
     model = LiteVLModel.from_blip(stock, num_frames=4)
     table = model.vision_model.embeddings.frame_embedding.weight.normal_()
-    assert torch.equal(model.vision_model.embeddings._frames(4, table.device), table)
-    found = model.vision_model.embeddings._frames(7, table.device)
+    assert torch.equal(model.vision_model.embeddings.times(4, table.device), table)
+    found = model.vision_model.embeddings.times(7, table.device)
     torch.testing.assert_close(found[[0, 2, 6]], torch.stack([table[0], table[1], table[3]]))
     assert model.encode_video(torch.randn(1, 3, 3, 24, 16)).tokens.shape == (1, 3, 25, 32)
 

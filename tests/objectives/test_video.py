@@ -88,6 +88,43 @@ def test_matching_draws_negatives_of_other_labels_alone():
     assert math.isfinite(float(alone))
 
 
+def turned(count=4, seed=5):
+    """Texts turned around: two of each, but the first has one, and the last none."""
+    vectors = normalize(torch.randn(count, 2, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    mask = torch.ones(count, 2, 3, dtype=torch.int64)
+    mask[0, 1, 2] = mask[-1, :, 2] = 0  # two tokens are no words
+    return vectors, {"turned_attention_mask": mask}
+
+
+def test_a_text_turned_around_is_wrong_for_its_own_video():
+    vectors, mask = turned()
+    own = outputs(turned=vectors).embeddings
+    term = settings.VideoTextContrast(momentum=None).build(CONTEXT)
+    found = float(term(outputs(turned=vectors), None, batch([0, 1, 2, 3], **mask)))
+    wanted = 0.0
+    for i in range(4):
+        wrong = [k for k in range(2) if mask["turned_attention_mask"][i, k].sum() > 2]
+        videos = torch.cat([own.text, vectors[i, wrong]]) @ own.video[i] / 0.1
+        wanted -= float(videos.log_softmax(0)[i] + (own.video @ own.text[i] / 0.1).log_softmax(0)[i])
+    assert found == pytest.approx(wanted / 8, rel=1e-5)
+
+
+def test_matching_reads_texts_turned_around():
+    seen = set()
+
+    def match(videos, texts):
+        seen.update(zip(videos.tolist(), texts.tolist(), strict=True))
+        return torch.zeros(len(videos), 2)
+
+    vectors, mask = turned()
+    term = settings.VideoTextMatching().build(CONTEXT)
+    torch.manual_seed(0)
+    for _ in range(40):
+        term(outputs(match=match, turned=vectors), None, batch([0, 1, 2, 3], **mask))
+    assert {pair for pair in seen if pair[1] >= 4} == {(0, 4), (1, 6), (1, 7), (2, 8), (2, 9)}
+    assert any(text < 4 and text != video for video, text in seen)
+
+
 def test_order_sets_a_pair_against_its_own_twin():
     own, given = outputs(), batch([1, 2, 3, 4], twins=True)
     logits = own.embeddings.video @ own.embeddings.text.T / 0.05

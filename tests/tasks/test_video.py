@@ -89,6 +89,20 @@ def test_temporal_attention_and_heads_alone_are_trained(stock, shapes, tmp_path)
         abridged.finetune(stock, shapes, tmp_path / "none", recipe="litevl", overrides=recipe)
 
 
+def test_what_is_new_has_a_rate_of_its_own(stock, shapes, tmp_path):
+    rates = 'stages.0.learning_rates={"*temporal*": 0.0, "*frame_embedding*": 0.5}'
+    recipe = [*QUICK, "model.num_frames=4", rates]
+    abridged.finetune(stock, shapes, tmp_path / "some", recipe="litevl", overrides=recipe)
+    after = transformers.AutoModel.from_pretrained(tmp_path / "some").state_dict()
+    before = load_video_model(stock, {"num_frames": 4}, answers=False).state_dict()
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in after}
+    assert all(moved[name] == 0 for name in moved if "temporal.attn" in name)
+    assert moved["vision_model.embeddings.frame_embedding.weight"] > 0.1 > moved["vision_proj.weight"] > 0
+    recipe[-1] = 'stages.0.learning_rates={"*nothing*": 1e-3}'
+    with pytest.raises(AbridgedError, match=r"no parameter of the model is called \*nothing\*"):
+        abridged.finetune(stock, shapes, tmp_path / "none", recipe="litevl", overrides=recipe)
+
+
 def test_adapters_are_added_up_and_nothing_is_packed(stock, shapes, tmp_path):
     changes = [*QUICK, "model.num_frames=4"]
     record = abridged.finetune(stock, shapes, tmp_path / "lora", recipe="litevl-lora", overrides=changes)
@@ -149,15 +163,26 @@ def test_moments_are_found_in_longer_files(stock, shapes, monkeypatch, by):
     moment = type(clip)(clip.path, clip.captions, moments=((0.5, 0.75),))
     text = task.vectors(model, clip.captions)[0]
 
+    def numbered(clip, count, side):
+        return np.stack([np.full((side, side, 3), i, dtype=np.uint8) for i in range(count)])
+
     def seen(model, pictures, count, batch_size=16):  # 64 frames of one second: those from 0.5 to 0.75 s match
-        frames = np.tile(-text, (count, 4, 1))
-        frames[8:12] = text
-        whole = frames.mean(1)
+        mean, std = task.pictures.mean[0, 0], task.pictures.std[0, 0]
+        shown = [((pictures(i)[:, 0, 0, 0] * std[0, 0] + mean[0, 0]) * 255).round() for i in range(count)]
+        fits = np.array([[1.0 if 32 <= i < 48 else -1.0 for i in one] for one in shown])
+        frames = fits[:, :, None] * text
+        whole = frames.mean(1) * np.array([[1 + 0.1 * float(one[-1] - one[0])] for one in shown])  # longer is better
         return Found(0 * whole, frames) if by == "frames" else Found(whole, 0 * frames)
 
+    monkeypatch.setattr(task.pictures.cache, "sample", numbered)
     monkeypatch.setattr("abridged.tasks.video_text.clip_vectors", seen)
     monkeypatch.setattr("abridged.tasks.video_text.duration", lambda path: 1.0)
-    assert task._moments(model, [moment]).value == pytest.approx(100.0)
+    found = {m.name: m.value for m in task._moments(model, [moment])}
+    if by == "frames":
+        assert found["frames_moment_overlap"] == pytest.approx(100.0)
+        assert found["moment_overlap"] >= 25.0  # all within are as good
+    else:
+        assert found["moment_overlap"] >= 80.0
 
 
 def test_stock_clip_and_siglip_start_as_they_are(tmp_path):

@@ -68,7 +68,7 @@ def search(
     if cut is not None:
         from abridged.index.cut import cut_all
 
-        for one, written in zip(told, cut_all(folder, hits, cut), strict=True):
+        for one, written in zip(told, cut_all(searcher.folder, hits, cut), strict=True):
             one["clip"] = str(written)
     if json:
         print_json(told)

@@ -1,4 +1,4 @@
-"""Names of models: a hub name, a directory, a GGUF file, or `bundled`."""
+"""Names of models: a hub name, a directory, a GGUF file, or one that comes along."""
 
 import os
 from difflib import get_close_matches
@@ -8,17 +8,15 @@ from typing import Any
 
 from abridged.core.errors import AbridgedError
 
-#: The name of the small teacher in the package's assets.
-BUNDLED = "bundled"
+#: What is in the package's assets, by name: a small teacher, a small video model, and clips to search with it.
+BUNDLED = {"bundled": "teacher", "bundled-video": "video", "bundled-clips": "clips"}
 
 
 def resolve(name: str | Path) -> str:
-    """The directory of the bundled teacher for `bundled`; anything else as it is."""
-    return (
-        str(files("abridged") / "assets" / "teacher")
-        if str(name) == BUNDLED
-        else str(Path(name).expanduser() if _is_path(name) else name)
-    )
+    """The directory of what comes along; any other name as it is."""
+    if str(name) in BUNDLED:
+        return str(files("abridged") / "assets" / BUNDLED[str(name)])
+    return str(Path(name).expanduser() if _is_path(name) else name)
 
 
 def gguf_file(name: str | Path) -> Path | None:
@@ -78,7 +76,7 @@ def _is_path(name: str | Path) -> bool:
 
 def is_local(name: str | Path) -> bool:
     """Whether a model or data of that name are on this machine, and not on the hub."""
-    return str(name) == BUNDLED or _is_path(name)
+    return str(name) in BUNDLED or _is_path(name)
 
 
 def public_name(name: str | Path) -> str:

@@ -51,6 +51,24 @@ class Events(Settings):
     joined: float = Field(
         0.5, ge=0, lt=1, description="share of the steps that read clips joined two by two, with their twins"
     )
+    turned: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of these that are single clips and their twins played backwards, with every word of "
+        "direction and the order of events turned around; only clips whose captions tell of either",
+    )
+    opposites: bool = Field(
+        False,
+        description="whether captions with every word of direction turned around, and with two events in the other "
+        "order, are negatives beside those of the batch, where they tell of either",
+    )
+    alike: int = Field(
+        1,
+        ge=1,
+        description="examples of a batch that are drawn together for having captions near each other's, so that "
+        "details must tell them apart; 1: none",
+    )
     frame_captions: bool = Field(
         True, description="whether frames come with captions of their own, where there are any"
     )
@@ -95,7 +113,8 @@ class TrainingSettings(Settings):
     learning_rate: float = Field(5e-4, gt=0, description="peak rate of the weights")
     learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
-        description="peak rates of a method's own parameter groups, such as scale (γ) and clip",
+        description="peak rates of a method's own parameter groups, such as scale (γ) and clip, or of the model's own "
+        "by a pattern of their names, such as *.temporal.*; none of these is decayed",
     )
     freeze_weights: bool = Field(
         False, description="train only the methods' own parameters, such as masks, and those of the objectives"

@@ -69,6 +69,23 @@ def best_window(scores: np.ndarray, smooth: int = 3) -> tuple[int, int]:
     return int(first), int(last) + 1
 
 
+def stretches(count: int, least: int) -> list[tuple[int, int]]:
+    """First and last + 1 of runs of `count` frames: of `least` and of more, each length half as long again as the one
+    before, a quarter of it apart."""
+    found, length = [], least
+    while length <= count:
+        found += [(start, start + length) for start in range(0, count - length + 1, max(1, length // 4))]
+        length = max(length + 1, length * 3 // 2)
+    return found or [(0, count)]
+
+
+def stands_out(scores: np.ndarray, start: int, stop: int) -> float:
+    """By how much (n,) frames' scores from start to stop are above those beside them, half as many on either side."""
+    beside = max(2, (stop - start) // 2)
+    others = np.concatenate([scores[max(0, start - beside) : start], scores[stop : stop + beside]])
+    return float(scores[start:stop].mean() - (others.mean() if len(others) else scores.mean()))
+
+
 def overlap(found: tuple[float, float], true: tuple[float, float]) -> float:
     """Intersection over union of two stretches of time."""
     both = max(0.0, min(found[1], true[1]) - max(found[0], true[0]))

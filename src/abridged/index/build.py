@@ -18,6 +18,7 @@ import numpy as np
 
 from abridged.core.digest import file_sha256
 from abridged.core.errors import AbridgedError
+from abridged.core.names import resolve
 from abridged.core.progress import progress
 from abridged.data.video.decode import SUFFIXES, VideoError, duration, walk
 from abridged.index.embedder import Embedder, Pools, identify, open_embedder
@@ -68,7 +69,7 @@ def build(
         AbridgedError: no such folder or model; the index was made by another model, or stores vectors otherwise.
     """
     began = time.monotonic()
-    folder = folder.expanduser()
+    folder = Path(resolve(folder))
     if not folder.is_dir():
         raise AbridgedError(f"there is no folder {folder}")
     if kind not in (None, *KINDS):

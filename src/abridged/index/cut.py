@@ -25,7 +25,7 @@ def cut_all(folder: Path, hits: Sequence[Hit], into: Path) -> list[Path]:
     written = []
     for number, hit in enumerate(hits, 1):
         stem = f"{number:03d}-{Path(hit.path).stem}-{hit.start:.1f}-{hit.end:.1f}"
-        written.append(cut(folder.expanduser() / hit.path, hit.start, hit.end, into / stem))
+        written.append(cut(folder / hit.path, hit.start, hit.end, into / stem))
     return written
 
 

@@ -153,7 +153,8 @@ class MatchingVideoEncoder(VideoEncoder):
         return VideoEncoder.fits(model) and hasattr(model, "match")
 
     def match(self, frames: np.ndarray, text: str) -> float:
-        """See `Matches`: how far match is above no match, in logits."""
+        """See `Matches`: how far match is above no match, in logits, times what the contrast divides cosines by to make
+        logits of them; on top of a cosine, both say as much as they know."""
         import torch
 
         ids = self._ids(text)
@@ -161,7 +162,7 @@ class MatchingVideoEncoder(VideoEncoder):
             states = self.model.encode_video(self.pixels(frames)[None])
             alone = self.model.encode_text(**ids).last_hidden_state[:, 0]
             no, yes = self.model.match(states, alone, **ids)[0].tolist()
-        return yes - no
+        return float((yes - no) * self.model.temperature.detach().clamp(*self.model.temperatures))
 
 
 #: The first that fits a model serves it.

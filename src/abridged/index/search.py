@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from abridged.core.errors import AbridgedError
+from abridged.core.names import resolve
 from abridged.data.video.decode import VideoError, sample
 from abridged.index import moments
 from abridged.index.build import check_model
@@ -60,7 +61,7 @@ class Searcher:
         Raises:
             AbridgedError: there is none, it was made by another model, or the model cannot be loaded.
         """
-        self.folder = folder.expanduser()
+        self.folder = Path(resolve(folder))
         self.store = Store(file or self.folder / NAME)
         check_model(self.store.file, self.store.settings["model"], model)
         self.windows, self.paths = self.store.windows(), self.store.paths()

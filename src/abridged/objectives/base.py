@@ -67,9 +67,10 @@ class Embeddings:
         video, text: (B, d).
         frames: (B, T, d).
         captions: (B, T, d) of the frames' own captions, where there are any.
+        turned: (B, K, d) of the texts turned around, where they are asked for.
         temperature: what cosines are divided by, ().
-        match: of numbers of videos (n,) and of texts (n,), how well they match: (n, 2) logits; None where a model
-            has no more than vectors.
+        match: of numbers of videos (n,) and of texts (n,), how well they match: (n, 2) logits; texts turned around
+            have the numbers B + K i + k. None where a model has no more than vectors.
     """
 
     video: Tensor
@@ -78,6 +79,7 @@ class Embeddings:
     captions: Tensor | None
     temperature: Tensor
     match: Callable[[Tensor, Tensor], Tensor] | None = None
+    turned: Tensor | None = None
 
 
 @dataclass
@@ -272,6 +274,7 @@ def _outputs_of_videos(model: Any, batch: Batch, hidden_states: bool) -> Outputs
             found.frame_text_embeds,
             model.temperature.clamp(*model.temperatures),
             match,
+            found.turned_embeds,
         ),
     )
 

@@ -37,6 +37,17 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * torch.where(targets > 0, logs, torch.zeros_like(logs))).sum(-1).mean()
 
 
+def with_turned(logits: Tensor, targets: Tensor, own: Embeddings, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits and targets (B, C) of videos, and behind them those of the videos' own texts turned around, which are
+    wrong (NegCLIP, Yuksekgonul et al., ICLR 2023, arXiv:2210.01936)."""
+    if own.turned is None:
+        return logits, targets
+    there = _says_something(batch.inputs["turned_attention_mask"])
+    wrong = torch.einsum("bd,bkd->bk", own.video, own.turned) / own.temperature
+    wrong = wrong.masked_fill(~there, -torch.inf)
+    return torch.cat([logits, wrong], 1), torch.cat([targets, torch.zeros_like(wrong)], 1)
+
+
 class Contrast(Term):
     """VTC, as BLIP fine-tunes: in nats, the mean of both ways.
 
@@ -76,7 +87,8 @@ class Contrast(Term):
             same = batch.labels.unsqueeze(1) == batch.labels
             targets = same / same.sum(1, keepdim=True)
             logits = own.video @ own.text.T / own.temperature
-            return (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)) / 2
+            videos = soft_cross_entropy(*with_turned(logits, targets, own, batch))
+            return (videos + soft_cross_entropy(logits.T, targets)) / 2
         with torch.no_grad():
             slow = embeddings_of(outputs_of(self.slow, batch))
             labels = torch.cat([batch.labels, self.labels])
@@ -92,6 +104,8 @@ class Contrast(Term):
                 same = (batch.labels.unsqueeze(1) == labels).float()
                 share = self.settings.soft_targets
                 targets = share * found + (1 - share) * same / same.sum(1, keepdim=True)
+            if query is own.video:
+                logits, targets = with_turned(logits, targets, own, batch)
             losses.append(soft_cross_entropy(logits, targets))
         return torch.stack(losses).mean()
 
@@ -137,8 +151,14 @@ class Matching(Term):
                 torch.multinomial(one.masked_fill(same, -torch.inf)[rows].softmax(-1).clamp_min(1e-9) * ~same[rows], 1)
                 for one in (logits, logits.T)
             )
+        texts = texts.flatten()
+        if own.turned is not None:  # a half of the wrong texts are the video's own one turned around, where it can be
+            there = _says_something(batch.inputs["turned_attention_mask"])[rows]
+            chosen = torch.multinomial(there.float() + 1e-9, 1)
+            turned = len(own.video) + rows * there.shape[1] + chosen.flatten()
+            texts = torch.where(there.any(1) & (torch.rand(len(rows), device=rows.device) < 0.5), turned, texts)
         whole = torch.arange(len(own.video), device=rows.device)
-        pairs = torch.cat([whole, rows, videos.flatten()]), torch.cat([whole, texts.flatten(), rows])
+        pairs = torch.cat([whole, rows, videos.flatten()]), torch.cat([whole, texts, rows])
         labels = torch.zeros(len(pairs[0]), dtype=torch.int64, device=rows.device)
         labels[: len(whole)] = 1
         return F.cross_entropy(own.match(*pairs).float(), labels)

@@ -22,7 +22,7 @@ from abridged.data.video.decode import duration
 from abridged.data.video.events import Captions, in_order, other_direction, other_order, thinned
 from abridged.data.video.examples import VideoTexts
 from abridged.data.video.pixels import Squares
-from abridged.evaluation.retrieval import best_window, overlap, preferred, retrieval
+from abridged.evaluation.retrieval import best_window, overlap, preferred, retrieval, stands_out, stretches
 from abridged.evaluation.video_vectors import Found, clip_vectors, matched, text_vectors
 from abridged.report.data import SampleGroup, VideoPicture
 from abridged.tasks.base import Split, Task
@@ -132,9 +132,9 @@ class VideoText(VideoTask):
     def measured(self, model: Any, clips: Sequence[Clip], deep: bool = True) -> Measured:
         """All that can be told of the clips; `deep` matches the nearest again, where the model can."""
         whole = [clip for clip in clips if clip.captions and not clip.moments]
-        stretches = [clip for clip in clips if clip.moments]
+        timed = [clip for clip in clips if clip.moments]
         if not whole:
-            return Measured([self._moments(model, stretches, True)], clips=len(clips))
+            return Measured(self._moments(model, timed, True), clips=len(clips))
         texts = list(dict.fromkeys(caption for clip in whole for caption in clip.captions))
         found = clip_vectors(model, partial(self.pictures.of, whole), len(whole))
         vectors = self.vectors(model, texts)
@@ -148,8 +148,8 @@ class VideoText(VideoTask):
             again = self.matched_again(model, whole, texts, similarity)
             result = result.also(matched=retrieval(again, relevant, "matched_", told=False))
         told = [*self._told(model, whole, found, deep)]
-        if stretches and deep:
-            told.append(self._moments(model, stretches))
+        if timed and deep:
+            told += self._moments(model, timed)
         facts: dict[str, Any] = {"time": Measured(told)} if told else {}
         return result.also(**facts, clips=len(whole), captions=len(texts))
 
@@ -210,25 +210,31 @@ class VideoText(VideoTask):
         scores = [(videos * self.vectors(model, [in_order(*pair[::way]) for pair in said])).sum(1) for way in (1, -1)]
         return [Measurement("order_accuracy", preferred(*scores), "order", headline=True)]
 
-    def _moments(self, model: Any, clips: Sequence[Clip], headline: bool = False) -> Measurement:
-        """Mean overlap of the best stretch of each text's file with the nearest of the moments that it is of. A frame's
-        score is its own cosine and that of the frames that were read together with it."""
-        values, files = [], list(dict.fromkeys(clip.path for clip in clips))
+    def _moments(self, model: Any, clips: Sequence[Clip], headline: bool = False) -> list[Measurement]:
+        """Mean overlap of what is found of each text in its file with the nearest of the moments that it is of: of all
+        stretches that which is most like it as a whole, and whose frames are more like it than those beside them; and,
+        without looking at frames together, the best run of frames by their own cosines."""
+        found: dict[str, list[float]] = {"": [], "frames_": []}
         frames = self.pictures.frames
-        for path in files:
-            long = Clip(path)
-            shown = self.pictures(self.pictures.cache.sample(long, WITHIN, self.pictures.side))
-            windows = [shown[i : i + frames] for i in range(0, WITHIN, frames)]
-            found = clip_vectors(model, windows.__getitem__, len(windows))
+        runs = stretches(WITHIN, frames)
+        chosen = [start + ((np.arange(frames) + 0.5) * (stop - start) / frames).astype(int) for start, stop in runs]
+        for path in dict.fromkeys(clip.path for clip in clips):
+            shown = self.pictures(self.pictures.cache.sample(Clip(path), WITHIN, self.pictures.side))
+            whole = clip_vectors(model, [shown[one] for one in chosen].__getitem__, len(runs))
+            alone = clip_vectors(model, shown.unsqueeze(1).expand(-1, frames, -1, -1, -1).__getitem__, WITHIN)
             second = duration(path) / WITHIN
             for clip in (clip for clip in clips if clip.path == path):
                 text = self.vectors(model, clip.captions[:1])[0]
-                # what a frame shows, and what happens around it, which a frame's own vector need not say
-                scores = found.frames @ text + (found.videos @ text)[:, None]
-                first, last = best_window(scores.ravel())
-                window = first * second, last * second
-                values.append(max(overlap(window, moment) for moment in clip.moments))
-        return Measurement("moment_overlap", 100 * float(np.mean(values)), "moments, mean IoU", headline=headline)
+                each = alone.frames[:, 0] @ text
+                scores = whole.videos @ text + np.array([stands_out(each, *run) for run in runs])
+                best = {"": runs[int(scores.argmax())], "frames_": best_window(each)}
+                for kind, (first, last) in best.items():
+                    window = first * second, last * second
+                    found[kind].append(max(overlap(window, moment) for moment in clip.moments))
+        return [
+            Measurement("moment_overlap", 100 * float(np.mean(found[""])), "moments, mean IoU", headline=headline),
+            Measurement("frames_moment_overlap", 100 * float(np.mean(found["frames_"])), "moments by frames, mean IoU"),
+        ]
 
     def vectors(self, model: Any, texts: Sequence[str]) -> np.ndarray:
         """(n, d) of texts."""

@@ -6,11 +6,13 @@ import torch
 
 from abridged.core.errors import AbridgedError
 from abridged.core.settings import Events
+from abridged.data.examples import Order
 from abridged.data.video.clips import Clip
 from abridged.data.video.events import (
     Answers,
     Captions,
     InTurns,
+    backwards,
     groups,
     in_order,
     other_direction,
@@ -67,6 +69,12 @@ def test_sentences_are_turned_around():
     assert other_direction("leftover upset food") is None
 
 
+def test_what_is_played_backwards_is_told_from_the_end():
+    assert backwards("the gate opens, then a car enters") == "a car leaves, then the gate closes"
+    assert backwards("a dog barks, then a cat runs") == "a cat runs, then a dog barks"
+    assert backwards("a dog barks") is None
+
+
 def test_clips_of_one_caption_are_one_group(tmp_path):
     said = [("a",), ("b", "A "), ("c",), ("b",)]
     found = groups([Clip(tmp_path / str(i), captions=texts) for i, texts in enumerate(said)])
@@ -87,15 +95,80 @@ def test_joined_clips_and_their_twins_are_in_both_orders(tmp_path):
         examples.batch(torch.tensor([4]))
 
 
+def test_twins_of_single_clips_are_played_backwards(tmp_path):
+    class Said(Words):
+        def __call__(self, texts, **options):
+            texts = [text.replace("left", "8").replace("right", "9") for text in texts]
+            return super().__call__(texts, **options)
+
+        def decode(self, ids, skip_special_tokens=True):
+            return super().decode(ids).replace("8", "left").replace("9", "right")
+
+    examples = captions(tmp_path, Events(joined=0.5, turned=1.0), (("5 left",), ("5",), ("5 right",), ("6",)))
+    object.__setattr__(examples, "tokenizer", Said())
+    object.__setattr__(examples.texts, "pairs", [(0, [2, 5, 8, 3]), (1, [2, 5, 3]), (2, [2, 5, 9, 3]), (3, [2, 6, 3])])
+    batch = examples.batch(torch.tensor([4, 6, 5, 7]))  # clips 0 and 2, each alone
+    assert batch.twins
+    assert shown(batch) == [[0, 1, 2, 3], [20, 21, 22, 23], [3, 2, 1, 0], [23, 22, 21, 20]]
+    assert [row[1:3] for row in batch.inputs["input_ids"].tolist()] == [[5, 8], [5, 9], [5, 9], [5, 8]]
+    assert batch.labels.tolist() == [0, 1, 1, 0]  # one sentence, said of two videos
+    batch = examples.batch(torch.tensor([5, 7]))  # which tell of no direction: joined
+    assert shown(batch) == [[11, 13, 31, 33], [31, 33, 11, 13]]
+
+
+def test_captions_turned_around_come_beside_their_own(tmp_path):
+    class Said(Words):
+        """left is 8 and right is 9; ", then" is 7."""
+
+        def __call__(self, texts, **options):
+            named = (("left", "8"), ("right", "9"), (", then", " 7"))
+            for word, number in named:
+                texts = [text.replace(word, number) for text in texts]
+            return super().__call__(texts, **options)
+
+        def decode(self, ids, skip_special_tokens=True):
+            return super().decode(ids).replace("8", "left").replace("9", "right").replace(" 7", ", then")
+
+    examples = captions(tmp_path, Events(joined=0, opposites=True), (("5 left",), ("5",), ("5 left, then 6",)))
+    object.__setattr__(examples, "tokenizer", Said())
+    made = [(0, [2, 5, 8, 3]), (1, [2, 5, 3]), (2, [2, 5, 8, 7, 6, 3])]
+    object.__setattr__(examples.texts, "pairs", made)
+    given = examples.batch(torch.tensor([0, 1, 2])).inputs
+    ids, mask = given["turned_input_ids"], given["turned_attention_mask"]
+    assert ids.shape[-1] == given["input_ids"].shape[-1] == given["attention_mask"].shape[-1]
+    told = [[[i for i, there in zip(*row, strict=True) if there] for row in zip(*pair, strict=True)]
+            for pair in zip(ids.tolist(), mask.tolist(), strict=True)]  # fmt: skip
+    assert told == [
+        [[2, 5, 9, 3], [2, 3]],
+        [[2, 3], [2, 3]],
+        [[2, 5, 9, 7, 6, 3], [2, 6, 7, 5, 8, 3]],
+    ]
+
+
+def test_captions_near_each_other_are_read_together(tmp_path):
+    said = tuple((f"{color} {kind} {way}",) for color in (10, 11, 12, 13) for kind in (20, 21) for way in range(30, 35))
+    examples = captions(tmp_path, Events(joined=0, alike=2), said)
+    order = examples.order(0, 4)
+    in_common = []
+    for step in range(20):
+        chosen = order[4 * step : 4 * step + 4].tolist()
+        assert chosen == examples.order(0, 4)[4 * step : 4 * step + 4].tolist()
+        for a, b in (chosen[:2], chosen[2:]):
+            assert a != b
+            in_common.append(len(set(said[a][0].split()) & set(said[b][0].split())))
+    assert np.mean(in_common) > 0.9
+    assert sorted({int(order[i : i + 1]) for i in range(0, 80, 2)}) == list(range(40))  # each is the first once
+
+
 def test_a_half_of_the_steps_reads_joined_clips_and_every_example_has_its_turn():
-    order = InTurns(6, 0, 2, 0.5)
+    order = InTurns(Order(6, 0), Order(6, 1), 2, 0.5)
     steps = [order[2 * i : 2 * i + 2].tolist() for i in range(12)]
     kinds = [{i >= 6 for i in step} for step in steps]
     assert kinds == [{i % 2 == 1} for i in range(12)]
     assert sorted(i for step in steps[::2][:3] for i in step) == list(range(6))
     assert sorted(i for step in steps[1::2][:3] for i in step) == list(range(6, 12))
     assert [order[2 * i : 2 * i + 2].tolist() for i in range(12)] == steps
-    assert {i >= 6 for i in InTurns(6, 0, 2, 0.25)[0:16].tolist()[:6]} == {False}
+    assert {i >= 6 for i in InTurns(Order(6, 0), Order(6, 1), 2, 0.25)[0:16].tolist()[:6]} == {False}
 
 
 def test_captions_of_frames_come_with_the_clip(tmp_path):

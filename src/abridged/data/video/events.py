@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from abridged.core.errors import AbridgedError
@@ -58,6 +59,14 @@ def other_direction(caption: str) -> str | None:
     return found if found != caption else None
 
 
+def backwards(caption: str) -> str | None:
+    """What a clip shows that is played backwards: each event turned around, the last one first; None where a sentence
+    tells of neither direction nor order."""
+    turned = other_direction(caption) or caption
+    found = other_order(turned) or turned
+    return found if found != caption else None
+
+
 def turned_words(caption: str) -> tuple[str, str]:
     """The words of time or direction in a sentence, and those that `other_direction` puts in their place."""
     found = _WORDS.findall(caption)
@@ -79,6 +88,11 @@ def groups(clips: Sequence[Clip]) -> np.ndarray:
             other = root(seen.setdefault(caption.lower().strip(), i))
             number[root(i)] = other
     return np.array([root(i) for i in range(len(clips))], dtype=np.int64)
+
+
+#: Pictures (T, 3, H, W), what is said of them, and what is equal for equal texts; twice, the second in the other order.
+Shown = tuple[Tensor, str, Hashable]
+Twins = tuple[Shown, Shown]
 
 
 @dataclass(frozen=True)
@@ -122,8 +136,13 @@ class Captions:
 
     def order(self, seed: int, batch_size: int) -> Order:
         """Batches of captions, and in turns with them those of joined clips, whose numbers are beyond the captions'."""
-        share = 0.0 if self.events is None else self.events.joined
-        return InTurns(len(self), seed, batch_size, share) if share else Order(len(self), seed)
+        if self.events is None:
+            return Order(len(self), seed)
+        order = Order(len(self), seed)
+        if self.events.alike > 1:
+            order = Alike(self, seed, batch_size, self.events.alike)
+        share = self.events.joined
+        return InTurns(order, Order(len(self), seed + 1), batch_size, share) if share else order
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index`, or the joined clips that stand beyond them."""
@@ -134,7 +153,22 @@ class Captions:
         if self.frame_captions and self.events is not None and self.events.frame_captions:
             numbers = [self.texts.pairs[i][0] for i in index.tolist()]
             found.inputs.update(self._captions_of(numbers))
+        if self.events is not None and self.events.opposites:
+            self._add_opposites(found)
         return found
+
+    def _add_opposites(self, batch: Batch) -> None:
+        """Texts turned around in direction and in order, (B, 2, L), beside a batch's own; the empty text where one
+        tells of neither."""
+        said = [self.caption(i) for i in batch.index.tolist()]
+        rows = self._ids([turned or "" for text in said for turned in (other_direction(text), other_order(text))])
+        ids = rectangle(rows, self.texts.pad)
+        found = {"turned_input_ids": ids, "turned_attention_mask": mask_of(rows, ids)}
+        own, length = batch.inputs["input_ids"].shape[1], ids.shape[1]
+        for name, pad in (("input_ids", self.texts.pad), ("attention_mask", 0)):  # all texts of a batch are as long
+            batch.inputs[name] = F.pad(batch.inputs[name], (0, max(0, length - own)), value=pad)
+            turned = F.pad(found[f"turned_{name}"], (0, max(0, own - length)), value=pad)
+            batch.inputs[f"turned_{name}"] = turned.view(len(said), 2, -1)
 
     def _captions_of(self, numbers: list[int]) -> dict[str, Tensor]:
         """Of clips: captions of their frames; a frame without one has the empty text."""
@@ -150,30 +184,53 @@ class Captions:
         return [np.asarray(one, dtype=np.int64) for one in found]
 
     def joined(self, examples: Tensor, index: Tensor) -> Batch:
-        """Neighbours of `examples` joined: n videos of half of the frames of each, then their n twins.
+        """Neighbours of `examples` joined: n videos of half of the frames of each, then their n twins. A share of them,
+        where a sentence tells of direction or order, is the first clip alone, whose twin is played backwards.
 
         Raises:
             AbridgedError: there are fewer than two.
         """
+        assert self.events is not None
         count = len(examples) // 2
         if not count:
             raise AbridgedError("clips are joined two by two: a pass needs a batch of two or more")
-        chosen = examples[: 2 * count].view(2, count).tolist()
-        clips = [[self.texts.pairs[i][0] for i in row] for row in chosen]
-        said = [[self.caption(i) for i in row] for row in chosen]
+        pairs = examples[: 2 * count].view(2, count).T.tolist()
+        alone = (torch.rand(count) < self.events.turned).tolist()
         kinds = torch.randint(len(TEMPLATES), (count,)).tolist()
-        half = self.texts.frames // 2
-        videos, texts, labels = [], [], []
-        for a, b in ((0, 1), (1, 0)):
-            for i in range(count):
-                first, second = self.pictures(clips[a][i]), self.pictures(clips[b][i])
-                videos.append(torch.cat([thinned(first, half), thinned(second, self.texts.frames - half)]))
-                texts.append(in_order(said[a][i], said[b][i], TEMPLATES[kinds[i]]))
-                labels.append(int(self._groups[clips[a][i]]) * len(self._groups) + int(self._groups[clips[b][i]]))
+        made = [
+            (self._turned(first) if turned else None) or self._pair(first, second, TEMPLATES[kind])
+            for (first, second), turned, kind in zip(pairs, alone, kinds, strict=True)
+        ]
+        videos, texts, what = zip(*(row[way] for way in (0, 1) for row in made), strict=True)
+        numbers = {one: i for i, one in enumerate(dict.fromkeys(what))}
         rows = self._ids(texts)
         ids = rectangle(rows, self.texts.pad)
         inputs = {"pixel_values": torch.stack(videos), "input_ids": ids, "attention_mask": mask_of(rows, ids)}
-        return Batch(inputs, torch.tensor(labels), index[: 2 * count], twins=True)
+        return Batch(inputs, torch.tensor([numbers[one] for one in what]), index[: 2 * count], twins=True)
+
+    def _pair(self, first: int, second: int, template: str) -> Twins:
+        """Two examples joined, and in the other order."""
+        half = self.texts.frames // 2
+        clips, said = zip(*((self.texts.pairs[i][0], self.caption(i)) for i in (first, second)), strict=True)
+        shown = [self.pictures(clip) for clip in clips]
+        ways = [
+            (
+                torch.cat([thinned(shown[a], half), thinned(shown[b], self.texts.frames - half)]),
+                in_order(said[a], said[b], template),
+                (int(self._groups[clips[a]]), int(self._groups[clips[b]])),
+            )
+            for a, b in ((0, 1), (1, 0))
+        ]
+        return ways[0], ways[1]
+
+    def _turned(self, example: int) -> Twins | None:
+        """An example, and played backwards; None where its text says nothing of time."""
+        said = self.caption(example)
+        turned = backwards(said)
+        if turned is None:
+            return None
+        shown = self.pictures(self.texts.pairs[example][0])
+        return (shown, said, said), (shown.flip(0), turned, turned)
 
     def caption(self, example: int) -> str:
         """The text of an example."""
@@ -194,17 +251,62 @@ def thinned(pictures: Tensor, count: int) -> Tensor:
 class InTurns(Order):
     """Steps of examples and steps of others, numbered beyond them, in turns: a `share` of the steps are the others'."""
 
-    def __init__(self, examples: int, seed: int, batch_size: int, share: float) -> None:
-        super().__init__(examples, seed)
-        self.step, self.share = batch_size, share
-        self.others = Order(examples, seed + 1)
+    def __init__(self, order: Order, others: Order, batch_size: int, share: float) -> None:
+        super().__init__(order.examples, order.seed)
+        self.first, self.others, self.step, self.share = order, others, batch_size, share
 
     def _at(self, position: int) -> Tensor:
         step, place = divmod(position, self.step)
         before, after = int(step * self.share), int((step + 1) * self.share)
         if after > before:
             return self.others._at(before * self.step + place) + self.examples
-        return super()._at((step - before) * self.step + place)
+        return self.first._at((step - before) * self.step + place)
+
+
+class Alike(Order):
+    """Batches in which `count` examples each have captions near each other's, so that details must tell them apart.
+
+    The first of each are in a shuffled order; the others are drawn among its nearest by words in common, rare words
+    counting more (inverse document frequency).
+    """
+
+    _NEAREST = 32  #: among which is drawn
+
+    def __init__(self, captions: Captions, seed: int, batch_size: int, count: int) -> None:
+        super().__init__(len(captions), seed)
+        self.step, self.count = batch_size, count
+        self.groups = captions._groups[[clip for clip, _ in captions.texts.pairs]]
+        self.words = [np.unique(ids) for _, ids in captions.texts.pairs]
+        every = np.concatenate(self.words)
+        places = np.repeat(np.arange(len(self)), [len(words) for words in self.words])
+        order = np.argsort(every, kind="stable")
+        found, starts = np.unique(every[order], return_index=True)
+        self.holding = dict(zip(found.tolist(), np.split(places[order], starts[1:]), strict=True))
+        self._batch, self._chosen = -1, torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def _at(self, position: int) -> Tensor:
+        batch, place = divmod(position, self.step)
+        if batch != self._batch:
+            draw = np.random.default_rng((self.seed, batch))
+            each = -(-self.step // self.count)
+            firsts = [int(super(Alike, self)._at(batch * each + i)) for i in range(each)]
+            chosen = np.concatenate([[first, *self.near(first, draw)] for first in firsts])
+            self._batch, self._chosen = batch, torch.from_numpy(chosen)
+        return self._chosen[place]
+
+    def near(self, first: int, draw: np.random.Generator) -> np.ndarray:
+        """Of what is near an example, count - 1 others of other groups, or any where there are not as many."""
+        scores = np.zeros(len(self))
+        for word in self.words[first].tolist():
+            there = self.holding[word]
+            scores[there] += np.log(len(self) / len(there))
+        scores /= np.sqrt([len(words) for words in self.words])
+        scores[self.groups == self.groups[first]] = -1
+        nearest = np.argpartition(-scores, min(self._NEAREST, len(self) - 1))[: self._NEAREST]
+        return draw.choice(nearest, self.count - 1, replace=len(nearest) < self.count - 1)
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,8 @@ class VideoDualModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         frame_input_ids: Tensor | None = None,
         frame_attention_mask: Tensor | None = None,
+        turned_input_ids: Tensor | None = None,
+        turned_attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         match_later: bool = False,
         **kwargs: Any,
@@ -186,6 +188,7 @@ class VideoDualModel(PreTrainedModel):
             text_embeds=self.text_vectors(text),
             frame_embeds=frames,
             frame_text_embeds=captions,
+            turned_embeds=caption_vectors(self, turned_input_ids, turned_attention_mask),
             last_hidden_state=text,
         )
         return (found, None) if match_later else found

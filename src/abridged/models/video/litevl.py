@@ -39,6 +39,7 @@ class LiteVLOutput(ModelOutput):
         video_embeds, text_embeds: (B, d) of length 1.
         frame_embeds: (B, T, d) of length 1.
         frame_text_embeds: (B, T, d) of the frames' own captions, where they were given.
+        turned_embeds: (B, K, d) of texts turned around, where they were given.
         last_hidden_state: (B, L, D) of the texts.
         hidden_states: if asked for, (B * T, 1 + P, D) of the video encoder's layers, then (B, L, D) of the text's.
     """
@@ -48,6 +49,7 @@ class LiteVLOutput(ModelOutput):
     text_embeds: Tensor | None = None
     frame_embeds: Tensor | None = None
     frame_text_embeds: Tensor | None = None
+    turned_embeds: Tensor | None = None
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -87,7 +89,9 @@ class LiteVLPreTrainedModel(PreTrainedModel):
     def features(self, states: VideoStates, text: Tensor) -> Tensor:
         """What a text's encoder sees of each video: (B, T(1 + P) [+ T] [+ P], D); `text` (B, D) is its [CLS].
 
-        Text-dependent pooling (section 3.3): frames T w_T v_T and places P w_S v_S, w = softmax(v t / tau) over them.
+        Text-dependent pooling (section 3.3): frames T w_T v_T and places P w_S v_S, w = softmax(cos(v, t) / tau) over
+        them. Products of whole states in place of cosines choose one frame and one place alone, and make them T and P
+        times as large as any token: matching then learned nothing.
 
         Raises:
             AbridgedError: the text is of another width than the video, and features are asked for.
@@ -100,7 +104,8 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         found = [tokens]
         for name, mean in (("+temporal", states.patches.mean(2)), ("+spatial", states.patches.mean(1))):
             if self.config.features in (name, "both"):
-                weights = torch.softmax((mean @ text.unsqueeze(-1)) / self.config.tau, 1)
+                alike = F.normalize(mean, dim=-1) @ F.normalize(text, dim=-1).unsqueeze(-1)
+                weights = torch.softmax(alike / self.config.tau, 1)
                 found.append(mean.shape[1] * weights * mean)
         return torch.cat(found, 1)
 
@@ -109,7 +114,7 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         """A model that begins as a BLIP of transformers: a directory, a hub name or a model.
 
         All that BLIP has is copied. Temporal attention is begun as `init` says: from the block's spatial attention, as
-        the paper does. What is new besides (frame positions 0, a head that BLIP lacks) keeps its own start.
+        the paper does. What is new besides (which frame is which, a head that BLIP lacks) has a start of its own.
 
         Args:
             settings: of `LiteVLConfig` or its vision part.
@@ -137,7 +142,11 @@ class LiteVLPreTrainedModel(PreTrainedModel):
         self.load_state_dict(found, strict=False)
         embeddings = self.vision_model.embeddings
         if hasattr(embeddings, "frame_embedding"):
-            embeddings.frame_embedding.weight.zero_()
+            # as large as what they are added to: frames that begin alike are told apart late, or never
+            first: Any = self.vision_model.encoder.layers[0]
+            size = float(first.layer_norm1.weight.abs().mean())
+            draw = torch.Generator().manual_seed(0)  # always the same: it matters that they differ, not how
+            nn.init.normal_(embeddings.frame_embedding.weight, std=size, generator=draw)
         begin_video(self)
         kind = self._parts()[0].init
         blocks: list[Any] = list(self.vision_model.encoder.layers)
@@ -247,6 +256,8 @@ class LiteVLModel(LiteVLPreTrainedModel):
         attention_mask: Tensor | None = None,
         frame_input_ids: Tensor | None = None,
         frame_attention_mask: Tensor | None = None,
+        turned_input_ids: Tensor | None = None,
+        turned_attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         match_later: bool = False,
         **kwargs: Any,
@@ -255,30 +266,39 @@ class LiteVLModel(LiteVLPreTrainedModel):
         pixel_values: (B, T, 3, H, W), normalised.
         input_ids, attention_mask: (B, L), of as many texts.
         frame_input_ids, frame_attention_mask: (B, T, L), a caption for each frame.
+        turned_input_ids, turned_attention_mask: (B, K, L), of texts that do not fit, such as those turned around.
         match_later: leave logits out, and give a function of numbers of videos (n,) and of texts (n,) beside the rest,
-            which matches these: (n, 2).
+            which matches these: (n, 2). Texts that do not fit come behind the others.
         """
+        count, every, masks = len(input_ids), input_ids, attention_mask
+        if turned_input_ids is not None:
+            every = torch.cat([input_ids, turned_input_ids.flatten(0, 1)])
+            if attention_mask is not None and turned_attention_mask is not None:
+                masks = torch.cat([attention_mask, turned_attention_mask.flatten(0, 1)])
         states = self.encode_video(pixel_values, output_hidden_states)
-        texts = self.encode_text(input_ids, attention_mask, output_hidden_states=output_hidden_states)
+        texts = self.encode_text(every, masks, output_hidden_states=output_hidden_states)
         video, frames = self.video_vectors(states)
         captions = caption_vectors(self, frame_input_ids, frame_attention_mask)
         text = texts.last_hidden_state
 
         def match(videos: Tensor, chosen: Tensor) -> Tensor:
-            mask = None if attention_mask is None else attention_mask[chosen]
-            return self.match(states.chosen(videos), text[chosen, 0], input_ids[chosen], mask)
+            mask = None if masks is None else masks[chosen]
+            return self.match(states.chosen(videos), text[chosen, 0], every[chosen], mask)
 
+        said = self.text_vectors(text)
+        of_texts = [] if states.layers is None else [one[:count] for one in texts.hidden_states]
         output = LiteVLOutput(
             video_embeds=video,
-            text_embeds=self.text_vectors(text),
+            text_embeds=said[:count],
             frame_embeds=frames,
             frame_text_embeds=captions,
-            last_hidden_state=text,
-            hidden_states=(*states.layers, *texts.hidden_states) if states.layers is not None else None,
+            turned_embeds=None if turned_input_ids is None else said[count:].unflatten(0, (count, -1)),
+            last_hidden_state=text[:count],
+            hidden_states=(*states.layers, *of_texts) if states.layers is not None else None,
         )
         if match_later:
             return output, match
-        own = torch.arange(len(input_ids), device=input_ids.device)
+        own = torch.arange(count, device=input_ids.device)
         output.logits = match(own, own)
         return output
 

@@ -28,7 +28,7 @@ class VideoStates:
 
     Attributes:
         tokens: (B, T, 1 + P, D), each frame's [CLS] first.
-        video: (B, D), the video's [CLS]; without one the mean of the frames'.
+        video: (B, D), the mean of the frames' [CLS] and, where there is one, of that and the video's.
         layers: (B * T, 1 + P, D), embeddings and then each block's output, if asked for.
     """
 
@@ -148,7 +148,11 @@ class TemporalScale(nn.Module):
 
 
 class Temporal(nn.Module):
-    """Attention of each place over the frames, scaled and added."""
+    """Attention of each place over the frames, scaled and added.
+
+    Which frame is which is added to what it reads, behind the norm: tokens can be so long that what is added to them
+    disappears, and where nothing is attended to, BLIP's own states stay what they are.
+    """
 
     def __init__(self, config: LiteVLVisionConfig) -> None:
         super().__init__()
@@ -157,12 +161,13 @@ class Temporal(nn.Module):
         self.attn = Attention(config)
         self.scale = TemporalScale(config)
 
-    def forward(self, hidden_states: Tensor, frames: int) -> Tensor:
-        """(B * T, 1 + P, D), changed at the patches, and at [CLS] where that is shared."""
-        first = int(self.skips)
+    def forward(self, hidden_states: Tensor, times: Tensor) -> Tensor:
+        """(B * T, 1 + P, D), changed at the patches, and at [CLS] where that is shared; `times` (T, D) are frames'."""
+        first, frames = int(self.skips), len(times)
         read = self.layer_norm(hidden_states[:, first:])
         images, places, width = read.shape
-        by_place = read.view(-1, frames, places, width).transpose(1, 2).reshape(-1, frames, width)
+        timed = read.view(-1, frames, places, width) + times.view(1, frames, 1, width)
+        by_place = timed.transpose(1, 2).reshape(-1, frames, width)
         found, _ = self.attn(by_place)
         if not found.ndim:  # it was taken out
             return hidden_states
@@ -185,10 +190,12 @@ class Block(GradientCheckpointingLayer):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = BlipMLP(config)
 
-    def forward(self, hidden_states: Tensor, frames: int, video: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B * T, 1 + P, D) and, where there is one, the videos' [CLS] (B, 1, D)."""
+    def forward(
+        self, hidden_states: Tensor, times: Tensor | None, video: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B * T, 1 + P, D) and, where there is one, the videos' [CLS] (B, 1, D); `times` (T, D) are of frames."""
         if hasattr(self, "temporal"):
-            hidden_states = self.temporal(hidden_states, frames)
+            hidden_states = self.temporal(hidden_states, times)
         within, over = self.self_attn(
             self.layer_norm1(hidden_states), None if video is None else self.layer_norm1(video)
         )
@@ -221,7 +228,6 @@ class Embeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, T, 3, H, W) becomes (B * T, 1 + P, D)."""
-        frames = pixel_values.shape[1]
         pixels = pixel_values.flatten(0, 1)
         height, width = (size // self.patch for size in pixels.shape[-2:])
         cut = pixels.reshape(len(pixels), 3, height, self.patch, width, self.patch)
@@ -229,11 +235,7 @@ class Embeddings(nn.Module):
         first = torch.zeros(1, dtype=torch.int64, device=pixels.device)
         places = torch.arange(self.side**2 + 1, device=pixels.device)
         found = torch.cat([self.class_embedding(first).expand(len(pixels), 1, -1), patches], 1)
-        found = found + self._places(places, height, width)
-        if not hasattr(self, "frame_embedding"):
-            return found
-        of_frames = self._frames(frames, pixels.device).repeat(len(pixel_values), 1).unsqueeze(1)
-        return torch.cat([found[:, :1], found[:, 1:] + of_frames], 1)
+        return found + self._places(places, height, width)
 
     def video(self, count: int, device: torch.device) -> Tensor | None:
         """(B, 1, D) of the [CLS] of whole videos, where the model has one."""
@@ -251,8 +253,10 @@ class Embeddings(nn.Module):
         sized = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
         return torch.cat([table[:1], sized.permute(0, 2, 3, 1).reshape(height * width, -1)], 0)
 
-    def _frames(self, frames: int, device: torch.device) -> Tensor:
-        """(T, D), interpolated for another number of frames."""
+    def times(self, frames: int, device: torch.device) -> Tensor | None:
+        """(T, D), which frame is which, interpolated for another number of frames; None without temporal attention."""
+        if not hasattr(self, "frame_embedding"):
+            return None
         table = self.frame_embedding(torch.arange(self.num_frames, device=device))
         if frames == self.num_frames:
             return table
@@ -295,11 +299,13 @@ class VisionModel(PreTrainedModel):
     def encode(self, embedded: Tensor, count: int, frames: int, layers: bool = False) -> VideoStates:
         """The blocks on embeddings (B * T, 1 + P, D) of `count` videos of `frames` frames."""
         states, video = [embedded], self.embeddings.video(count, embedded.device)
-        found = embedded
+        found, times = embedded, self.embeddings.times(frames, embedded.device)
         for block in self.encoder.layers:
-            found, video = block(found, frames, video)
+            found, video = block(found, times, video)
             if layers:
                 states.append(found)
         tokens = self.post_layernorm(found).view(count, frames, *found.shape[1:])
-        whole = tokens[:, :, 0].mean(1) if video is None else self.post_layernorm(video)[:, 0]
+        whole = tokens[:, :, 0].mean(1)
+        if video is not None:  # beside the frames' mean, so that what was learned without one is not lost
+            whole = (whole + self.post_layernorm(video)[:, 0]) / 2
         return VideoStates(tokens, whole, tuple(states) if layers else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
 from fnmatch import fnmatch
 from functools import partial
@@ -98,6 +98,7 @@ class Whole:
         teacher = given.teacher
         system = StudentForward(student, given.stage.objectives, sizes, penalties)
         groups = groups_of(methods)
+        groups |= named(student, self.settings.learning_rates, groups)
         if self.settings.freeze_weights:
             student.requires_grad_(False)
             for parameter in (p for parameters in groups.values() for p in parameters):
@@ -159,6 +160,24 @@ def train_only(student: nn.Module, patterns: Sequence[str], groups: dict[str, li
     for name, parameter in student.named_parameters():
         wanted = any(fnmatch(name, pattern) for pattern in patterns)
         parameter.requires_grad_(parameter.requires_grad and (wanted or id(parameter) in own))
+
+
+def named(
+    student: nn.Module, rates: Iterable[str], groups: dict[str, list[nn.Parameter]]
+) -> dict[str, list[nn.Parameter]]:
+    """The student's own parameters that have rates by a pattern of their names, such as *.temporal.*, by that pattern.
+
+    Raises:
+        AbridgedError: a pattern means none that no other rate is for.
+    """
+    own = {id(parameter) for parameters in groups.values() for parameter in parameters}
+    found: dict[str, list[nn.Parameter]] = {}
+    for pattern in (rate for rate in rates if "*" in rate):
+        found[pattern] = [p for name, p in student.named_parameters() if fnmatch(name, pattern) and id(p) not in own]
+        own |= {id(p) for p in found[pattern]}
+        if not found[pattern]:
+            raise AbridgedError(f"training.learning_rates: no parameter of the model is called {pattern}")
+    return found
 
 
 def groups_of(methods: Sequence[Attached]) -> dict[str, list[nn.Parameter]]:
