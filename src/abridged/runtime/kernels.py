@@ -29,7 +29,7 @@ from abridged.storage.packing import zero_levels
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 6  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 7  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("int4", "bits"): 4, ("int8", "bits"): 5, ("int3", "bits"): 6, ("int5", "bits"): 7, ("int6", "bits"): 8,
