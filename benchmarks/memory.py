@@ -48,25 +48,25 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config()).save_pretrained(folder / "teacher")
         load_tokenizer("bundled").save_pretrained(folder / "teacher")
         (folder / "text.txt").write_text(load_text("wikitext-2").train[:200_000])
-        checkpointing = ["stages.*.gradient_checkpointing=true"]
-        accumulation = ["stages.*.gradient_accumulation=2"]  # the same batch, half of it at a time
-        rows = {
-            "as shipped": compress(options, options.recipe, [], folder),
-            "gradient checkpointing": compress(options, options.recipe, checkpointing, folder),
-            "gradient accumulation of 2": compress(options, options.recipe, accumulation, folder),
+        changes = {
+            "as shipped": [],
+            "gradient checkpointing": ["stages.*.gradient_checkpointing=true"],
+            "gradient accumulation of 2": ["stages.*.gradient_accumulation=2"],  # the same batch, half of it at a time
         }
-    for name, row in rows.items():
-        row["within"] = row["peak_bytes"] <= LIMIT
-        print(f"{options.recipe}, {name:24} {row['peak_bytes'] / 2**30:6.2f} GB (limit {LIMIT / 2**30:g})")
-    result = {"batch_size": options.batch_size, "context": options.context, "steps": options.steps, "rows": rows}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(RESULTS, json.dumps({**result, "environment": environment()}, indent=1) + "\n")
+        rows: dict[str, dict] = {}
+        result = {"batch_size": options.batch_size, "context": options.context, "steps": options.steps, "rows": rows}
+        for name, changed in changes.items():
+            row = rows[name] = compress(options, options.recipe, changed, folder)
+            row["within"] = row["peak_bytes"] <= LIMIT
+            print(f"{options.recipe}, {name:24} {row['peak_bytes'] / 2**30:6.2f} GB (limit {LIMIT / 2**30:g})")
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(RESULTS, json.dumps({**result, "environment": environment()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
