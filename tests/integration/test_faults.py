@@ -74,7 +74,7 @@ def test_a_context_beyond_the_models_positions(compress):
 
 def test_a_rate_for_what_does_not_exist(compress):
     ended = compress("--set", "stages.0.learning_rates={skale: 1.0}")
-    assert_one_sentence(ended, "learning_rates names the group skale", "scale, clip")
+    assert_one_sentence(ended, "learning_rates names the group skale", "scale, rounding, clip")
 
 
 def test_a_tokenizer_that_does_not_fit(compress, tmp_path, text):

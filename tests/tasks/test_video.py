@@ -17,7 +17,8 @@ from abridged.models.video.load import load_video_model
 from abridged.tasks.video_text import VideoText
 from video_models import blip, clips, saved_blip
 
-QUICK = [f"stages.*.{one}" for one in ("epochs=null", "steps=2", "batch_size=4", "evaluate_every=2", "save_every=2")]
+_FEW = ("epochs=null", "steps=2", "batch_size=4", "evaluate_every=2", "save_every=2", "keep=last")
+QUICK = [f"stages.*.{one}" for one in _FEW]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -143,6 +143,7 @@ def test_progress_rates_and_validation(tmp_path, blocks):
         ("best", "lower", [4.0, 3.0, 1.0, 2.0], 2),
         ("best", "higher", [0.0, 1.0, 3.0, 2.0], 2),
         ("best", "lower", [0.5, 3.0, 1.0, 2.0], 0),
+        ("best", "lower", [1.0, 3.0, 1.0, 1.0], 2),
     ],
 )
 def test_the_best_weights_can_be_kept(tmp_path, blocks, keep, better, found, kept, capsys):

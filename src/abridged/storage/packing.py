@@ -142,10 +142,10 @@ def zero_levels(packed: Tensor, storage: Storage) -> Tensor:
     """Zero points (num_scales,) uint8 of a flat packed tensor, made in portions: large ones would stay in memory."""
     codes, size = unit(storage.code_book, storage.packing)
     found = torch.empty(storage.num_scales, dtype=torch.uint8, device=packed.device)
-    step = UNPACKED_AT_A_TIME // size * size
+    step = UNPACKED_AT_A_TIME // size * size  # whole units; the last may be begun only
     for start in range(0, len(packed), step):
         part, first = packed[start : start + step], start // size * codes
-        here = replace(zeros_of(storage), columns=min(len(part) // size * codes, storage.num_scales - first))
+        here = replace(zeros_of(storage), columns=min(step // size * codes, storage.num_scales - first))
         found[first : first + here.columns] = unpack_rows(part.view(1, -1), here, torch.uint8)[0]
     return found
 

@@ -254,7 +254,8 @@ class Trainer:
         watched = measured.headline  # goes first: that is how the report's curves find it
         number = {watched.name: watched.value}
         self.work.log({"event": "evaluate", "stage": self.run.stage, "step": self.state.step, **number, **measured})
-        if watched.rank < self.state.best:
+        unbeaten = self.state.best_step == 0 and watched.rank == self.state.best  # training counts
+        if watched.rank < self.state.best or unbeaten:
             self.state.best, self.state.best_step = watched.rank, self.state.step
             if self.settings.keep == "best":
                 self.state.save_best()
