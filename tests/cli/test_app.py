@@ -121,6 +121,12 @@ def test_wrong_usage_ends_in_2_and_on_standard_error(abridged, arguments):
     assert "Usage" in run.stderr
 
 
+@pytest.mark.parametrize("name", ["bundled", "bundled-video"])
+def test_what_comes_along_is_inspected_by_its_name(name):
+    ended = CliRunner().invoke(command, ["inspect", name])
+    assert "bits per weight" in ended.stdout
+
+
 COMPRESS = ["compress", "bundled", "--data", "wikitext-2", "--output", "small", "--recipe"]
 
 

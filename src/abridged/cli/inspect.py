@@ -9,6 +9,7 @@ import typer
 from abridged.cli import options
 from abridged.cli.output import fast_steps, megabytes, print_json, print_pairs, print_table, quiet
 from abridged.core.errors import AbridgedError
+from abridged.core.names import resolve
 
 
 def inspect(
@@ -44,7 +45,7 @@ def inspect(
         return
     from abridged.checkpoint.inspect import inspect as run
 
-    directory = Path(model)
+    directory = Path(resolve(model))
     account = run(directory)
     if load:
         account |= _loaded(directory)
