@@ -123,7 +123,7 @@ def test_wrong_usage_ends_in_2_and_on_standard_error(abridged, arguments):
 
 @pytest.mark.parametrize("name", ["bundled", "bundled-video"])
 def test_what_comes_along_is_inspected_by_its_name(name):
-    ended = CliRunner().invoke(command, ["inspect", name])
+    ended = CliRunner().invoke(command.app, ["inspect", name])
     assert "bits per weight" in ended.stdout
 
 
