@@ -154,8 +154,9 @@ def test_configuration_that_is_no_json_object(checkpoint, text):
         load(checkpoint)
 
 
-def test_sha256_of_the_record(checkpoint):
-    edit(checkpoint / RECORD, lambda record: record["files"][WEIGHTS].update(sha256="0" * 64))
+@pytest.mark.parametrize("sha256", ["0" * 64, ""])
+def test_sha256_of_the_record(checkpoint, sha256):
+    edit(checkpoint / RECORD, lambda record: record["files"][WEIGHTS].update(sha256=sha256))
     with pytest.raises(AbridgedError, match="does not match its sha256 in abridged.json"):
         load(checkpoint)
 

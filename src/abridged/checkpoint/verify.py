@@ -145,11 +145,12 @@ def _record_check(directory: Path, files: list[Path], start: Callable[..., Any])
     if not isinstance(recorded, dict):
         raise AbridgedError(f"{directory / RECORD}: files is not an object")
     entries = {path: entry for path in files if isinstance(entry := recorded.get(path.name), dict)}
-    found = {path: start(partial(file_sha256, path)) for path, entry in entries.items() if entry.get("sha256")}
+    expected = {path: entry["sha256"] for path, entry in entries.items() if entry.get("sha256") is not None}
+    found = {path: start(partial(file_sha256, path)) for path in expected}
 
     def check() -> None:
         for path, sha256 in found.items():
-            if sha256() != entries[path]["sha256"]:
+            if sha256() != expected[path]:
                 raise AbridgedError(
                     f"{path} does not match its sha256 in {RECORD}: it is damaged, or was changed since"
                 )
