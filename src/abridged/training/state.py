@@ -27,8 +27,7 @@ class TrainingState:
 
     def __init__(self, stage: int, system: nn.Module, optimizer: torch.optim.Optimizer, work: Workspace) -> None:
         self.stage, self.system, self.optimizer, self.work = stage, system, optimizer, work
-        self.step, self.rate_scale, self.best, self.saved_step = 0, 1.0, math.inf, 0
-        self.best_step = 0
+        self.step, self.rate_scale, self.best, self.best_step, self.saved_step = 0, 1.0, math.inf, 0, 0
         names = {id(p): name for name, p in system.named_parameters()}
         self._names = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 

@@ -95,8 +95,30 @@ Shown = tuple[Tensor, str, Hashable]
 Twins = tuple[Shown, Shown]
 
 
+class _Extent:
+    """How much there is to read: texts, and tokens that each clip adds."""
+
+    texts: VideoTexts
+    seen: int
+
+    @property
+    def context(self) -> int:
+        return self.texts.context
+
+    @property
+    def tokens_in_example(self) -> float:
+        return self.texts.tokens_in_example + self.seen
+
+    @property
+    def same_length(self) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
 @dataclass(frozen=True)
-class Captions:
+class Captions(_Extent):
     """Captions with their clips, in turns with clips joined two by two and their twins in the other order.
 
     A batch's label is the number of the clip's group. Where frames have captions and these are asked for, it has
@@ -113,21 +135,6 @@ class Captions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_groups", groups(self.texts.clips))
-
-    @property
-    def context(self) -> int:
-        return self.texts.context
-
-    @property
-    def tokens_in_example(self) -> float:
-        return self.texts.tokens_in_example + self.seen
-
-    @property
-    def same_length(self) -> bool:
-        return False
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     def fingerprint(self) -> str:
         """A hash of all that batches depend on."""
@@ -310,27 +317,12 @@ class Alike(Order):
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(_Extent):
     """Questions about clips and their answers, which a decoder writes behind its first token."""
 
     texts: VideoTexts
     begin: int  #: the decoder's first token
     seen: int = 0  #: tokens of a clip
-
-    @property
-    def context(self) -> int:
-        return self.texts.context
-
-    @property
-    def tokens_in_example(self) -> float:
-        return self.texts.tokens_in_example + self.seen
-
-    @property
-    def same_length(self) -> bool:
-        return False
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     def fingerprint(self) -> str:
         """A hash of all that batches depend on."""
