@@ -31,6 +31,8 @@ def edit(path, change) -> None:
 def sign(directory) -> None:
     """Make the digests fit what is there; abridged.json goes."""
     (directory / RECORD).unlink(missing_ok=True)
+    if not (directory / CONFIG).exists():
+        return
     config = json.loads((directory / CONFIG).read_text())
     try:
         described = config["quantization_config"]

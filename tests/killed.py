@@ -97,7 +97,7 @@ def forked(work: Callable[[], Any]) -> tuple[int, str]:
         try:
             os.dup2(writer, 1)
             os.dup2(writer, 2)
-            sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(os.dup(writer), "wb"), write_through=True)
+            sys.stdout = sys.stderr = io.TextIOWrapper(os.fdopen(os.dup(writer), "wb", 0), write_through=True)
             code = called(work)
         except BaseException:
             import traceback
