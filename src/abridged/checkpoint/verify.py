@@ -77,8 +77,11 @@ def verify(directory: Path, files: list[Path] | None = None, spec: QuantizationS
 
 
 def check_counts(data: Mapping[str, Any]) -> None:
-    """Raise :class:`AbridgedError` for counts in a config that no model has."""
+    """Raise :class:`AbridgedError` for counts in a config that no model has, and for tokens that are no numbers."""
     for key, value in data.items():
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if key.endswith("_token_id") and not all(isinstance(one, int) for one in ids):
+            raise AbridgedError(f"{key[:80]} is no token's number, nor a list of such")
         if isinstance(value, dict) and key != "quantization_config":
             check_counts(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
