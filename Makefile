@@ -12,7 +12,7 @@ help:
 	@echo "make test   the fast tests        make slow   the slow ones"
 	@echo "make paths  the kernel tests on every instruction set that this processor has"
 	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
-	@echo "make fuzz   mutated checkpoints, data, recipes, workspaces and videos: five minutes, or ABRIDGED_FUZZ_SECONDS for each"
+	@echo "make fuzz   mutated checkpoints, data, recipes, workspaces and videos: some of each, or ABRIDGED_FUZZ_SECONDS of each"
 	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness, servers and Chromium; but for that one it installs them first (some minutes)"
 	@echo "make lint   ruff, mypy, floors   make wheel  dist/*.whl        make clean  remove what these made"
 
@@ -52,7 +52,7 @@ sanitize: $(READY)
 	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py
 
 fuzz: $(READY)
-	OMP_NUM_THREADS=1 ABRIDGED_FUZZ_SECONDS=$${ABRIDGED_FUZZ_SECONDS:-20} $(BIN)/python -m pytest -m fuzz -s tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz -s tests/fuzz
 
 engines: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,llama-cpp,onnx,serving,tasks]'

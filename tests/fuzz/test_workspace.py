@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fuzzing import SECONDS, SEED
+
 #: Seeds of what once failed, one a file.
 REGRESSIONS = Path(__file__).parents[1] / "regressions"
+RUNS = 200  #: where no time is given
 
 
 def tried(folder, seeds, seconds=200.0, every=0):
@@ -37,8 +40,8 @@ def test_what_once_failed(tmp_path):
 @pytest.mark.fuzz
 @pytest.mark.timeout(0)
 def test_killed_and_damaged_at_random(tmp_path):
-    seconds = float(os.environ.get("ABRIDGED_FUZZ_SECONDS", "60"))
-    found = tried(tmp_path, range(1000, 6000), seconds)
+    first = 1000 + SEED
+    found = tried(tmp_path, range(first, first + (5000 if SECONDS else RUNS)), SECONDS or 600.0)
     for seed, wrong in found["wrong"].items():
         REGRESSIONS.mkdir(exist_ok=True)
         (REGRESSIONS / f"workspace-{seed}.json").write_text(json.dumps({"seed": int(seed), "wrong": wrong}, indent=1))
