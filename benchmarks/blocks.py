@@ -139,6 +139,9 @@ def measured(model: Path, data: Path, window: int, part: str, limit: int | None)
     tokenizer = load_tokenizer(model, found)
     quantised = any(isinstance(module, DynamicActivation | StaticActivation) for module in found.modules())
     found = found if quantised else dense_model(found, torch.float32).eval()
+    for layer in found.modules() if fast_bf16() else ():  # as autocast would, but once and not in every window
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight = torch.nn.Parameter(layer.weight.to(torch.bfloat16), requires_grad=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16()):
         text = next(data.glob(f"*{part}*")).read_text(encoding="utf-8")
         metrics = perplexity(found, tokenizer, text, context=window, limit=limit)

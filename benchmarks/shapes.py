@@ -39,7 +39,7 @@ BUNDLED = "ea-vtr-2-2-8"
 #: The tiny BLIP: 16 patches an image.
 WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 12, 64
 #: How all contestants are trained, whatever their recipe says for models of real size.
-STEPS, TO_COMPRESS, BATCH, FRAMES = 5000, 1000, 16, 4
+STEPS, TO_COMPRESS, BATCH, FRAMES = 3000, 600, 16, 4
 _EQUAL = {"epochs": "null", "batch_size": BATCH, "learning_rate": "1e-3", "keep": "last",
           "evaluate_every": 500, "save_every": 250, "evaluate_tokens": 4000}  # fmt: skip
 EQUAL = [f"stages.*.{name}={value}" for name, value in _EQUAL.items()]
