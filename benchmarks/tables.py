@@ -1,4 +1,4 @@
-"""Makes the tables of docs (results, search, plan, video, blocks) and README.md from the JSON in benchmarks/results.
+"""Makes the tables of docs (results, search, plan, video, blocks) and README.md from the rows in benchmarks/results.
 
     python benchmarks/tables.py
 
@@ -13,6 +13,7 @@ import tables_of_plans
 import tables_of_quality
 import tables_of_video
 from rendering import DOCS
+from results import NotMeasured
 
 PAGES = (*(DOCS / f"{page}.md" for page in ("results", "search", "plan", "video", "blocks")), DOCS.parent / "README.md")
 TABLES = tables_of_quality.TABLES | tables_of_cost.TABLES | tables_of_plans.TABLES | tables_of_video.TABLES
@@ -22,7 +23,7 @@ def make(name: str) -> str:
     """A table, or a sentence where its command has not been run."""
     try:
         made = TABLES[name]()
-    except (FileNotFoundError, StatisticsError):
+    except (NotMeasured, StatisticsError):
         made = ""
     return made if made.count("\n") > 1 else "Not measured yet."
 
