@@ -168,23 +168,39 @@ def summaries() -> str:
 AT_CHANCE = {"rte"}
 
 
+def is_trial(name: str) -> bool:
+    """Whether a contestant is a recipe with something changed: "best-bert-2-2-8, augmented". They stand in the log."""
+    return ", " in name
+
+
 def glue() -> str:
-    """Students of MiniLM in few bits: points lost by task, a row for each."""
+    """Students of MiniLM in few bits: points lost by task, a row for each recipe."""
     return points_lost(run for run in read("glue") if "kngpt2" not in run["recipe"])
 
 
+def glue_trials() -> str:
+    """The same for what was changed in recipes."""
+    return points_lost((run for run in read("glue") if "kngpt2" not in run["recipe"]), trials=True)
+
+
 def glue_factors() -> str:
-    """Factored students of MiniLM, and of GPT-2: points lost by task, a row for each."""
+    """Factored students of MiniLM, and of GPT-2: points lost by task, a row for each recipe."""
     return points_lost(run for run in read("glue") if "kngpt2" in run["recipe"])
 
 
-def points_lost(results: Iterable[Row]) -> str:
+def glue_factors_trials() -> str:
+    """The same for what was changed in recipes."""
+    return points_lost((run for run in read("glue") if "kngpt2" in run["recipe"]), trials=True)
+
+
+def points_lost(results: Iterable[Row], trials: bool = False) -> str:
     """Points lost by task, a row for each student; a task's teacher may have been made more than once."""
     found: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     for result in results:
         task = result["task"] if result["model"] == "minilm" else f"{result['task']}, GPT-2"
-        found[f"{result['name']}, {result['steps']:,} steps"][task].append(result)
+        if is_trial(result["name"]) == trials:
+            found[f"{result['name']}, {result['steps']:,} steps"][task].append(result)
         scores[task][result["teacher_hash"]] = result["teacher"]["score"]
     tasks = sorted(scores)
     teachers = [mean(scores[task].values()) for task in tasks]
@@ -250,6 +266,11 @@ def pruning() -> str:
     return pruned(of_layers=False)
 
 
+def pruning_trials() -> str:
+    """The same for what was changed in contestants."""
+    return pruned(of_layers=False, trials=True)
+
+
 def pruning_layers() -> str:
     """Ours and CoFi-style at each share of the layers' parameters, embeddings not counted."""
     return pruned(of_layers=True)
@@ -259,7 +280,7 @@ def pruning_layers() -> str:
 STEPS = 300
 
 
-def pruned(of_layers: bool) -> str:
+def pruned(of_layers: bool, trials: bool = False) -> str:
     """Contestants by task and share, of the layers' parameters or of all."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     whole: dict[str, float] = {}
@@ -269,7 +290,8 @@ def pruned(of_layers: bool) -> str:
             key = "perplexity" if task == "text" else "score"
             share = f"{100 * result['share']:g} %"
             share += "" if result["steps"] == STEPS else f", {result['steps']:,} steps"
-            found[task, share][name].append(result["student"][key])
+            if is_trial(name) == trials:
+                found[task, share][name].append(result["student"][key])
             if not name.endswith(", trimmed"):
                 whole[task] = result["teacher"][key]
     tasks = {"text": "GPT-2, perplexity", "sst2": "SST-2", "rte": "RTE", "mrpc": "MRPC"}
@@ -335,7 +357,7 @@ def pruning_composed() -> str:
     return markdown(["student", "MB", "perplexity", "loss %, token", "loss %, word"], rows)
 
 
-#: What heads look at: keys of the JSON, and what the table calls them.
+#: What heads look at: keys of a row, and what the table calls them.
 LOOKS = {
     "special": "special tokens",
     "current": "the current token",
@@ -455,11 +477,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "summaries": summaries,
     "glue": glue,
     "glue_factors": glue_factors,
+    "glue_factors_trials": glue_factors_trials,
+    "glue_trials": glue_trials,
     "kronecker": kronecker,
     "pruning": pruning,
     "pruning_layers": pruning_layers,
     "pruning_composed": pruning_composed,
     "pruning_heads": pruning_heads,
+    "pruning_trials": pruning_trials,
     "pruning_variants": pruning_variants,
     "demo": demo,
     "parity": parity,

@@ -1,6 +1,7 @@
-"""The table of results (benchmarks/results.py): what is appended is found by its fields, whole, and the newest counts."""
+"""The table of results: rows are found by fields, the newest counts, and pages show all that is measured."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -69,7 +70,9 @@ def test_what_a_killed_process_left_of_a_line_is_passed_over_and_goes_with_the_n
 
 def test_rows_of_several_processes_stand_below_each_other(tmp_path):
     code = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from results import append\n"
-    code += "for seed in range(20): append('size', {'who': sys.argv[3]}, Path(sys.argv[2]), name=sys.argv[3], seed=seed)"
+    code += (
+        "for seed in range(20): append('size', {'who': sys.argv[3]}, Path(sys.argv[2]), name=sys.argv[3], seed=seed)"
+    )
     commands = [[sys.executable, "-c", code, str(BENCHMARKS), str(tmp_path), who] for who in ("a" * 5000, "b" * 5000)]
     for process in [subprocess.Popen(command) for command in commands]:
         assert process.wait() == 0
@@ -119,3 +122,31 @@ def test_every_row_that_is_kept_is_whole_and_in_the_file_of_its_script():
             assert row.keys() == {*results.FIELDS, "metrics", *results.MADE_BY}, path
             assert row["benchmark"].split()[0] == path.stem
             assert (BENCHMARKS / f"{path.stem}.py").exists()
+
+
+def test_every_table_stands_in_a_page_and_every_link_between_pages_leads_somewhere():
+    tables = benchmark("tables")
+    pages = {path: path.read_text() for path in tables.PAGES}
+    shown = {name for text in pages.values() for name in re.findall(r"<!-- table:(\w+) -->", text)}
+    assert shown == tables.TABLES.keys()
+    for path, text in pages.items():
+        for target, anchor in re.findall(r"\]\(([^):#]*)(?:#([^)]*))?\)", text):
+            there = (path.parent / target).resolve() if target else path
+            assert there.exists(), (path.name, target)
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+                assert anchor in {_anchor(title) for title in titles}, (path.name, target, anchor)
+
+
+def _anchor(title):
+    """What a heading is linked by on GitHub."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def test_a_headline_is_some_rows_and_columns_of_its_table():
+    headlines = benchmark("tables_of_headlines")
+    whole = "|  | a | b |\n|---|---:|---:|\n| x | 1 | 2 |\n| y | 3 |  |\n\nA sentence."
+    assert headlines.some_of(lambda: whole, ("y", "x", "z"), (2,)) == "|  | b |\n|---|---:|\n| y |  |\n| x | 2 |"
+    for table, rows, _ in headlines.HEADLINES.values():
+        firsts = {line.split("|")[1].strip() for line in table().splitlines() if line.startswith("|")}
+        assert {*rows} <= firsts
