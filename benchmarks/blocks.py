@@ -9,8 +9,8 @@
 `make` writes the weights a tensor at a time. `run` and `compress` start the real command in a process of its own and
 say its wall time, the most memory that it held (VmHWM, mapped pages included) and the bytes of the file; `run` then
 loads the result in another process and generates from it. `load` does that alone, with a packed model whose codes are
-random, which it writes where it is not there. Random weights measure memory and time, not quality. The
-JSON is written to benchmarks/results/blocks-NAME.json.
+random, which it writes where it is not there. Random weights measure memory and time, not quality. Each is a row of
+benchmarks/results/blocks.jsonl.
 
 With `--window` the run itself measures a page of text only, and what it has written is measured afterwards, like the
 teacher, on windows of so many tokens of a part of DATA (a folder as WikiText-2's): on valid to choose, on all of test
@@ -34,16 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import Row, append, latest, read
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from abridged import families
 from abridged.checkpoint.pack import PackedPart, assemble, specs_of
 from abridged.checkpoint.save import save_checkpoint
-from abridged.core.atomic import write_atomically
 from abridged.core.hardware import fast_bf16
 from abridged.core.names import gguf_file
-from abridged.core.record import environment
 from abridged.data.text import load_text
 from abridged.evaluation.perplexity import perplexity
 from abridged.exporters.dense import dense_model, export_dense
@@ -52,7 +51,6 @@ from abridged.models.load import load_any, load_tokenizer
 from abridged.recipe import Recipe
 from abridged.runtime.activations import DynamicActivation, StaticActivation
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = {
     "llama-2-7b": {
         "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -120,7 +118,7 @@ def compress(model: Path, data: str, recipe: str, output: Path, changes: list[st
         "parts": record["seconds"],
         "peak_bytes": record["peak_memory_bytes"],
         "file_bytes": sum(file["bytes"] for file in record["files"].values()),
-        "metrics": record["metrics"],
+        "measured": record["metrics"],
         "loss_percent": record["loss_percent"],
     }
 
@@ -149,7 +147,11 @@ def measured(model: Path, data: Path, window: int, part: str, limit: int | None)
     return {**json.loads(json.dumps(metrics)), "bf16": fast_bf16(), "part": part, "seconds": seconds}
 
 
-def compress_and_measure(options: argparse.Namespace) -> dict[str, Any]:
+#: What `compress` says of a run, whatever it is measured on.
+OF_THE_RUN = ("seconds", "parts", "peak_bytes", "file_bytes", "measured")
+
+
+def compress_and_measure(options: argparse.Namespace, about: Row) -> dict[str, Any]:
     """What the command took, and what is lost on the windows. A teacher that was measured before is not again."""
     with tempfile.TemporaryDirectory() as folder:
         place, model, data = Path(folder), Path(options.model), Path(options.data)
@@ -158,19 +160,24 @@ def compress_and_measure(options: argparse.Namespace) -> dict[str, Any]:
             model = place / model.name
         if options.window is None:
             return compress(model, options.data, options.recipe, place / "student", options.changes)
-        student_at, named = options.output or place / "student", RESULTS / f"blocks-{options.name}.json"
+        student_at = options.output or place / "student"
         if student_at.exists():
-            row = json.loads(named.read_text())
+            before = latest("blocks compress", **about)
+            row = {key: before[key] for key in OF_THE_RUN}
         else:
             page = str(one_page(data, place / "data"))
             row = compress(model, page, options.recipe, student_at, options.changes)
-        how = (data, options.window, options.part, options.limit)
-        key = [model.name, options.window, options.part, options.limit]
-        known = [json.loads(path.read_text()) for path in RESULTS.glob("blocks-*.json")]
-        teacher = next((one["teacher"] for one in known if one.get("measured") == key), None) or measured(model, *how)
-        student = measured(student_at, *how)
+        how = windows_of(options)
+        known = read("blocks compress", model=about["model"], **how)
+        teacher = known[-1]["teacher"] if known else measured(model, data, **how)
+        student = measured(student_at, data, **how)
     loss = 100 * (student["perplexity"] / teacher["perplexity"] - 1)
-    return {**row, "measured": key, "teacher": teacher, "student": student, "loss_percent": {"perplexity": loss}}
+    return {**row, "teacher": teacher, "student": student, "loss_percent": {"perplexity": loss}}
+
+
+def windows_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of what is measured on windows."""
+    return {key: getattr(options, key) for key in ("window", "part", "limit")}
 
 
 def pack_random(shape: str, layers: int | None, output: Path) -> None:
@@ -294,7 +301,6 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         for one, other in itertools.pairwise(attempt["blocks_written_at"])
     ]
     row = {
-        "recipe": RECIPE,
         "attempts": attempts,
         "ended": record is not None,
         "blocks": attempts[-1]["blocks_before"] + len(attempts[-1]["blocks_written_at"]),
@@ -304,7 +310,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "peak_bytes": max(one["peak_bytes"] for one in attempts),
     }
     if record is not None:
-        row |= {"metrics": record["metrics"], **use(output)}
+        row |= {"measured": record["metrics"], **use(output)}
         if not options.keep:
             shutil.rmtree(output)
     return row
@@ -333,9 +339,8 @@ def main() -> None:
     compressing.add_argument("--part", choices=("test", "valid"), default="test")
     compressing.add_argument("--limit", type=int)
     compressing.add_argument("--output", type=Path)
-    for verb in (loading, running, compressing):
+    for verb in (running, compressing):
         verb.add_argument("--set", dest="changes", action="append", default=[])
-        verb.add_argument("--name", default="rehearsal")
     options = parser.parse_args()
     if options.verb == "make":
         make(options.folder, options.shape, options.layers)
@@ -343,16 +348,18 @@ def main() -> None:
     if options.verb == "load":
         if not options.folder.exists():
             pack_random(options.shape, options.layers, options.folder)
-        row = {"shape": options.shape, "layers": config_of(options.shape, options.layers).num_hidden_layers}
-        row |= use(options.folder)
+        layers = config_of(options.shape, options.layers).num_hidden_layers
+        about: Row = {"model": options.shape, "settings": {"layers": layers}}
+        row = use(options.folder)
     elif options.verb == "run":
+        about = {"model": options.folder.name, "recipe": RECIPE, "overrides": options.changes}
         row = run(options.folder, options)
     else:
-        row = compress_and_measure(options) | {"recipe": options.recipe}
-    row |= {"name": options.name, "changes": options.changes, "environment": environment()}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_atomically(RESULTS / f"blocks-{options.name}.json", json.dumps(row, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in row.items() if key != "environment"}, indent=1))
+        about = {"model": Path(options.model).name, "recipe": options.recipe, "overrides": options.changes}
+        row = compress_and_measure(options, about)
+        about["settings"] = None if options.window is None else windows_of(options)
+    append(f"blocks {options.verb}", row, **about)
+    print(json.dumps(row, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/encoder_decoder.py [--threads 2] [--source 512] [--new 64] [--rounds 5]
 
 BART-base's true shape with random weights, `best-bart-2-2-8` without its training. Reading is the encoder alone;
-writing is `model.generate` with four beams, the reading left out. The JSON is benchmarks/results/encoder_decoder.json.
+writing is `model.generate` with four beams, the reading left out. A row of benchmarks/results/encoder_decoder.jsonl.
 """
 
 import argparse
@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import append
 from transformers import BartConfig, BartForConditionalGeneration
 
 from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.evaluation.speed import BEAMS, decode_seconds, in_turns, memory, prompt_seconds
 from abridged.exporters.dense import dense_model
 from abridged.recipe import Recipe
 from abridged.runtime.kernels import kernels
 from runtime import QUICK
 
-RESULTS = Path(__file__).parent / "results" / "encoder_decoder.json"
 RECIPE = "best-bart-2-2-8"
 #: BART-base: 6 + 6 layers of width 768.
 BASE = {
@@ -77,7 +75,6 @@ def main() -> None:
         )
         compiled = kernels()
         result = {
-            "model": f"BART-base's shape, random weights, {RECIPE}",
             "threads": options.threads,
             "source_tokens": options.source,
             "new_tokens": options.new,
@@ -86,11 +83,10 @@ def main() -> None:
             "source_tokens_per_second": {key: options.source / seconds for key, seconds in read.items()},
             "written_tokens_per_second": {key: 1 / seconds for key, seconds in write.items()},
             "memory": {"file_bytes": inspect(where)["file_bytes"], **memory(where)},
-            "environment": environment(),
         }
     for key in ("source_tokens_per_second", "written_tokens_per_second"):
         print(key, json.dumps({name: round(value, 1) for name, value in result[key].items()}), flush=True)
-    write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
+    append("encoder_decoder", result, recipe=RECIPE, model="BART-base")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     pip install onnx onnxscript onnxruntime      # for the rows of onnxruntime; left out where they are missing
     python benchmarks/encoders.py [--threads 2] [--length 128] [--rounds 5] [--memory-only]
 
-BERT-base's true shape with random weights, `xtc-1-1-8` without its training. The JSON is written to
-benchmarks/results/encoders.json.
+BERT-base's true shape with random weights, `xtc-1-1-8` without its training. A row of benchmarks/results/encoders.jsonl
+for each kind of kernels.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import append, latest
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -23,8 +24,6 @@ from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.evaluation.speed import in_turns, memory
 from abridged.exporters import export
 from abridged.exporters.dense import dense_model
@@ -32,7 +31,6 @@ from abridged.recipe import Recipe
 from abridged.runtime.kernels import kernels
 from runtime import QUICK
 
-RESULTS = Path(__file__).parent / "results" / "encoders.json"
 RECIPE = "xtc-1-1-8"
 BATCHES = (1, 32)
 
@@ -123,9 +121,11 @@ def main() -> None:
         where = build(folder / "packed", BertConfig())
         held = {"file_bytes": inspect(where)["file_bytes"], **memory(where)}
         held["tiny_resident_bytes"] = memory(build(folder / "tiny", TINY))["resident_bytes"]
+        compiled = kernels()
+        kind = {"kernels": compiled.path if compiled else "reference"}
+        about = {"recipe": RECIPE, "model": "BERT-base", "settings": kind}
         if options.memory_only:
-            write_atomically(RESULTS, json.dumps(json.loads(RESULTS.read_text()) | {"memory": held}, indent=1) + "\n")
-            return
+            return append("encoders", latest("encoders", **kind)["metrics"] | {"memory": held}, **about)
         packed = load(where)
         dense = dense_model(packed, torch.float32)
         from torch.ao.quantization import quantize_dynamic
@@ -149,17 +149,13 @@ def main() -> None:
             )
             speeds[size] = {key: size / value for key, value in turns.items()}
             print(size, json.dumps({key: round(value, 1) for key, value in speeds[size].items()}), flush=True)
-        compiled = kernels()
         result = {
-            "model": f"BERT-base's shape, random weights, {RECIPE}",
             "threads": options.threads,
             "length": options.length,
-            "kernels": compiled.path if compiled else "reference",
             "sentences_per_second": speeds,
             "memory": held,
-            "environment": environment(),
         }
-    write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
+    return append("encoders", result, **about)
 
 
 if __name__ == "__main__":

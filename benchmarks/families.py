@@ -1,13 +1,13 @@
 """Every type of model that is served, through everything that is done to models; the table of docs/models.md.
 
-    python benchmarks/families.py --output benchmarks/results/families.json
-    python benchmarks/families.py --only qwen3 t5        # says what it finds, and writes nothing
+    python benchmarks/families.py
+    python benchmarks/families.py --only qwen3 t5 [--dry]    # dry: says what it finds, and writes nothing
 
 Tiny random models of two layers (tests/tiny.py). Each is quantised at 2 and at 1 bits and trained for a step, factored,
 and pruned; each result is packed, written, and reloaded in a fresh process, which answers, and writes or labels; the
 quantised one is exported dense. A cell is the largest difference from the trained model in standard deviations of its
-answers, or the one sentence of a refusal. With `--output` the rows take the place of those that the file has, and the
-page is made anew of the file in benchmarks/results.
+answers, or the one sentence of a refusal. Each type is a row of benchmarks/results/families.jsonl, of which the page is
+made anew.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import transformers
+from results import RESULTS, append, read
 
 from abridged import families
 from abridged.checkpoint.load import load
@@ -41,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import tiny  # noqa: E402
 
-RESULTS, PAGE = ROOT / "benchmarks/results/families.json", ROOT / "docs/models.md"
+PAGE = ROOT / "docs/models.md"
 #: What is left to prune where whole blocks must stay.
 NO_BLOCKS = ("hidden", "heads", "ffn")
 GROUPS = {
@@ -186,32 +187,26 @@ def reload(directory: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", help="rows of the table by name")
-    parser.add_argument("--output", type=Path, help="JSON to write")
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--reload", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--page", action="store_true", help="only make docs/models.md of the JSON that is there")
+    parser.add_argument("--page", action="store_true", help="only make docs/models.md of the rows that are there")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if options.reload:
         print(json.dumps(reload(options.reload)))
         return
+    every = [*tiny.TINY, *tiny.REFUSED]
     if not options.page:
-        every = [*tiny.TINY, *tiny.REFUSED]
-        found = measure(options.only or every)
-        if options.output is None:
-            return
-        before = json.loads(options.output.read_text())["rows"] if options.output.exists() else {}
-        rows = {name: row for name in every if (row := found.get(name) or before.get(name))}
-        made = {
-            "command": "python benchmarks/families.py --output benchmarks/results/families.json",
-            "transformers": transformers.__version__,
-            "rows": rows,
-        }
-        options.output.write_text(json.dumps(made, indent=1) + "\n")
-    if options.page or options.output.resolve() == RESULTS:
+        for name, found in measure(options.only or every).items():
+            if not options.dry:
+                append("families", found, options.results, name=name)
+    if options.page or (options.results == RESULTS and not options.dry):
         from models_page import page
 
-        PAGE.write_text(page(json.loads(RESULTS.read_text())))
+        rows = {row["name"]: row for row in read("families")}
+        PAGE.write_text(page({name: rows[name] for name in every if name in rows}))
 
 
 def measure(names: list[str]) -> dict[str, Any]:

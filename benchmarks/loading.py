@@ -6,7 +6,7 @@
 The bundled teacher as best-1-1-8 begins with it, and BERT-base's true shape with random weights, each with a
 tokenizer: here as it is written now, there in a version of the format that the other one reads. Times are processor
 seconds; a ratio is the median, over the rounds, of this one's time by the other's: below 1 this checkout is faster.
-The JSON is written to benchmarks/results/loading.json.
+A row of benchmarks/results/loading.jsonl.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pathlib import Path
 from checkouts import use
 
 HERE = Path(__file__).resolve().parents[1]
-RESULTS = HERE / "benchmarks" / "results" / "loading.json"
 WAYS = ("load", "from_pretrained")
 MODELS = ("student", "bert")
 
@@ -91,7 +90,7 @@ def main() -> None:
     if options.work is not None:
         use(options.other)
         return work(options.work, options.threads)
-    from abridged.core.record import environment
+    from results import append
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -128,7 +127,7 @@ def main() -> None:
         "version": options.version,
         "threads": options.threads,
     }
-    RESULTS.write_text(json.dumps({**result, "environment": environment()}, indent=1) + "\n")
+    append("loading", result)
     for case, row in found.items():
         print(f"{case}: {row['this']:.3f} s here, {row['other']:.3f} s there, ratio {row['ratio']:.2f}")
 

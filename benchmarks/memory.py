@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--recipe quantgpt-2-2-8] [--batch-size 4] [--context 512] [--steps 3]
 
-The text is short, so that the perplexities before and after take little; what they hold is within the peak too. The
-JSON is written to benchmarks/results/memory.json. GB = 2^30 bytes.
+The text is short, so that the perplexities before and after take little; what they hold is within the peak too. Each
+way is a row of benchmarks/results/memory.jsonl. GB = 2^30 bytes.
 """
 
 import argparse
@@ -14,14 +14,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from results import append
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.data.text import load_text
 from abridged.models.load import load_tokenizer
 
-RESULTS = Path(__file__).parent / "results" / "memory.json"
 LIMIT = 6 * 2**30
 
 
@@ -38,7 +36,8 @@ def compress(options: argparse.Namespace, recipe: str, changes: list[str], folde
         [*command, *(word for change in changes for word in ("--set", change))], stdout=subprocess.PIPE, check=True
     )
     record = json.loads(done.stdout)
-    return {"recipe": recipe, "changes": changes, "peak_bytes": record["peak_memory_bytes"]}
+    peak = record["peak_memory_bytes"]
+    return {"peak_bytes": peak, "within": peak <= LIMIT}
 
 
 def main() -> None:
@@ -59,14 +58,12 @@ def main() -> None:
             "gradient checkpointing": ["stages.*.gradient_checkpointing=true"],
             "gradient accumulation of 2": ["stages.*.gradient_accumulation=2"],  # the same batch, half of it at a time
         }
-        rows: dict[str, dict] = {}
-        result = {"batch_size": options.batch_size, "context": options.context, "steps": options.steps, "rows": rows}
+        settings = {key: getattr(options, key) for key in ("batch_size", "context", "steps")}
         for name, changed in changes.items():
-            row = rows[name] = compress(options, options.recipe, changed, folder)
-            row["within"] = row["peak_bytes"] <= LIMIT
-            print(f"{options.recipe}, {name:24} {row['peak_bytes'] / 2**30:6.2f} GB (limit {LIMIT / 2**30:g})")
-            RESULTS.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(RESULTS, json.dumps({**result, "environment": environment()}, indent=1) + "\n")
+            found = compress(options, options.recipe, changed, folder)
+            print(f"{options.recipe}, {name:24} {found['peak_bytes'] / 2**30:6.2f} GB (limit {LIMIT / 2**30:g})")
+            about = {"recipe": options.recipe, "overrides": changed, "settings": settings}
+            append("memory", found, name=name, model="GPT-2 124M", **about)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,16 @@ hidden state, as objectives make them. *Steps*: token by token with a cache, aga
 methods in the same way on a small model of its config before any work, and refuses what would change the answers.
 
 `yes` is a difference of at most 1e-4 standard deviations of the answers. Made by `python benchmarks/families.py` with
-transformers {transformers}; the numbers are in benchmarks/results/families.json.
+transformers {transformers}; the numbers are in benchmarks/results/families.jsonl.
 """
 
 
-def page(results: dict[str, Any]) -> str:
-    """The whole page."""
+def page(every: dict[str, dict[str, Any]]) -> str:
+    """The whole page, of rows by name of the type."""
     notes: list[str] = []
-    made = [_TOP.format(**results)]
+    made = [_TOP.format(transformers=" and ".join(sorted({row["versions"]["transformers"] for row in every.values()})))]
     for group, title in _TITLES.items():
-        rows = {name: row for name, row in results["rows"].items() if row["group"] == group}
+        rows = {name: row for name, row in every.items() if row["group"] == group}
         refused = {name: row for name, row in rows.items() if "refused" in row}
         made.append(f"\n## {title}\n")
         if len(rows) > len(refused):

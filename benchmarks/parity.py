@@ -4,7 +4,7 @@
 
 Beside it, what the reference differs from itself when each linear layer's outputs move in the last bit, up or down:
 activations are rounded to 8 bits, so a difference in rounding anywhere may move one to its next level, and then is as
-large as that rounding. The JSON is written to benchmarks/results/parity.json.
+large as that rounding. A row of benchmarks/results/parity.jsonl.
 """
 
 import argparse
@@ -15,17 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from results import append
 
 from abridged.checkpoint.load import load
 from abridged.checkpoint.skeleton import packed_modules
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.data.text import load_text
 from abridged.models.load import load_tokenizer
 from abridged.runtime import kernels as module
 from abridged.runtime.modules import PackedLinear
-
-RESULTS = Path(__file__).parent / "results" / "parity.json"
 
 
 @torch.no_grad()
@@ -77,8 +74,8 @@ def main() -> None:
         rows[path] = compare(logits(options.directory, ids, module.Kernels(library, path)), reference, ids)
         print(path, json.dumps(rows[path]), flush=True)
     record = json.loads((Path(options.directory) / "abridged.json").read_text())
-    result = {"recipe": record["recipe"]["name"], "steps": record.get("steps"), "tokens": ids.numel(), "rows": rows}
-    write_atomically(RESULTS, json.dumps(result | {"environment": environment()}, indent=1) + "\n")
+    found = {"steps": record.get("steps"), "tokens": ids.numel(), "rows": rows}
+    append("parity", found, recipe=record["recipe"]["name"])
 
 
 if __name__ == "__main__":

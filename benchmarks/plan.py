@@ -6,7 +6,8 @@
 Nothing is trained. Some mixed assignments are drawn; of each the loss that each way of finding sensitivity expects
 stands beside what is measured on validation text: the rise of log perplexity, in nats a token. Then one form is given
 to all matrices alike, and beside it stands a plan of the same bytes; with --sizes, plans of those sizes stand beside
-the best uniform choice that is no larger. Writes benchmarks/results/plan/MODEL.json.
+the best uniform choice that is no larger. The row is in benchmarks/results/plan.jsonl; what was measured is kept
+under benchmarks/results/plan until then, so that a run that was stopped goes on.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import RESULTS, append
 
 from abridged import families
 from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.core.settings import TrainingSettings
 from abridged.data.opening import open_data
 from abridged.models.described import described
@@ -35,7 +36,6 @@ from abridged.planning.sensitivity import Text, find_costs, stored_so
 from abridged.recipe import Recipe
 from abridged.tasks import task_for
 
-RESULTS = Path(__file__).parent / "results" / "plan"
 CONTEXT = 256
 
 
@@ -109,7 +109,8 @@ def main() -> None:
     before = validate().headline.value
 
     name = Path(options.model).name
-    kept = RESULTS / "costs" / name / "losses.json"
+    costs = RESULTS / "plan" / "costs" / name
+    kept = costs / "losses.json"
     losses: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
 
     def measure(assignment: dict[str, Any]) -> float:
@@ -127,16 +128,14 @@ def main() -> None:
         measured = measure(dict(point.assignment))
         return {"file_bytes": point.file_bytes, "expected": point.loss, "measured": measured, "bits": bits}
 
-    found = {way: kept_costs(RESULTS / "costs" / name, way, options.tokens, text, planner) for way in ways}
+    found = {way: kept_costs(costs, way, options.tokens, text, planner) for way in ways}
     assignments = [drawn(planner, seed) for seed in range(options.mixed)]
     expected: dict[str, list[float]] = {}
     for way, one in found.items():
         planner.take(one["costs"], way, options.tokens)
         expected[way] = [planner.assess(assignment).loss for assignment in assignments]
     result: dict[str, Any] = {
-        "model": name,
         "data": options.data,
-        "recipe": options.recipe,
         "tokens": options.tokens,
         "evaluated_tokens": options.evaluate,
         "context": options.context,
@@ -148,7 +147,6 @@ def main() -> None:
         "rank_correlation": {},
         "mixed": [],
         "against_uniform": [],
-        "environment": environment(),
     }
 
     def keep(part: str, one: dict[str, Any]) -> None:
@@ -157,8 +155,6 @@ def main() -> None:
         if len(truth) > 2:
             known = {way: values[: len(truth)] for way, values in expected.items()}
             result["rank_correlation"] = {way: rank_correlation(values, truth) for way, values in known.items()}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_atomically(RESULTS / f"{name}.json", json.dumps(result, indent=1))
         print(json.dumps({key: value for key, value in one.items() if key != "planned_bits"}), flush=True)
 
     for number, assignment in enumerate(assignments):
@@ -166,15 +162,16 @@ def main() -> None:
         keep("mixed", {"expected": own, "measured": measure(assignment)})
     alike = {form: planner.assess(one) for form, one in uniform(planner).items()}
     sizes = [size_in_bytes(size) for size in options.sizes.split(",") if size]
-    if not sizes:
+    if sizes:
+        near = {form: point for form, point in alike.items() if 0.7 * min(sizes) < point.file_bytes <= max(sizes)}
+        rows = {form: row(point) for form, point in near.items()}
+        for size in sizes:
+            form = min((f for f in rows if rows[f]["file_bytes"] <= size), key=lambda f: rows[f]["measured"])
+            keep("against_uniform", {"size": size, "uniform": form, **_sides(rows[form], row(planner.at(size)))})
+    else:
         for form, point in sorted(alike.items(), key=lambda one: -one[1].file_bytes):
             keep("against_uniform", {"uniform": form, **_sides(row(point), row(planner.at(point.file_bytes)))})
-        return
-    near = {form: point for form, point in alike.items() if 0.7 * min(sizes) < point.file_bytes <= max(sizes)}
-    rows = {form: row(point) for form, point in near.items()}
-    for size in sizes:
-        form = min((f for f in rows if rows[f]["file_bytes"] <= size), key=lambda f: rows[f]["measured"])
-        keep("against_uniform", {"size": size, "uniform": form, **_sides(rows[form], row(planner.at(size)))})
+    append("plan", result, recipe=options.recipe, model=name)
 
 
 def _sides(alike: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:

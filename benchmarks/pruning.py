@@ -5,27 +5,30 @@
     python benchmarks/pruning.py cost
 
 `quality` trains the bundled GPT-2 on WikiText-2 and, with --glue, MiniLM-L6 on SST-2, RTE and MRPC (see glue.py); each
-run is one JSON in benchmarks/results/pruning/, and skipped when it is there. `speed` times models cut to half of the
+run is a row of benchmarks/results/pruning.jsonl, and skipped when it is there. `speed` times models cut to half of the
 FLOPs against the whole ones, `cost` a training step with masks against one of plain distillation: all in turn, in one
 process, so that what else the machine does falls on all alike.
 """
 
 import argparse
 import copy
+import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from quantizers import pending, shared_out, slug, train_and_measure
+from quantizers import Trial, pending, shared_out, slug, train_and_measure
+from results import append
 from size import untrained
 
 import abridged
 from abridged import families
-from abridged.core.record import environment
+from abridged.core.names import public_name
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
 from abridged.evaluation.speed import in_turns
@@ -35,9 +38,8 @@ from abridged.objectives.base import ObjectiveContext, StudentForward
 from abridged.recipe import Recipe
 from abridged.training.loop import Run, Trainer
 from abridged.training.modes import set_dropout
-from abridged.training.workspace import Workspace, write_atomically
+from abridged.training.workspace import Workspace
 
-RESULTS = Path(__file__).parent / "results" / "pruning"
 TASKS = ("sst2", "rte", "mrpc")
 STEPS = 300
 #: Shares of all parameters that are left.
@@ -83,30 +85,42 @@ COMPOSED = ("vtrans-quantgpt", "best-vtrans-2-2-8")
 WRITTEN = 32
 
 
-def plan(tasks: list[str], seeds: list[int], steps: int) -> Iterator[tuple[str, str, str, list[str], int]]:
-    """(name, task or "text", recipe, overrides, seed) of every run: one seed of all first.
-
-    Other lengths than the usual stand beside it.
-    """
-    length = "" if steps == STEPS else f"-{steps}-steps"
-    for seed in seeds:
-        end = f"{length}-seed{seed}"
+def plan(tasks: list[str], options: argparse.Namespace) -> Iterator[Trial]:
+    """Every run on the text and on tasks: one seed of all first. Other lengths than the usual stand beside it."""
+    for seed in options.seeds:
         for task in ("text", *tasks):
             contestants = CONTESTANTS if task == "text" else {**CONTESTANTS, **TASK_CONTESTANTS}
-            swapped = {} if task == "text" else ON_TASKS
             for share in SHARES:
-                budget = f"budget.parameters={share}"
-                for contestant, (recipe, changes) in contestants.items():
-                    name = f"{slug(contestant)}-{task}-{share}{end}"
-                    yield name, task, swapped.get(recipe, recipe), [budget, *changes], seed
+                for name, (recipe, changes) in contestants.items():
+                    yield trial(options, task, seed, share, name, recipe, changes)
                 for recipe in ("fast-vtrans", "faster-vtrans", *(COMPOSED if task == "text" else ())):
-                    yield f"{recipe}-{task}-{share}{end}", task, recipe, [budget], seed
+                    yield trial(options, task, seed, share, recipe, recipe)
             for share in ENCODER_SHARES:
-                budget = [f"budget.parameters={share}", "budget.embeddings=false"]
                 cofi = [*CONTESTANTS["l0"][1], f"{PRUNE}.structures=[heads, ffn, blocks]"]
-                yield f"cofi-{task}-encoder{share}{end}", task, "vtrans", [*budget, *cofi], seed
-                ours = swapped.get("best-vtrans", "best-vtrans")
-                yield f"best-vtrans-{task}-encoder{share}{end}", task, ours, budget, seed
+                yield trial(options, task, seed, share, "cofi", "vtrans", cofi, of="layers")
+                yield trial(options, task, seed, share, "best-vtrans", "best-vtrans", of="layers")
+
+
+def trial(
+    options: argparse.Namespace,
+    task: str,
+    seed: int,
+    share: float,
+    name: str,
+    recipe: str,
+    changes: Sequence[str] = (),
+    of: str = "parameters",
+) -> Trial:
+    """A contestant at a share of all parameters, or of those of the layers."""
+    recipe = recipe if task == "text" else ON_TASKS.get(recipe, recipe)
+    steps = shared_out(recipe, round(options.steps * share_of_steps(recipe)))
+    budget = [f"budget.parameters={share}", *(["budget.embeddings=false"] if of == "layers" else [])]
+    overrides = [*steps, *([] if task == "text" else task_settings(recipe)), *budget, *changes, *options.overrides]
+    model = public_name(options.model) if task == "text" else "minilm"
+    length = "" if options.steps == STEPS else f"-{options.steps}-steps"
+    label = f"{slug(name)}-{task}-{'encoder' if of == 'layers' else ''}{share}{length}-seed{seed}"
+    settings = {"share": share, "of": of, "steps": options.steps}
+    return Trial(label, name, recipe, overrides, seed, model, task, settings)
 
 
 def task_settings(recipe: str) -> list[str]:
@@ -127,6 +141,7 @@ def trimmed(model: str, data: str, task: str) -> tuple[str, int]:
     return str(where), json.loads((where / "abridged.json").read_text())["parameters"]["before"]
 
 
+@functools.cache
 def share_of_steps(recipe: str) -> float:
     """A recipe's steps by those of vtrans: the variants are shorter, and stay so; what quantises, too, is longer."""
     own, whole = (sum(stage.training.steps or 0 for stage in Recipe.load(name).stages) for name in (recipe, "vtrans"))
@@ -134,31 +149,24 @@ def share_of_steps(recipe: str) -> float:
 
 
 def quality(options: argparse.Namespace) -> None:
-    """Train and measure what has no JSON yet."""
+    """Train and measure what has no row yet."""
     from glue import FOLDERS, teacher
 
     tasks = list(options.tasks) if options.glue else []
-    for path, (name, task, recipe, overrides, seed) in pending(
-        plan(tasks, options.seeds, options.steps), RESULTS, options
-    ):
-        model, data = options.model, options.data
-        settings = shared_out(recipe, round(options.steps * share_of_steps(recipe)))
-        if task != "text":
+    for work, run in pending(plan(tasks, options), "pruning quality", options):
+        model, data, task = options.model, options.data, None if run.task == "text" else run.task
+        if task is not None:
             folder = Path(options.glue) / FOLDERS[task]
             model, data = str(teacher(task, Path(options.glue))), str(folder)
-            if "-trimmed-" in name:  # shares are of what the model had before
+            if run.name.endswith(", trimmed"):  # shares are of what the model had before
                 model, whole = trimmed(model, str(folder), task)
-                share = Recipe.load(recipe, overrides).stages[0].methods["prune"].budget.parameters
-                overrides = [*overrides, f"budget.parameters={round(share * whole)}"]
-            settings += task_settings(recipe)
-        overrides = [*settings, *overrides, *options.overrides]
-        chosen = Recipe.load(recipe, overrides)
-        result = train_and_measure(path, chosen, model, data, seed, task=None if task == "text" else task)
-        result |= {"name": name, "task": task, "recipe": recipe, "overrides": overrides, "steps": options.steps}
-        write_atomically(path, json.dumps(result, indent=1) + "\n")
-        key = "perplexity" if task == "text" else "score"
-        before, after = result["teacher"][key], result["student"][key]
-        print(f"{name}: {before:.2f} -> {after:.2f} in {result['seconds']:.0f} s", flush=True)
+                budget = f"budget.parameters={round(run.settings['share'] * whole)}"
+                run = replace(run, overrides=[*run.overrides, budget])
+        found = train_and_measure(work, Recipe.load(run.recipe, run.overrides), model, data, run.seed, task=task)
+        run.record("pruning quality", found)
+        key = "perplexity" if task is None else "score"
+        before, after = found["teacher"][key], found["student"][key]
+        print(f"{run.label}: {before:.2f} -> {after:.2f} in {found['seconds']:.0f} s", flush=True)
 
 
 def cut_to_half(model: Any, round_to: int, context: int) -> Any:
@@ -186,8 +194,7 @@ def speed(options: argparse.Namespace) -> None:
                 written = timed({name: writer(model) for name, model in models.items()}, options.rounds)
                 found[f"{shape}, writing"] = {name: WRITTEN / seconds for name, seconds in written.items()}
         parameters[shape] = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    setting = {"threads": torch.get_num_threads(), "environment": environment()}
-    save("speed", {"tokens_per_second": found, "parameters": parameters, **setting})
+    save("speed", {"tokens_per_second": found, "parameters": parameters, "threads": torch.get_num_threads()})
 
 
 def reader(model: Any, ids: torch.Tensor) -> Callable[[], None]:
@@ -215,7 +222,7 @@ def cost(options: argparse.Namespace) -> None:
         found = timed(contestants, options.rounds)
     more = {name: seconds / found["distillation"] - 1 for name, seconds in found.items() if name != "distillation"}
     setting = {"batch_size": options.batch_size, "context": options.context, "threads": torch.get_num_threads()}
-    save("cost", {"seconds_per_step": found, "more_than_distillation": more, **setting, "environment": environment()})
+    save("cost", {"seconds_per_step": found, "more_than_distillation": more, **setting})
 
 
 def stepper(name: str, teacher: Any, blocks: Blocks, batch_size: int, folder: Path) -> Callable[[], None]:
@@ -262,9 +269,9 @@ def timed(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Write a result beside the runs' folder, and show it."""
-    write_atomically(RESULTS.with_name(f"pruning_{name}.json"), json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=1))
+    """Append a row, and show it."""
+    append(f"pruning {name}", result)
+    print(json.dumps(result, indent=1))
 
 
 def main() -> None:
@@ -277,13 +284,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS, help="of vtrans and the baselines, over both stages")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
-    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    parser.add_argument("--only", default="*", help="runs whose label matches this pattern")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a further override of recipes")
     parser.add_argument("--rounds", type=int, default=15, help="of speed and cost")
     parser.add_argument("--context", type=int, default=128, help="tokens of a sequence, of cost")
     parser.add_argument("--batch-size", type=int, default=8, help="of cost")
     options = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
     {"quality": quality, "speed": speed, "cost": cost}[options.what](options)
 
 

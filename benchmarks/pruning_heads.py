@@ -3,22 +3,19 @@
     python benchmarks/pruning_heads.py [--glue FOLDER] [--steps 150] [--seeds 0 1 2]
 
 The first stage of `vtrans` to half of the parameters: the bundled GPT-2 on WikiText-2 (whose texts have no special
-tokens: the first token counts) and, with --glue, MiniLM-L6 on SST-2 (see glue.py). One JSON a run in
-benchmarks/results/pruning_heads/, skipped when it is there: of each head the shares of attention, its score and whether
-it was removed, and Spearman's rank correlations of the score with them.
+tokens: the first token counts) and, with --glue, MiniLM-L6 on SST-2 (see glue.py). One row a run in
+benchmarks/results/pruning_heads.jsonl, skipped when it is there: of each head the shares of attention, its score and
+whether it was removed, and Spearman's rank correlations of the score with them.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from glue import FOLDERS, teacher
-from quantizers import pending
+from quantizers import Trial, pending
 
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.recipe import Recipe
 from abridged.storage.compressed import compressed_of
@@ -26,7 +23,6 @@ from abridged.training.job import Job
 from abridged.training.opened import Opened
 from abridged.training.stages import Stages
 
-RESULTS = Path(__file__).parent / "results" / "pruning_heads"
 #: Training examples whose attention is looked at, and how many at once.
 LOOKED_AT, AT_ONCE = 128, 8
 
@@ -54,22 +50,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
-    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    parser.add_argument("--only", default="*", help="runs whose label matches this pattern")
     options = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    tasks = ("sst2", "text") if options.glue else ("text",)
-    plan = ((f"{task}-seed{seed}", task, seed) for seed in options.seeds for task in tasks)
-    for path, (name, task, seed) in pending(plan, RESULTS, options):
-        overrides = ["budget.parameters=0.5", f"stages.0.steps={options.steps}"]
-        model, data = "bundled", "wikitext-2"
-        if task != "text":
-            model, data = str(teacher(task, options.glue)), str(options.glue / FOLDERS[task])
-            overrides += ["stages.0.context=128", "stages.0.batch_size=32"]
-        recipe = Recipe.load("vtrans", overrides)
-        found = masks_and_attention(path.with_suffix(""), recipe, model, data, None if task == "text" else task, seed)
-        setting = {"name": name, "task": task, "seed": seed, "recipe": "vtrans", "overrides": overrides}
-        write_atomically(path, json.dumps({**setting, **found, "environment": environment()}, indent=1) + "\n")
-        print(name, {measure: value and round(value, 2) for measure, value in found["correlation"].items()}, flush=True)
+    common = ["budget.parameters=0.5", f"stages.0.steps={options.steps}"]
+    tasks = {"text": ("bundled", [])}
+    if options.glue:
+        tasks = {"sst2": ("minilm", ["stages.0.context=128", "stages.0.batch_size=32"]), **tasks}
+    plan = (
+        Trial(f"{task}-seed{seed}", "vtrans", "vtrans", [*common, *changes], seed, model, task)
+        for seed in options.seeds
+        for task, (model, changes) in tasks.items()
+    )
+    for work, run in pending(plan, "pruning_heads", options):
+        model, data, task = "bundled", "wikitext-2", None
+        if run.task != "text":
+            model, data, task = str(teacher(run.task, options.glue)), str(options.glue / FOLDERS[run.task]), run.task
+        found = masks_and_attention(work, Recipe.load(run.recipe, run.overrides), model, data, task, run.seed)
+        run.record("pruning_heads", found)
+        told = {measure: value and round(value, 2) for measure, value in found["correlation"].items()}
+        print(run.label, told, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/pruning_memory.py [--layers 1 2] [--context 256] [--steps 2]
 
 Each row is the real command, `abridged compress --recipe faster-vtrans-lora`, in a process of its own on random
-weights of LLaMA-2-7B's sizes with so many layers. What a layer adds is the difference of two rows; with it the JSON
-in benchmarks/results/pruning_memory.json says what 32 layers come to on paper. GB = 2^30 bytes.
+weights of LLaMA-2-7B's sizes with so many layers. What a layer adds is the difference of two of them; with it the row
+in benchmarks/results/pruning_memory.jsonl says what 32 layers come to on paper. GB = 2^30 bytes.
 """
 
 import argparse
@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import append
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from abridged.core.record import environment
 from abridged.data.text import load_text
 from abridged.models.load import load_tokenizer
-from abridged.training.workspace import METRICS, write_atomically
+from abridged.training.workspace import METRICS
 
-RESULTS = Path(__file__).parent / "results" / "pruning_memory.json"
 RECIPE = "faster-vtrans-lora"
 LAYERS, MACHINE = 32, 24 * 2**30
 
@@ -91,8 +90,8 @@ def main() -> None:
         print(
             f"{layers} layers: {row['peak_bytes'] / 2**30:.1f} GB, {row['tokens_per_second']:.1f} tokens/s", flush=True
         )
-    result = {"recipe": RECIPE, "context": options.context, "rows": rows, "on_paper": on_paper(rows)}
-    write_atomically(RESULTS, json.dumps({**result, "environment": environment()}, indent=1) + "\n")
+    result = {"context": options.context, "rows": rows, "on_paper": on_paper(rows)}
+    append("pruning_memory", result, recipe=RECIPE, model="LLaMA-2-7B")
     print(json.dumps(result["on_paper"], indent=1))
 
 

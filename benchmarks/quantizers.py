@@ -1,31 +1,33 @@
-"""Every quantiser from the same teacher with equal steps, and the ablations of QuantGPT; one JSON a run, resumable.
+"""Every quantiser from the same teacher with equal steps, and the ablations of QuantGPT; one row a run, resumable.
 
     python benchmarks/quantizers.py [--model bundled] [--data wikitext-2] [--steps 400] [--minutes 60]
         [--only PATTERN]
 
 The runs come in the order of `plan`: learning rates at 2-2-8 for every method, then seeds of the best, then 1-1-8,
-4-4-8 and 8-8-8 at the rates found, then ablations. A run whose JSON exists is skipped, so that the command can be
+4-4-8 and 8-8-8 at the rates found, then ablations. A run whose row is there is skipped, so that the command can be
 stopped and started again; `--minutes` stops before a run that would begin later. `benchmarks/tables.py` makes
-docs/results.md of it.
+docs/quantizers.md of it.
 """
 
 import argparse
 import contextlib
-import json
+import functools
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from results import RESULTS, Row, append, read
 
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
-from abridged.core.atomic import write_atomically
 from abridged.core.hardware import peak_memory
 from abridged.core.measurement import loss_percent
-from abridged.core.record import environment
+from abridged.core.names import public_name
 from abridged.recipe import Recipe
 from abridged.storage.compressed import compressed_of
 from abridged.training.job import Job
@@ -33,8 +35,6 @@ from abridged.training.opened import Opened
 from abridged.training.publisher import Publisher
 from abridged.training.stages import Stages
 
-Run = TypeVar("Run", bound=tuple[Any, ...])
-RESULTS = Path(__file__).parent / "results" / "quantizers"
 RATES = (5e-4, 1e-3, 2e-3)
 #: method -> its recipe at 2-2-8
 METHODS = {
@@ -82,31 +82,60 @@ def rate(value: float) -> list[str]:
     return [f"stages.0.learning_rate={value}"]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A run that a plan has: what its row says, and what is trained."""
+
+    label: str  #: what `--only` is matched with, and what is half done is kept under
+    name: str  #: of the contestant
+    recipe: str
+    overrides: list[str]
+    seed: int = 0
+    model: str = "bundled"
+    task: str = "text"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def among(self, rows: Iterable[Row]) -> bool:
+        """Whether one of the rows is its own, whatever its recipe and overrides were then."""
+        about = {"name": self.name, "seed": self.seed, "model": self.model, "task": self.task, **self.settings}
+        return any(all(row.get(key) == value for key, value in about.items()) for row in rows)
+
+    def record(self, benchmark: str, found: dict[str, Any], folder: Path = RESULTS) -> None:
+        """Append its row."""
+        append(benchmark, found, folder, **{key: value for key, value in vars(self).items() if key != "label"})
+
+
 def best_rate(method: str) -> float:
     """The rate of the grid with the lowest validation perplexity at 2-2-8, among those that have run."""
-    done = {r: RESULTS / f"{method}-2-2-8-lr{r:g}-seed0.json" for r in RATES}
-    found = {r: json.loads(p.read_text())["validation"]["perplexity"] for r, p in done.items() if p.exists()}
+    done = read("quantizers", name=method, bits="2-2-8", changed=None, seed=0)
+    found = {row["learning_rate"]: row["validation"]["perplexity"] for row in done}
     return min(found, key=lambda r: found[r]) if found else RATES[1]
 
 
-def plan() -> Iterator[tuple[str, str, list[str], int]]:
-    """(name, recipe, overrides, seed) of every run, in order; rates are looked up when a run's turn comes."""
-    for method, recipe in METHODS.items():
+def plan(model: str) -> Iterator[Trial]:
+    """Every run, in order; rates are looked up when a run's turn comes."""
+
+    def tried(method: str, value: float, seed: int) -> Trial:
+        label, settings = f"{method}-2-2-8-lr{value:g}-seed{seed}", {"bits": "2-2-8", "learning_rate": value}
+        return Trial(label, method, METHODS[method], rate(value), seed, model, settings=settings)
+
+    for method in METHODS:
         for value in RATES:
-            yield f"{method}-2-2-8-lr{value:g}-seed0", recipe, rate(value), 0
+            yield tried(method, value, 0)
     for seed in (1, 2):
         for method in ("dynamic", "lsq", "twn"):  # QuantGPT and the two best baselines
-            value = best_rate(method)
-            yield f"{method}-2-2-8-lr{value:g}-seed{seed}", METHODS[method], rate(value), seed
+            yield tried(method, best_rate(method), seed)
     for width in (1, 4, 8):
         for method, recipe in METHODS.items():
             if width == 1 and method in ("twn", "minmax"):
                 continue  # they have no binary form
             if width > 2 and method == "twn":
                 continue  # ternary by definition
-            yield f"{method}-{width}-{width}-8-seed0", recipe, [*rate(best_rate(method)), *bits(width)], 0
+            label, overrides = f"{method}-{width}-{width}-8-seed0", [*rate(best_rate(method)), *bits(width)]
+            yield Trial(label, method, recipe, overrides, model=model, settings={"bits": f"{width}-{width}-8"})
     for name, overrides in ABLATIONS.items():
-        yield f"ablation-{name}", "quantgpt-2-2-8", [*rate(best_rate("dynamic")), *overrides], 0
+        overrides, settings = [*rate(best_rate("dynamic")), *overrides], {"bits": "2-2-8", "changed": name}
+        yield Trial(f"ablation-{name}", "dynamic", METHODS["dynamic"], overrides, model=model, settings=settings)
 
 
 def slug(name: str) -> str:
@@ -114,6 +143,7 @@ def slug(name: str) -> str:
     return name.replace(", ", "-").replace(" ", "-")
 
 
+@functools.cache
 def shared_out(recipe: str, steps: int) -> list[str]:
     """Overrides that give a recipe's stages so many steps in all, in the proportions of its own epochs, or steps."""
     own = [stage.training.epochs or stage.training.steps for stage in Recipe.load(recipe).stages]
@@ -128,7 +158,7 @@ def forget_peak() -> None:
 
 
 def train_and_measure(
-    path: Path,
+    work: Path,
     recipe: Recipe,
     model: str,
     data: str,
@@ -141,10 +171,9 @@ def train_and_measure(
 
     `known` are results on the same data with the same lengths: where one is of the same teacher, its numbers are taken.
 
-    What a killed run left beside `path` is taken up; `seconds` then counts from there, and `resumed` says so.
+    What a killed run left beside `work` is taken up; `seconds` then counts from there, and `resumed` says so.
     They are those of training; what methods then did to the student took `finish_seconds`.
     """
-    work = path.with_suffix("")
     resumed = work.with_name(work.name + ".partial").exists()
     cache = work.with_name(work.name + ".cache") if offline else None
     forget_peak()
@@ -167,8 +196,6 @@ def train_and_measure(
     for rubbish in filter(None, (folder, cache)):
         shutil.rmtree(rubbish, ignore_errors=True)
     return {
-        "seed": seed,
-        "model": opened.model_name,
         "teacher_hash": opened.hash,
         "teacher": teacher,
         "student": student,
@@ -181,20 +208,22 @@ def train_and_measure(
         "finish_seconds": round(stages.seconds["finishing"], 1),
         "peak_bytes": peak,
         "resumed": resumed,
-        "environment": environment(),
     }
 
 
-def pending(plan: Iterable[Run], folder: Path, options: argparse.Namespace) -> Iterator[tuple[Path, Run]]:
-    """The runs of a plan, named first, whose JSON is not in `folder` and whose name matches; until time is up."""
-    began = time.monotonic()
+def pending(
+    plan: Iterable[Trial], benchmark: str, options: argparse.Namespace, folder: Path = RESULTS
+) -> Iterator[tuple[Path, Trial]]:
+    """The runs of a plan that match and have no row yet, each with a place for what is half done; until time is up."""
+    began, place, rows = time.monotonic(), folder / benchmark.split()[0], read(benchmark, folder)
     for run in plan:
-        path = folder / f"{run[0]}.json"
-        if path.exists() or not fnmatch(run[0], options.only):
+        if not fnmatch(run.label, options.only) or run.among(rows):
             continue
         if time.monotonic() - began > 60 * options.minutes:
             break
-        yield path, run
+        place.mkdir(parents=True, exist_ok=True)
+        yield place / run.label, run
+        rows = read(benchmark, folder)  # others may have run some, too
 
 
 def main() -> None:
@@ -203,15 +232,14 @@ def main() -> None:
     parser.add_argument("--data", default="wikitext-2")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
-    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    parser.add_argument("--only", default="*", help="runs whose label matches this pattern")
     options = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for path, (name, recipe, overrides, seed) in pending(plan(), RESULTS, options):
-        chosen = Recipe.load(recipe, [f"stages.*.steps={options.steps}", *overrides])
-        result = train_and_measure(path, chosen, options.model, options.data, seed, offline="offline" in name)
-        result |= {"name": name, "recipe": recipe, "overrides": overrides, "steps": options.steps}
-        write_atomically(path, json.dumps(result, indent=1))
-        print(f"{name}: {result['loss_percent']['perplexity']:.1f} % in {result['seconds']:.0f} s", flush=True)
+    for work, run in pending(plan(public_name(options.model)), "quantizers", options):
+        recipe = Recipe.load(run.recipe, [f"stages.*.steps={options.steps}", *run.overrides])
+        offline = "offline" in run.label
+        found = train_and_measure(work, recipe, options.model, options.data, run.seed, offline=offline)
+        run.record("quantizers", {**found, "steps": options.steps})
+        print(f"{run.label}: {found['loss_percent']['perplexity']:.1f} % in {found['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

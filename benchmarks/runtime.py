@@ -4,7 +4,7 @@
 
 A GPT-2 of the true 124M shape with random weights, `best-ternary-2-2-8` without its training; all contestants have the
 same weights, read the same prompt (logits of the last position only) and write tokens one at a time. llama.cpp takes
-part where llama-cpp-python is installed. The JSON is written to benchmarks/results/runtime.json.
+part where llama-cpp-python is installed. A row of benchmarks/results/runtime.jsonl.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results import append
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
@@ -28,8 +29,6 @@ from abridged import families
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.load import load
 from abridged.checkpoint.save import save_checkpoint
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.evaluation.generation import generate
 from abridged.evaluation.speed import decode_seconds, in_turns, memory, prompt_seconds
 from abridged.exporters import export
@@ -39,7 +38,6 @@ from abridged.recipe import Recipe
 from abridged.runtime.kernels import PATHS, kernels
 from abridged.storage.packing import pack
 
-RESULTS = Path(__file__).parent / "results" / "runtime.json"
 RECIPE = "best-ternary-2-2-8"
 #: A start that takes no search: only the time is measured here.
 QUICK = [
@@ -243,7 +241,6 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     prompt, decode = in_turns(prompts, options.rounds), in_turns(decodes, options.rounds)
     compiled = kernels()
     result: dict[str, Any] = {
-        "model": "GPT-2 124M shape, random weights, " + RECIPE,
         "threads": options.threads,
         "prompt_tokens": options.prompt,
         "new_tokens": options.new,
@@ -264,9 +261,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     result["forced_paths"] = forced(where, options)
     print(json.dumps(result["forced_paths"]), flush=True)
     result["growth"] = growth(folder / "long")
-    result["environment"] = environment()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
+    append("runtime", result, recipe=RECIPE, model="GPT-2 124M")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Video and text models on shapes: clips made here, a tiny BLIP made here, and one JSON for each contestant.
+"""Video and text models on shapes: clips made here, a tiny BLIP made here, and one row for each contestant.
 
     python benchmarks/shapes.py make FOLDER [--train 4000] [--test 1000]    # clips, questions, moments
     python benchmarks/shapes.py blip FOLDER [--steps 1600]                  # a tiny BLIP, from images alone
@@ -7,7 +7,7 @@
     python benchmarks/shapes.py bundle FOLDER                               # what comes along: such clips, and a model
 
 No image-text weights are needed: the BLIP is trained from nothing on images of shapes. Clips for tests have
-combinations of colour, shape and motion that no clip for training has. A contestant whose JSON is there is not run
+combinations of colour, shape and motion that no clip for training has. A contestant whose row is there is not run
 again; `--share 0.2` runs a fifth of the steps, to choose what to run in full. `python benchmarks/tables.py` makes the
 table of docs/video.md.
 """
@@ -25,14 +25,12 @@ from typing import Any
 import numpy as np
 import shapes_world as world
 import torch
+from results import RESULTS, append, read
 
 import abridged
-from abridged.core.atomic import write_atomically
 from abridged.core.progress import progress
-from abridged.core.record import environment
 from abridged.core.settings import TrainingSettings
 
-RESULTS = Path(__file__).parent / "results" / "shapes"
 ASSETS = Path(abridged.__file__).parent / "assets"
 #: The contestant that comes along with the package.
 BUNDLED = "ea-vtr-2-2-8"
@@ -258,41 +256,37 @@ CONTESTANTS = {
 
 
 def run(folder: Path, name: str, seed: int, share: float, results: Path, clips: int | None = None) -> dict[str, Any]:
-    """Train one contestant, measure it on clips, on pairs of events and on moments, and keep its JSON.
+    """Train one contestant, measure it on clips, on pairs of events and on moments, and append its row.
 
     With less than the whole `share` of the steps the clips are those of validation/, to choose by. `clips` are measured
     on at most.
     """
-    kept = results / f"{stem(name, seed, share)}.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
     who, test = CONTESTANTS[name], folder / ("test" if share == 1 else "validation")
-    model = start_of(folder, who, seed, share, results, clips)
     steps = 0 if who.recipe is None else max(2, round((TO_COMPRESS if who.compress else STEPS) * share))
+    about = {"name": name, "recipe": who.recipe, "task": who.data, "seed": seed}
+    if known := read("shapes", results, **about, share=share, steps=steps):
+        return known[-1]
+    model = start_of(folder, who, seed, share, results, clips)
+    changes: list[str] = []
     began = time.perf_counter(), time.process_time()
     if who.recipe is not None:
-        output = folder / "models" / kept.stem
+        output = folder / "models" / stem(name, seed, share)
         frames = [] if who.start in CONTESTANTS else [f"model.num_frames={FRAMES}"]
         changes = [*EQUAL, f"stages.*.steps={steps}", *frames, *who.changes]
         begun = output.with_name(f"{output.name}.partial").exists()  # a run that was interrupted goes on
         options = {"overrides": changes, "overwrite": not begun, "resume": begun, "seed": seed}
         if who.compress:
-            options["overrides"] = [one for one in changes if "learning_rate" not in one]
+            changes = options["overrides"] = [one for one in changes if "learning_rate" not in one]
             abridged.compress(model, who.recipe, folder / "learn" / who.data, output, **options)
         else:
             abridged.finetune(model, folder / "learn" / who.data, output, recipe=who.recipe, **options)
         model = output
     found = {
-        "name": name,
-        "seed": seed,
-        "share": share,
-        "steps": steps,
         "seconds": time.perf_counter() - began[0],
         "processor_seconds": time.process_time() - began[1],
         **measured(model, who, test, clips),
     }
-    results.mkdir(parents=True, exist_ok=True)
-    write_atomically(kept, json.dumps({**found, **environment()}, indent=1) + "\n")
+    append("shapes", found, results, **about, overrides=changes, settings={"share": share, "steps": steps})
     return found
 
 
@@ -308,7 +302,7 @@ def measured(model: Path, who: Contestant, test: Path, clips: int | None) -> dic
 
 
 def stem(name: str, seed: int, share: float) -> str:
-    """What a contestant's JSON and its model are called."""
+    """What a contestant's model is called."""
     return f"{name}-{seed}" if share == 1 else f"{name}-{seed}-{share:g}"
 
 

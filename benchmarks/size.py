@@ -1,20 +1,20 @@
 """File sizes of the true shapes of GPT-2, BART-base and BERT-base, compressed as recipes would, with random weights.
 
-    python benchmarks/size.py --output benchmarks/results/size.json
+    python benchmarks/size.py [--cases CASE …]
 
-Sizes do not depend on the weights' values, so random ones will do. MB = 2^20 bytes.
+Sizes do not depend on the weights' values, so random ones will do. MB = 2^20 bytes. Each case is a row of
+benchmarks/results/size.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from results import append
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -129,20 +129,12 @@ def measure(name: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/size.json"))
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     options = parser.parse_args()
-    before = json.loads(options.output.read_text()) if options.output.exists() else {"cases": {}, "peak_memory_mb": 0}
-    # cases not asked for stay as they were
-    results = {name: case for name, case in before["cases"].items() if name in CASES}
     for name in options.cases:
-        results[name] = measure(name)
-        print(f"{name:40} {results[name]['file_mb']:8.2f} MB  (limit {CASES[name][-1]} MB, {results[name]['ratio']}x)")
-        peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, before["peak_memory_mb"])
-        in_order = {name: results[name] for name in CASES if name in results}
-        report = {"what": "bytes on disk, random weights", "peak_memory_mb": round(peak), "cases": in_order}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        found, (shape, recipe, overrides, limit) = measure(name), CASES[name]
+        append("size", found, name=name, model=shape, recipe=recipe, overrides=overrides)
+        print(f"{name:40} {found['file_mb']:8.2f} MB  (limit {limit} MB, {found['ratio']}x)", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ Tasks: `subjects`, from an e-mail to its subject line (AESLC), and `titles`, fro
 article (`titles.py`). FOLDER holds aeslc/{train,dev,test}.jsonl (CC BY-NC-SA 4.0: not part of the package),
 novels/{train,valid}.txt.xz and wikitext-2/wiki.{train,valid,test}.tokens. The teacher restores text from noise, first
 in short windows, where copying is learned sooner, then in long ones; then it learns the task. What it makes are
-NAME.short, NAME.long, … and NAME.TASK, and the texts beside them. Each student is a JSON in
-benchmarks/results/summaries, and not made again where that is there: the command can be stopped and started. ROUGE is
-on the whole test part.
+NAME.short, NAME.long, … and NAME.TASK, and the texts beside them. Each student is a row of
+benchmarks/results/summaries.jsonl, and not made again where that is there: the command can be stopped and started.
+ROUGE is on the whole test part.
 """
 
 import argparse
@@ -21,19 +21,18 @@ from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from quantizers import pending, train_and_measure
+from quantizers import Trial, pending, train_and_measure
+from results import append, read
 from titles import write_titles
 
 import abridged
-from abridged.core.atomic import write_atomically
-from abridged.core.record import environment
 from abridged.data.opening import open_data
 from abridged.data.pairs import Pair
 from abridged.evaluation.summaries import rouge
 from abridged.recipe import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "summaries"
-CONFIG = str(files("abridged") / "assets" / "configs" / "small-bart.yaml")
+MODEL = "small-bart"
+CONFIG = str(files("abridged") / "assets" / "configs" / f"{MODEL}.yaml")
 NOVELS = 20_000_000  #: characters of the novels: with all 70 million, e-mails would be a seventh of the text
 #: What a teacher of any task learns first: name and settings.
 RESTORING: dict[str, list[str]] = {
@@ -161,44 +160,37 @@ def make_teacher(options: argparse.Namespace) -> None:
     pairs = lessons[options.task][0]
     test = open_data(pairs).as_pairs().test
     result = {
-        "task": options.task,
         "pairs": len(test),
         "lessons": records,
         "teacher": abridged.evaluate_summaries(before, pairs),
         "perplexity": abridged.evaluate(before, pairs),
         "baselines": {name: rouge([make(pair) for pair in test], test) for name, make in BASELINES.items()},
-        "environment": environment(),
     }
-    write_atomically(RESULTS / f"teacher-{options.task}.json", json.dumps(result, indent=1) + "\n")
+    append("summaries teacher", result, model=MODEL, task=options.task)
     for name, scores in {"teacher": result["teacher"], **result["baselines"]}.items():
         print(f"{name}: ROUGE-1 {scores['rouge1']:.2f}, ROUGE-2 {scores['rouge2']:.2f}, ROUGE-L {scores['rougeL']:.2f}")
 
 
-def plan() -> Iterator[tuple[str, str, list[str], int]]:
-    """(name, recipe, overrides, seed) of every run, in order: one seed of all, then more of what is compared."""
+def plan(equal: list[str], task: str) -> Iterator[Trial]:
+    """Every run, in order: one seed of all, then more of what is compared."""
     for seed in (0, 1, 2):
         for name, (recipe, overrides) in STUDENTS.items():
             if seed == 0 or name in COMPARED:
-                yield f"{name}-seed{seed}", recipe, overrides, seed
+                yield Trial(f"{name}-seed{seed}", name, recipe, [*equal, *overrides], seed, MODEL, task)
 
 
 def make_students(options: argparse.Namespace) -> None:
-    """Every student of the plan whose result is not there yet."""
+    """Every student of the plan whose row is not there yet."""
     equal = [f"stages.*.{setting}" for setting in [f"steps={options.steps}", *EQUAL]]
     teacher, pairs = f"{options.output}.{options.task}", str(pairs_of(options))
-    for path, (name, recipe, overrides, seed) in pending(plan(), RESULTS, options):
-        chosen = Recipe.load(recipe, [*equal, *overrides])
-        others = [json.loads(other.read_text()) for other in RESULTS.glob("*-seed*.json")]
-        known = [
-            other
-            for other in others
-            if other["task"] == options.task and other["overrides"][1 : len(equal)] == equal[1:]
-        ]
-        result = train_and_measure(path, chosen, teacher, pairs, seed, known=known)
-        result |= {"name": name, "task": options.task, "recipe": recipe, "overrides": [*equal, *overrides]}
-        write_atomically(path, json.dumps(result, indent=1) + "\n")
-        lost = result["loss_percent"]
-        print(f"{name}: ROUGE-1 {-lost['rouge1']:+.1f} %, perplexity {lost['perplexity']:+.1f} %", flush=True)
+    for work, run in pending(plan(equal, options.task), "summaries students", options):
+        others = read("summaries students", task=options.task)
+        known = [other for other in others if other["overrides"][1 : len(equal)] == equal[1:]]
+        recipe = Recipe.load(run.recipe, run.overrides)
+        found = train_and_measure(work, recipe, teacher, pairs, run.seed, known=known)
+        run.record("summaries students", found)
+        lost = found["loss_percent"]
+        print(f"{run.label}: ROUGE-1 {-lost['rouge1']:+.1f} %, perplexity {lost['perplexity']:+.1f} %", flush=True)
 
 
 def main() -> None:
@@ -209,9 +201,8 @@ def main() -> None:
     parser.add_argument("--task", default="titles", choices=list(TASKS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this time")
-    parser.add_argument("--only", default="*", help="runs whose name matches this pattern")
+    parser.add_argument("--only", default="*", help="runs whose label matches this pattern")
     options = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
     (make_teacher if options.what == "teacher" else make_students)(options)
 
 

@@ -1,4 +1,4 @@
-"""Makes the tables of docs (results, search, plan, video, blocks) and README.md from the JSON in benchmarks/results.
+"""Makes the tables of the pages in docs and of README.md from the rows in benchmarks/results.
 
     python benchmarks/tables.py
 
@@ -9,20 +9,28 @@ import re
 from statistics import StatisticsError
 
 import tables_of_cost
+import tables_of_headlines
 import tables_of_plans
 import tables_of_quality
 import tables_of_video
 from rendering import DOCS
+from results import NotMeasured
 
-PAGES = (*(DOCS / f"{page}.md" for page in ("results", "search", "plan", "video", "blocks")), DOCS.parent / "README.md")
-TABLES = tables_of_quality.TABLES | tables_of_cost.TABLES | tables_of_plans.TABLES | tables_of_video.TABLES
+PAGES = (*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md")
+TABLES = (
+    tables_of_quality.TABLES
+    | tables_of_cost.TABLES
+    | tables_of_plans.TABLES
+    | tables_of_video.TABLES
+    | tables_of_headlines.TABLES
+)
 
 
 def make(name: str) -> str:
     """A table, or a sentence where its command has not been run."""
     try:
         made = TABLES[name]()
-    except (FileNotFoundError, StatisticsError):
+    except (NotMeasured, StatisticsError):
         made = ""
     return made if made.count("\n") > 1 else "Not measured yet."
 
@@ -33,7 +41,8 @@ def main() -> None:
         for name in re.findall(r"<!-- table:(\w+) -->", text):
             between = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)", re.DOTALL)
             text = between.sub(lambda m, made=make(name): f"{m[1]}\n{made}\n\n{m[2]}", text)
-        page.write_text(text)
+        if text != page.read_text():
+            page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from rendering import DOCS, markdown, measured, rates
+from rendering import DOCS, markdown, rates
+from results import latest, read
 
 
 def sizes() -> str:
     """Files of the true GPT-2 shape."""
-    found = measured("size")
-    rows = [[*_file(name, case), f"{case['bits_per_weight']:.2f}"] for name, case in found["cases"].items()]
+    rows = [[*_file(case["name"], case), f"{case['bits_per_weight']:.2f}"] for case in read("size")]
     return markdown(["shape of GPT-2 124M, BART-base or BERT-base", "MB", "limit", "ratio", "bits per weight"], rows)
 
 
@@ -19,7 +19,7 @@ def _file(name: str, case: dict[str, float]) -> list[str]:
 
 def cost() -> str:
     """Speed and memory of training steps."""
-    found = measured("training_cost")
+    found = latest("training_cost")
     rows = [
         [
             name,
@@ -34,14 +34,13 @@ def cost() -> str:
 
 def memory() -> str:
     """Peak memory at the true GPT-2 shape."""
-    found = measured("memory")
-    rows = [[name, f"{row['peak_bytes'] / 2**30:.2f}", "6"] for name, row in found["rows"].items()]
+    rows = [[row["name"], f"{row['peak_bytes'] / 2**30:.2f}", "6"] for row in read("memory")]
     return markdown(["quantgpt-2-2-8 at 124M, batch 4×512", "peak GB", "limit"], rows)
 
 
 def index() -> str:
     """Search in an index, by how vectors are stored."""
-    found = measured("index")
+    found = latest("index")
     keys = {"processor_ms": ".1f", "memory_mb": ".0f", "file_mb": ".0f", "recall_at_10": ".3f"}
     rows = [[kind, *(format(row[key], form) for key, form in keys.items())] for kind, row in found["rows"].items()]
     head = [
@@ -56,14 +55,14 @@ def index() -> str:
 
 def runtime() -> str:
     """Speed of packed models beside torch and llama.cpp."""
-    found = measured("runtime")
+    found = latest("runtime")
     head = (f"{found['prompt_tokens']} tokens at once, tokens/s", f"then {found['new_tokens']} one by one, tokens/s")
     return rates(head, [found["prompt_tokens_per_second"], found["decode_tokens_per_second"]], "torch FP32")
 
 
 def kernel() -> str:
     """The other numbers of the same run."""
-    found = measured("runtime")
+    found = latest("runtime")
     bandwidth, memory_used = found["bandwidth_gb_per_second"], found["memory"]
     file = memory_used["file_bytes"]
     rows = [
@@ -83,7 +82,7 @@ def kernel() -> str:
 
 def paths() -> str:
     """Each instruction set, forced."""
-    forced = measured("runtime")["forced_paths"]
+    forced = latest("runtime")["forced_paths"]
     keys = ("prompt_tokens_per_second", "decode_tokens_per_second")
     rows = [[name, *(f"{row[key]:,.0f}" for key in keys)] for name, row in forced.items()]
     return markdown(["ABRIDGED_KERNELS", "prompt, tokens/s", "`model.generate`, tokens/s"], rows)
@@ -96,7 +95,7 @@ def growth() -> str:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    found = measured("runtime")["growth"]
+    found = latest("runtime")["growth"]
     matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
     for axes, xs, series, label in (
@@ -117,21 +116,21 @@ def growth() -> str:
 
 def encoder_decoder() -> str:
     """BART-base's shape, packed and dense."""
-    found = measured("encoder_decoder")
+    found = latest("encoder_decoder")
     columns = [found["source_tokens_per_second"], found["written_tokens_per_second"]]
     return rates(("encoder, tokens/s", "four beams, tokens/s"), columns, "torch FP32", digits=1)
 
 
 def encoders() -> str:
     """BERT-base's shape, packed and otherwise, in sentences a second: of each machine that was measured."""
-    return "\n\n".join(map(_sentences, (found for name in ("encoders", "encoders_amx") if (found := measured(name)))))
+    return "\n\n".join(map(_sentences, read("encoders")))
 
 
 def _sentences(found: dict[str, Any]) -> str:
     speeds, memory = found["sentences_per_second"], found["memory"]
     return (
         rates([f"batch {size}, sentences/s" for size in speeds], [*speeds.values()], "torch FP32", digits=1)
-        + f"\n\n{found['environment']['hardware']['cpu']}, {found['threads']} threads, kernels {found['kernels']}; "
+        + f"\n\n{found['processor']['cpu']}, {found['threads']} threads, kernels {found['kernels']}; "
         f"{found['length']} tokens a sentence. "
         f"In memory after loading: {memory['resident_bytes'] / 2**20:.1f} MB, of a file of "
         f"{memory['file_bytes'] / 2**20:.1f} MB; {memory['tiny_resident_bytes'] / 2**20:.1f} MB of it for a first load "
@@ -141,7 +140,7 @@ def _sentences(found: dict[str, Any]) -> str:
 
 def kronecker_size() -> str:
     """What is left of GPT-2 124M."""
-    found = measured("kronecker/size")
+    found = latest("kronecker size")
     rows = [
         [
             name,
@@ -160,7 +159,7 @@ def kronecker_size() -> str:
 
 def kronecker_speed() -> str:
     """A factored layer beside the dense one, by shape."""
-    found = measured("kronecker/speed")
+    found = latest("kronecker speed")
     rows = [
         [
             f"{name}: {row['factors']}",
@@ -177,7 +176,7 @@ def kronecker_speed() -> str:
 
 def pruning_speed() -> str:
     """Models at half of the FLOPs."""
-    found = measured("pruning_speed")
+    found = latest("pruning speed")
     titles = {"gpt2": "GPT-2 124M", "bert": "BERT-base"}
     head = [f"{titles[case.partition(',')[0]]},{case.partition(',')[2]}/s" for case in found["tokens_per_second"]]
     sizes = (
@@ -196,7 +195,7 @@ def pruning_speed() -> str:
 
 def pruning_cost() -> str:
     """A training step with masks."""
-    found = measured("pruning_cost")
+    found = latest("pruning cost")
     seconds, more = found["seconds_per_step"], found["more_than_distillation"]
     rows = [
         [name, f"{1000 * s:.0f}", f"{100 * more[name]:+.1f} %" if name in more else ""] for name, s in seconds.items()
@@ -206,7 +205,7 @@ def pruning_cost() -> str:
 
 def pruning_memory() -> str:
     """Masks alone on a LLaMA of the 7B shape with few layers, and all of its layers on paper."""
-    found = measured("pruning_memory")
+    found = latest("pruning_memory")
     paper = found["on_paper"]
     rows = [
         [

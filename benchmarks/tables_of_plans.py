@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from math import exp
 
-from rendering import DOCS, markdown, read
+from rendering import DOCS, markdown
+from results import read
 
 from abridged.report.figure import standalone
 from abridged.report.plots import front

@@ -1,13 +1,11 @@
 """Tables of what is lost: perplexity, ROUGE and scores of students."""
 
-import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from statistics import mean
-from typing import Any
 
-from rendering import DOCS, RESULTS, loss, markdown, measured, read, spread
+from rendering import DOCS, loss, markdown, spread
+from results import NotMeasured, Row, latest, read
 
 from abridged.recipe import Recipe
 
@@ -27,11 +25,9 @@ PAPER = {"dynamic": 19.5, "lsq": 5756.0, "pact": 1095.0, "laq": 32.3}
 
 def quantizers() -> str:
     """2-2-8: every method at its best rate."""
-    by_method: dict[str, dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for result in read("quantizers"):
-        found = re.fullmatch(r"(\w+)-2-2-8-lr(.+)-seed\d+", result["name"])
-        if found:
-            by_method[found[1]][float(found[2])].append(result)
+    by_method: dict[str, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for result in read("quantizers", bits="2-2-8", changed=None):
+        by_method[result["name"]][result["learning_rate"]].append(result)
     rows = []
     for method, rates in by_method.items():
         chosen = min(rates, key=lambda r: mean(x["validation"]["perplexity"] for x in rates[r]))
@@ -56,29 +52,26 @@ def quantizers() -> str:
 def widths() -> str:
     """1-1-8, 4-4-8 and 8-8-8."""
     cells: dict[str, dict[str, str]] = defaultdict(dict)
-    for result in read("quantizers"):
-        found = re.fullmatch(r"(\w+)-(1-1-8|4-4-8|8-8-8)-seed0", result["name"])
-        if found:
-            cells[found[1]][found[2]] = f"{loss(result):.1f}"
     columns = ["1-1-8", "4-4-8", "8-8-8"]
+    for bits in columns:
+        for result in read("quantizers", bits=bits, seed=0):
+            cells[result["name"]][bits] = f"{loss(result):.1f}"
     rows = [[TITLES[m], *(cells[m].get(c, "–") for c in columns)] for m in TITLES if m in cells]
     return markdown(["loss %, token", *columns], rows)
 
 
 def ablations() -> str:
     """QuantGPT 2-2-8 with one thing changed."""
-    results = [r for r in read("quantizers") if r["name"].startswith("ablation-")]
-    rows = [
-        [r["name"].removeprefix("ablation-"), f"{loss(r):.1f}", f"{loss(r, 'word_perplexity'):.1f}"] for r in results
-    ]
+    results = [r for r in read("quantizers") if "changed" in r]
+    rows = [[r["changed"], f"{loss(r):.1f}", f"{loss(r, 'word_perplexity'):.1f}"] for r in results]
     return markdown(["changed", "loss %, token", "loss %, word"], rows)
 
 
 def targets() -> str:
     """The recipes at their own lengths."""
-    by_recipe: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    by_recipe: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for result in read("recipes"):
-        by_recipe[result["recipe"], sum(result["steps"])].append(result)
+        by_recipe[result["recipe"], result["steps"]].append(result)
     rows = []
     for (recipe, steps), results in sorted(by_recipe.items()):
         rows.append(
@@ -103,7 +96,7 @@ def curve() -> str:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    results = [r for r in read("recipes") if r["seed"] == 0]
+    results = read("recipes", seed=0)
     if not results:
         return ""
     matplotlib.rcParams.update({"svg.hashsalt": "abridged", "font.size": 9})
@@ -125,8 +118,7 @@ def bart_teachers() -> str:
     """The small BARTs beside what takes no model."""
     head = ["", "ROUGE-1", "ROUGE-2", "ROUGE-L", "words", "repeated pairs %"]
     parts = []
-    for path in sorted((RESULTS / "summaries").glob("teacher-*.json"), reverse=True):
-        found = json.loads(path.read_text())
+    for found in sorted(read("summaries teacher"), key=lambda row: row["task"], reverse=True):
         best = max(found["baselines"].values(), key=lambda scores: scores["rouge1"])
         rows = [
             [
@@ -148,10 +140,9 @@ def bart_teachers() -> str:
 
 def summaries() -> str:
     """Students of the small BART, at equal steps."""
-    by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for result in read("summaries"):
-        if "seed" in result:
-            by_name[result["name"].rpartition("-seed")[0]].append(result)
+    by_name: dict[str, list[Row]] = defaultdict(list)
+    for result in read("summaries students"):
+        by_name[result["name"]].append(result)
     rows = []
     for name, results in by_name.items():
         rows.append(
@@ -177,24 +168,39 @@ def summaries() -> str:
 AT_CHANCE = {"rte"}
 
 
+def is_trial(name: str) -> bool:
+    """Whether a contestant is a recipe with something changed: "best-bert-2-2-8, augmented". They stand in the log."""
+    return ", " in name
+
+
 def glue() -> str:
-    """Students of MiniLM in few bits: points lost by task, a row for each."""
+    """Students of MiniLM in few bits: points lost by task, a row for each recipe."""
     return points_lost(run for run in read("glue") if "kngpt2" not in run["recipe"])
 
 
+def glue_trials() -> str:
+    """The same for what was changed in recipes."""
+    return points_lost((run for run in read("glue") if "kngpt2" not in run["recipe"]), trials=True)
+
+
 def glue_factors() -> str:
-    """Factored students of MiniLM, and of GPT-2: points lost by task, a row for each."""
+    """Factored students of MiniLM, and of GPT-2: points lost by task, a row for each recipe."""
     return points_lost(run for run in read("glue") if "kngpt2" in run["recipe"])
 
 
-def points_lost(results: Iterable[dict[str, Any]]) -> str:
+def glue_factors_trials() -> str:
+    """The same for what was changed in recipes."""
+    return points_lost((run for run in read("glue") if "kngpt2" in run["recipe"]), trials=True)
+
+
+def points_lost(results: Iterable[Row], trials: bool = False) -> str:
     """Points lost by task, a row for each student; a task's teacher may have been made more than once."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     for result in results:
-        task = result["task"] if result.get("base", "minilm") == "minilm" else f"{result['task']}, GPT-2"
-        student = result.get("student_name", result["recipe"])
-        found[f"{student}, {result.get('steps', 300):,} steps"][task].append(result)
+        task = result["task"] if result["model"] == "minilm" else f"{result['task']}, GPT-2"
+        if is_trial(result["name"]) == trials:
+            found[f"{result['name']}, {result['steps']:,} steps"][task].append(result)
         scores[task][result["teacher_hash"]] = result["teacher"]["score"]
     tasks = sorted(scores)
     teachers = [mean(scores[task].values()) for task in tasks]
@@ -212,9 +218,7 @@ def points_lost(results: Iterable[dict[str, Any]]) -> str:
 
 def kronecker() -> str:
     """Kronecker factors and their rivals, at equal steps."""
-    results = sorted((r for r in read("kronecker") if "loss_percent" in r), key=loss)
-    if not results:
-        raise FileNotFoundError
+    results = sorted(read("kronecker quality"), key=loss)
     rows = [
         [
             result["name"],
@@ -234,26 +238,26 @@ def kronecker() -> str:
 #: Contestant of benchmarks/pruning.py -> what the table calls it.
 PRUNED = {
     "best-vtrans": "best-vtrans, best-bert-vtrans",
-    "best-vtrans-high-rate": "best-vtrans, 5e-4 after the cut",
-    "best-vtrans-single-units": "single hidden units",
-    "best-vtrans-single-units-high-rate": "single hidden units, 5e-4 after the cut",
+    "best-vtrans, high rate": "best-vtrans, 5e-4 after the cut",
+    "best-vtrans, single units": "single hidden units",
+    "best-vtrans, single units, high rate": "single hidden units, 5e-4 after the cut",
     "vib": "VTrans",
-    "vib-as-published": "VTrans, masks as published",
+    "vib, as published": "VTrans, masks as published",
     "fast-vtrans": "Fast-VTrans",
     "faster-vtrans": "Faster-VTrans",
     "l0": "L0",
-    "l0-measured-start": "L0, measured start",
-    "l0-reconstructed": "best-vtrans with L0",
+    "l0, measured start": "L0, measured start",
+    "l0, reconstructed": "best-vtrans with L0",
     "cofi": "CoFi-style",
     "taylor": "Taylor",
-    "taylor-twice-the-rate": "Taylor, 1e-3 after the cut",
-    "taylor-low-rate": "Taylor, 1e-4 after the cut",
-    "l0-low-rate": "L0, 1e-4 after the cut",
+    "taylor, twice the rate": "Taylor, 1e-3 after the cut",
+    "taylor, low rate": "Taylor, 1e-4 after the cut",
+    "l0, low rate": "L0, 1e-4 after the cut",
     "magnitude": "magnitude",
     "random": "random",
-    "best-vtrans-trimmed": "best-vtrans, rare tokens left out first",
-    "taylor-trimmed": "Taylor, likewise",
-    "l0-trimmed": "L0, likewise",
+    "best-vtrans, trimmed": "best-vtrans, rare tokens left out first",
+    "taylor, trimmed": "Taylor, likewise",
+    "l0, trimmed": "L0, likewise",
 }
 
 
@@ -262,26 +266,34 @@ def pruning() -> str:
     return pruned(of_layers=False)
 
 
+def pruning_trials() -> str:
+    """The same for what was changed in contestants."""
+    return pruned(of_layers=False, trials=True)
+
+
 def pruning_layers() -> str:
     """Ours and CoFi-style at each share of the layers' parameters, embeddings not counted."""
     return pruned(of_layers=True)
 
 
-def pruned(of_layers: bool) -> str:
+#: What a run of benchmarks/pruning.py has, unless its column says otherwise.
+STEPS = 300
+
+
+def pruned(of_layers: bool, trials: bool = False) -> str:
     """Contestants by task and share, of the layers' parameters or of all."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     whole: dict[str, float] = {}
-    for result in read("pruning"):
-        named = re.fullmatch(r"([\w-]+)-(text|sst2|rte|mrpc)-(encoder)?([\d.]+)(-\d+-steps)?-seed\d+", result["name"])
-        if named and bool(named[3]) == of_layers:
-            key = "perplexity" if named[2] == "text" else "score"
-            share = f"{100 * float(named[4]):g} %"
-            share += f", {result['steps']:,} steps" if named[5] else ""
-            found[named[2], share][named[1]].append(result["student"][key])
-            if not named[1].endswith("-trimmed"):
-                whole[named[2]] = result["teacher"][key]
-    if not found:
-        raise FileNotFoundError
+    for result in read("pruning quality", of="layers" if of_layers else "parameters", device=None):
+        name, task = result["name"], result["task"]
+        if name in PRUNED:
+            key = "perplexity" if task == "text" else "score"
+            share = f"{100 * result['share']:g} %"
+            share += "" if result["steps"] == STEPS else f", {result['steps']:,} steps"
+            if is_trial(name) == trials:
+                found[task, share][name].append(result["student"][key])
+            if not name.endswith(", trimmed"):
+                whole[task] = result["teacher"][key]
     tasks = {"text": "GPT-2, perplexity", "sst2": "SST-2", "rte": "RTE", "mrpc": "MRPC"}
 
     def place(column: tuple[str, str]) -> tuple[int, bool, float]:
@@ -304,7 +316,10 @@ VARIANTS = ("vib", "fast-vtrans", "faster-vtrans")
 
 def pruning_variants() -> str:
     """VTrans and its faster variants on SST-2 at half of the parameters: score, time and memory."""
-    runs = {kind: measured(f"pruning/{kind}-sst2-0.5-1000-steps-seed0") for kind in VARIANTS}
+    runs = {
+        kind: latest("pruning quality", name=kind, task="sst2", share=0.5, of="parameters", steps=1000, seed=0)
+        for kind in VARIANTS
+    }
     seconds = {kind: run["seconds"] + run["finish_seconds"] for kind, run in runs.items()}
     rows = [
         [
@@ -327,25 +342,22 @@ COMPOSED = ("vtrans-quantgpt", "best-vtrans-2-2-8")
 def pruning_composed() -> str:
     """Pruned and then in 2 bits: the file, and what is lost."""
     rows = []
-    for result in sorted(read("pruning"), key=lambda result: result["loss_percent"].get("perplexity", 0)):
-        if result.get("recipe") not in COMPOSED:
-            continue
-        lost, share = result["loss_percent"], float(result["name"].split("-")[-2])
+    results = (result for result in read("pruning quality", of="parameters") if result["name"] in COMPOSED)
+    for result in sorted(results, key=loss):
+        lost = result["loss_percent"]
         rows.append(
             [
-                f"{result['recipe']}, {100 * share:g} % of the parameters",
+                f"{result['recipe']}, {100 * result['share']:g} % of the parameters",
                 f"{result['file_bytes'] / 2**20:.2f}",
                 f"{result['student']['perplexity']:.1f}",
                 f"{lost['perplexity']:.1f}",
                 f"{lost['word_perplexity']:.1f}",
             ]
         )
-    if not rows:
-        raise FileNotFoundError
     return markdown(["student", "MB", "perplexity", "loss %, token", "loss %, word"], rows)
 
 
-#: What heads look at: keys of the JSON, and what the table calls them.
+#: What heads look at: keys of a row, and what the table calls them.
 LOOKS = {
     "special": "special tokens",
     "current": "the current token",
@@ -357,11 +369,11 @@ LOOKS = {
 
 def pruning_heads() -> str:
     """Rank correlations of heads' scores with what they look at, and docs/heads.svg: the first seed of each task."""
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    runs: dict[str, list[Row]] = defaultdict(list)
     for result in read("pruning_heads"):
         runs[result["task"]].append(result)
     if not runs:
-        raise FileNotFoundError
+        raise NotMeasured
     titles = {"sst2": "MiniLM-L6, SST-2", "text": "the bundled GPT-2, WikiText-2"}
     rows = []
     for task, results in sorted(runs.items()):
@@ -380,7 +392,7 @@ def pruning_heads() -> str:
     return f"{markdown(header, rows)}\n\n![Attention of heads, which were removed, and their scores](heads.svg)"
 
 
-def draw_heads(results: dict[str, dict[str, Any]]) -> None:
+def draw_heads(results: dict[str, Row]) -> None:
     """docs/heads.svg: for each run a heat map of heads beside their scores against the same shares."""
     import matplotlib
 
@@ -417,7 +429,7 @@ def draw_heads(results: dict[str, dict[str, Any]]) -> None:
 
 def demo() -> str:
     """What `make demo` prints, from the run whose record was kept."""
-    records = measured("demo")
+    records = latest("demo")
     return markdown(["model", "perplexity", "loss", "per word", "loss", "MB on disk", "ratio"], records["rows"])
 
 
@@ -430,20 +442,19 @@ def parity() -> str:
             f"{row['perplexity_difference_percent']:+.3f}",
             f"{row['same_likeliest_token_percent']:.2f}",
         ]
-        for name, row in measured("parity")["rows"].items()
+        for name, row in latest("parity")["rows"].items()
     ]
     return markdown(["computed by", "perplexity", "difference %", "same likeliest token %"], rows)
 
 
 def real_model() -> str:
     """A pre-trained model by recipes without training and block by block, measured once on a whole text."""
-    found = (json.loads(path.read_text()) for path in RESULTS.glob("blocks-smollm2-*.json"))
-    runs = [run for run in found if run["measured"][-2:] == ["test", None]]
+    runs = read("blocks compress", model="smollm2-135m", part="test", limit=None)
     if not runs:
-        raise FileNotFoundError
+        raise NotMeasured
     rows = [
         [
-            ", ".join([run["recipe"], *run["changes"][1:]]),
+            ", ".join([run["recipe"], *run["overrides"][1:]]),
             f"{run['file_bytes'] / 2**20:.1f}",
             f"{run['student']['perplexity']:.2f}",
             f"{loss(run):.1f}",
@@ -466,11 +477,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "summaries": summaries,
     "glue": glue,
     "glue_factors": glue_factors,
+    "glue_factors_trials": glue_factors_trials,
+    "glue_trials": glue_trials,
     "kronecker": kronecker,
     "pruning": pruning,
     "pruning_layers": pruning_layers,
     "pruning_composed": pruning_composed,
     "pruning_heads": pruning_heads,
+    "pruning_trials": pruning_trials,
     "pruning_variants": pruning_variants,
     "demo": demo,
     "parity": parity,

@@ -1,9 +1,9 @@
 """Tables of docs/video.md: contestants on clips of shapes, and frames a second of BLIP-base's image encoder."""
 
 from collections.abc import Callable
-from typing import Any
 
-from rendering import markdown, measured, rates, read, spread
+from rendering import markdown, rates, spread
+from results import Row, latest, read
 
 #: What `benchmarks/shapes.py` calls its contestants, in order.
 TITLES = {
@@ -29,7 +29,6 @@ TITLES = {
     "questions-frames": "answers, of frames without temporal attention",
     "questions": "answers, LiteVL",
 }
-Row = dict[str, Any]
 COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "R@1": lambda r: r["clips"].get("recall_at_1"),
     "matched": lambda r: r["clips"].get("matched", {}).get("matched_recall_at_1"),
@@ -47,8 +46,8 @@ COLUMNS: dict[str, Callable[[Row], float | None]] = {
 def shapes() -> str:
     """Contestants on clips of shapes: means over seeds, and their spread."""
     found: dict[str, list[Row]] = {}
-    for row in read("shapes"):
-        if row["share"] == 1:
+    for row in read("shapes", share=1):
+        if row["steps"] == latest("shapes", share=1, name=row["name"])["steps"]:  # not of an earlier length
             found.setdefault(row["name"], []).append(row)
     rows = []
     for name in (name for name in TITLES if name in found):
@@ -59,9 +58,7 @@ def shapes() -> str:
 
 def frames() -> str:
     """Frames a second of BLIP-base's image encoder."""
-    found = measured("frames")
-    if "frames_per_second" not in found:
-        return ""
+    found = latest("frames", name="speed")
     head = f"frames a second, {found['batch']} at once, {found['threads']} threads"
     return rates([head], [found["frames_per_second"]], "torch FP32", 2)
 
@@ -69,7 +66,7 @@ def frames() -> str:
 def video_size() -> str:
     """What BLIP-base's shape takes on the disk."""
     names = {"BLIP": "BLIP-base for retrieval, frame by frame", "LiteVL": "with temporal attention (LiteVL)"}
-    files = measured("frames")["files"]
+    files = latest("frames", name="files")["files"]
     rows = [
         [title, f"{files[who]['fp32_mb']:.1f}", f"{files[who]['mb']:.1f}", f"{files[who]['ratio']:.1f}×"]
         for who, title in names.items()

@@ -3,8 +3,8 @@
     python benchmarks/training_cost.py [--model bundled] [--batch-size 16] [--context 256] [--compile]
 
 All contestants train copies of one model in one process, a few steps each in turn and in another order every round:
-what else the machine does falls on all alike. Peak memory is measured in a process for each. The JSON is written to
-benchmarks/results/training_cost.json.
+what else the machine does falls on all alike. Peak memory is measured in a process for each. A row of
+benchmarks/results/training_cost.jsonl.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from results import RESULTS, append
 
 from abridged import families
 from abridged.core.hardware import peak_memory
 from abridged.core.measurement import Measured
 from abridged.core.names import public_name
-from abridged.core.record import environment
 from abridged.core.settings import TrainingSettings
 from abridged.data.blocks import Blocks, tokenize
 from abridged.data.text import load_text
@@ -40,9 +40,8 @@ from abridged.training.loop import Trainer
 from abridged.training.modes import set_dropout
 from abridged.training.processes import autocast
 from abridged.training.runners import Pass, Whole
-from abridged.training.workspace import Workspace, write_atomically
+from abridged.training.workspace import Workspace
 
-RESULTS = Path(__file__).parent / "results" / "training_cost.json"
 BANKS = ("none", "vocabulary", "position")
 #: What each speed is set against.
 AGAINST = {
@@ -210,7 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile of every contestant's blocks")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--no-memory", action="store_true", help="measure speed alone")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -239,7 +238,6 @@ def main() -> None:
         size = f"{row['peak_bytes'] / 2**20:8,.0f} MB" if "peak_bytes" in row else ""
         print(f"{name:36} {row['tokens_per_second']:10,.0f} tokens/s {size}  {ratio}")
     result = {
-        "model": public_name(options.model),
         "data": public_name(options.data),
         "batch_size": options.batch_size,
         "context": bench.context,
@@ -247,10 +245,8 @@ def main() -> None:
         "steps_a_round": options.steps,
         "contestants": rows,
         "bank_bytes_after_one_epoch": bank_bytes(bench),
-        "environment": environment(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, json.dumps(result, indent=1) + "\n")
+    append("training_cost", result, options.results, model=public_name(options.model))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,14 @@
     python benchmarks/training_step.py ../before [--recipe quantgpt-2-2-8] [--rounds 12] [--batch-size 4]
 
 A process of each checkout compresses the model as `abridged compress` does, and waits before every step until it is
-told to go on; whoever goes first changes every round, so that what else the machine does falls on both alike. The JSON
-is written to benchmarks/results/training_step.json: seconds of each step, and the median over rounds of their ratios
-(above 1: this checkout is faster).
+told to go on; whoever goes first changes every round, so that what else the machine does falls on both alike. A row of
+benchmarks/results/training_step.jsonl: seconds of each step, and the median over rounds of their ratios (above 1: this
+checkout is faster).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from typing import Any
 from checkouts import use
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "training_step.json"
 WARM_UP = 2  #: steps that do not count
 
 
@@ -90,8 +88,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         worker.close()
     ratios = [other / here for here, other in zip(seconds["here"], seconds["other"], strict=True)]
     return {
-        "model": options.model,
-        "recipe": options.recipe,
         "batch_size": options.batch_size,
         "commits": {name: worker.commit() for name, worker in workers.items()},
         "seconds": seconds,
@@ -106,17 +102,15 @@ def main() -> None:
     parser.add_argument("--recipe", default="quantgpt-2-2-8")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(options)
         return
-    from abridged.core.atomic import write_atomically
-    from abridged.core.record import environment
+    from results import append
 
-    result = {**measure(options), "environment": environment()}
-    write_atomically(options.output, json.dumps(result, indent=1) + "\n")
+    result = measure(options)
+    append("training_step", result, model=options.model, recipe=options.recipe)
     print(f"{result['speed_ratio']:.3f} of the other checkout's speed")
 
 

@@ -6,7 +6,7 @@
 The bundled teacher as best-1-1-8 begins with it, and BERT-base's true shape with random weights, `xtc-1-1-8` without
 its training; both checkouts load the same files. Times are processor seconds, which other processes disturb less than
 those of a clock. A ratio is the median, over the rounds, of the other's time by this
-one's: above 1 this checkout is faster. The JSON is written to benchmarks/results/versions.json.
+one's: above 1 this checkout is faster. A row of benchmarks/results/versions.jsonl.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from typing import Any
 from checkouts import use
 
 HERE = Path(__file__).resolve().parents[1]
-RESULTS = HERE / "benchmarks" / "results" / "versions.json"
 
 
 def cases(folder: Path) -> dict[str, Callable[[], Any]]:
@@ -124,7 +123,8 @@ def main() -> None:
     if options.work is not None:
         use(options.other)
         return work(options.work, options.threads)
-    from abridged.core.record import environment
+    from results import append
+
     from abridged.runtime.kernels import kernels
 
     with tempfile.TemporaryDirectory() as name:
@@ -161,9 +161,8 @@ def main() -> None:
         "threads": options.threads,
         "rounds": options.rounds,
         "cases": results,
-        "environment": environment(),
     }
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    append("versions", found)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
     python benchmarks/video_pictures.py bundled-video bundled-clips     # or of `benchmarks/shapes.py examples FOLDER`
 
-It writes docs/video-hits.png and docs/video-scale.svg, and the scales to benchmarks/results/video_scale.json.
+It writes docs/video-hits.png and docs/video-scale.svg, and the scales to benchmarks/results/video_pictures.jsonl.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import numpy as np
 import shapes_world as world
 import torch
 from matplotlib.figure import Figure
-from rendering import DOCS, RESULTS
+from rendering import DOCS
+from results import append
 
-from abridged.core.atomic import write_atomically
+from abridged.core.names import public_name
 from abridged.data.video.decode import sample
 from abridged.data.video.pixels import Squares
 from abridged.index.build import build
@@ -110,7 +110,7 @@ def main() -> None:
     found = scales(load_any(given.model))
     draw(found)
     told = {kind: values.mean(0).round(4).tolist() for kind, values in found.items()}
-    write_atomically(RESULTS / "video_scale.json", json.dumps({"alpha": told}, indent=1) + "\n")
+    append("video_pictures", {"alpha": told}, model=public_name(given.model))
 
 
 if __name__ == "__main__":

@@ -2,21 +2,18 @@
 
     python benchmarks/view.py
 
-What imports hold and take is not counted. The JSON is written to benchmarks/results/view.json. MB = 2^20 bytes.
+What imports hold and take is not counted. A row of benchmarks/results/view.jsonl. MB = 2^20 bytes.
 """
 
 import json
 import time
-from pathlib import Path
 
+from results import append
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from abridged import families
-from abridged.core.atomic import write_atomically
 from abridged.core.hardware import peak_memory
-from abridged.core.record import environment
 
-RESULTS = Path(__file__).parent / "results" / "view.json"
 SECONDS, BYTES = 10, 2**30
 
 
@@ -32,16 +29,14 @@ def main() -> None:
     more = peak_memory() - held
     weights = sum(matrix.rows * matrix.columns for matrix in found.matrices)
     record = {
-        "model": "llama, 32 layers of width 4,096",
         "weights_in_matrices": weights,
         "layers": found.layers,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
         "more_memory_bytes": more,
         "met": cpu_seconds <= SECONDS and more <= BYTES,
-        **environment(),
     }
-    write_atomically(RESULTS, json.dumps(record, indent=1))
+    append("view", record, model="llama, 32 layers of width 4,096")
     print(json.dumps(record, indent=1))
 
 

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval, BlipForQuestionAnswering
 
-_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from scripts import benchmark
+
 _SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-@cache
-def benchmark(name: str) -> Any:
-    """A module of the benchmarks."""
-    sys.path.insert(0, str(_BENCHMARKS))
-    try:
-        specification = importlib.util.spec_from_file_location(name, _BENCHMARKS / f"{name}.py")
-        assert specification is not None
-        assert specification.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(_BENCHMARKS))
-    return module
 
 
 def blip(answers: bool = False, entries: int = 128) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from abridged.core.names import is_local, resolve
 from abridged.index.build import build
 from abridged.index.search import Searcher
-from video_models import benchmark
+from scripts import benchmark
 
 MODEL, CLIPS = "bundled-video", Path("bundled-clips")
 

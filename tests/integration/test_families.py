@@ -1,12 +1,12 @@
 """The command behind docs/models.md, on a few of its rows; and the page, against the results beside it."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from scripts import benchmark
 from tiny import REFUSED, TINY
 
 ROOT = Path(__file__).parents[2]
@@ -14,10 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_rows_are_measured_and_refused(tmp_path):
-    output = tmp_path / "families.json"
-    command = [sys.executable, "benchmarks/families.py", "--only", "qwen3", "falcon", "mixtral", "--output", output]
+    command = [sys.executable, "benchmarks/families.py", "--only", "qwen3", "falcon", "mixtral", "--results", tmp_path]
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, capture_output=True)
-    rows = json.loads(output.read_text())["rows"]
+    rows = {row["name"]: row for row in benchmark("results").read("families", tmp_path)}
     for column in ("2 bits", "1 bit", "factored", "pruned"):
         for name in ("qwen3", "falcon"):
             found = rows[name]["cells"][column]
@@ -29,7 +28,7 @@ def test_rows_are_measured_and_refused(tmp_path):
 
 
 def test_the_page_has_a_row_for_every_model_and_none_fails():
-    rows = json.loads((ROOT / "benchmarks/results/families.json").read_text())["rows"]
+    rows = {row["name"]: row for row in benchmark("results").read("families")}
     page = (ROOT / "docs/models.md").read_text()
     assert set(rows) == {*TINY, *REFUSED}
     for name in rows:

@@ -290,7 +290,7 @@ def test_a_captioner_writes_for_frames_and_what_is_unlike_them_is_left_out(stock
 
 def test_a_blip_for_captions_writes_one_for_each_frame(tmp_path):
     from abridged.tasks.captioner import blip_captioner
-    from video_models import benchmark
+    from scripts import benchmark
 
     tokenizer = benchmark("shapes").tokenizer()
     config = blip(entries=len(tokenizer)).config
