@@ -76,7 +76,8 @@ class Blocks:
         self.tail = [path for matrix in loose if matrix not in front for path in (matrix.name, *matrix.tied)]
         if not self.kept.blocks_done:
             work.save_state({}, {"stage": self.given.number})  # from here on there is something to resume
-        work.forget_metrics_after(self.given.number, self.kept.blocks_done)
+        if not self.given.trained:
+            work.forget_metrics_after(self.given.number, self.kept.blocks_done)
         with progress("blocks", len(blocks), self.kept.blocks_done, work.main) as show:
             packed_first = self.begin()
             for number in range(self.kept.blocks_done, len(blocks)):
