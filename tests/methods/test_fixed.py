@@ -14,7 +14,13 @@ from abridged.runtime.modules import PackedLinear
 from abridged.storage.format import LinearSpec
 from packed import drawn
 
-GROUPS = {"quantizer": "lsq", "symmetric": False, "granularity": "per_group", "group_size": 32, "scale_dtype": "float16"}
+GROUPS = {
+    "quantizer": "lsq",
+    "symmetric": False,
+    "granularity": "per_group",
+    "group_size": 32,
+    "scale_dtype": "float16",
+}
 ASYMMETRIC = {"weights": {"bits": 2, **GROUPS}, "embeddings": {"bits": 4, **GROUPS}, "activations": {"bits": None}}
 PLAIN = {"weights": {"bits": 2}, "embeddings": {"bits": 2}, "activations": {"bits": None}}
 FUSED = {"weights": {"bits": 2}, "embeddings": {"bits": 2}, "activations": {"bits": 8, "quantizer": "dynamic"}}
@@ -33,7 +39,8 @@ def fixed_codes(book, packing, scales, dtype="float16"):
 
 
 @pytest.mark.parametrize(
-    ("book", "packing", "scales"), [("uint2", "bits", 12), ("ternary", "base3", 6), ("int4", "bits", 3), ("int8", "bits", 1)]
+    ("book", "packing", "scales"),
+    [("uint2", "bits", 12), ("ternary", "base3", 6), ("int4", "bits", 3), ("int8", "bits", 1)],
 )
 def test_values_and_gradients_are_those_of_levels_times_scales(book, packing, scales):
     fixed, module, steps, half = fixed_codes(book, packing, scales)

@@ -30,7 +30,7 @@ class Dequantize(torch.autograd.Function):
         return PackedWeight(codes, scales, storage, zeros).dequantize()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         codes, zeros = ctx.saved_tensors
         steps = PackedWeight(codes, grad.new_ones(ctx.count), ctx.storage, zeros).dequantize()
         return None, steps.mul_(grad).view(ctx.count, -1).sum(1), None, None
@@ -50,7 +50,7 @@ class FixedCodes(nn.Module):
 
     def __init__(self, packed: PackedModule) -> None:
         super().__init__()
-        self.storage, self.half = packed.storage, packed.spec.scale_dtype == "float16"
+        self.storage, self.in_half = packed.storage, packed.spec.scale_dtype == "float16"
         self.register_buffer("codes", packed.codes.detach(), persistent=False)
         self.register_buffer("start", packed.scales.detach(), persistent=False)
         self.register_buffer("zeros", None if packed.zeros is None else packed.zeros.detach(), persistent=False)
@@ -58,7 +58,7 @@ class FixedCodes(nn.Module):
 
     def scales(self) -> Tensor:
         """(num_scales,) FP32, as they will be stored."""
-        found: Tensor = StoredScale.apply(self.start * self.factor, self.half)
+        found: Tensor = StoredScale.apply(self.start * self.factor, self.in_half)
         return found
 
     def forward(self) -> Tensor:
@@ -85,7 +85,8 @@ class FixedCodes(nn.Module):
 class ScalesAlone(Attached):
     """Trains the scales of a packed model and its vectors (norms, biases); codes, zero points and all else stay.
 
-    While it is at work, layers that can be trained stand in the places of the packed ones, which then take their scales.
+    While it is at work, layers that can be trained stand in the places of the packed ones, which get the scales in the
+    end.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -119,7 +120,7 @@ class ScalesAlone(Attached):
         return found
 
 
-def trainable(module: PackedModule, source: FixedCodes) -> nn.Module:
+def trainable(module: PackedModule, source: Any) -> nn.Module:
     """The layer or embedding that a packed one becomes; of its input, GELU where the packed one does it, too."""
     if isinstance(module, PackedEmbedding):
         return QuantizedEmbedding(source, module)
