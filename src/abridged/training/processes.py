@@ -42,8 +42,13 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 def autocast(settings: TrainingSettings) -> torch.autocast:
     """The context in which models run: matrix products in bf16 where `settings` say so, else nothing changes."""
-    bf16 = settings.mixed_precision == "bf16" or (settings.mixed_precision == "auto" and fast_bf16())
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16, enabled=bf16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=in_bf16(settings))
+
+
+def in_bf16(settings: TrainingSettings) -> bool:
+    """Whether matrix products are in bf16."""
+    return settings.mixed_precision == "bf16" or (settings.mixed_precision == "auto" and fast_bf16())
 
 
 def attention_for(batch: Batch) -> AbstractContextManager[None]:
