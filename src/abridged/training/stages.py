@@ -12,8 +12,8 @@ from torch import nn
 from abridged.core.errors import AbridgedError
 from abridged.data.blocks import Blocks
 from abridged.recipe import Stage
-from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
 from abridged.training.modes import hold_in_bf16
+from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
 from abridged.training.opened import Opened
 from abridged.training.processes import autocast, in_bf16
 from abridged.training.runners import Pass, Whole, runner_of
