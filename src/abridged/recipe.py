@@ -86,6 +86,12 @@ class Stage(Settings):
         """Whether any step is taken, rather than only the methods applied."""
         return bool(self.training.epochs or self.training.steps)
 
+    @property
+    def in_any_order(self) -> bool:
+        """Whether its blocks know nothing of what becomes of each other, so that several processes may share them."""
+        alone = self.runner == "blocks" and self.blocks.inputs == "full" and len(self.methods) == 1
+        return alone and not self.trains
+
 
 class Expected(Settings):
     """What `abridged plan` expects of a recipe that it has written; nothing is done by it, and a report compares."""
