@@ -18,7 +18,7 @@ from abridged.training.runners.whole import Whole
 class Scales(Whole):
     """A runner that goes on with what the runner blocks has made (EfficientQAT's second phase, arXiv:2407.11062).
 
-    The model stays packed in memory: beside the codes there are four FP32 numbers for each scale, and one matrix at a
+    The model stays packed in memory: beside the codes there are five FP32 numbers for each scale, and one matrix at a
     time as it is (with gradient_checkpointing: those of one block). The teacher's blocks come from disk for each pass.
     """
 
