@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -119,15 +119,19 @@ def student_of(*arguments: Any, folder: Path) -> Path:
     return folder / "student"
 
 
-def call_all(function: Callable[..., Any], *arguments: Any, folder: Path, processes: int = 2) -> list[Ended]:
-    """Run `function(*arguments)` in several processes that find each other as under `accelerate launch`."""
+def call_all(
+    function: Callable[..., Any], *arguments: Any, folder: Path, stops: Sequence[Stop | None] = (None, None)
+) -> list[Ended]:
+    """Run `function(*arguments)` in as many processes as there are `stops`, which find each other as under `accelerate
+    launch`."""
+    processes = len(stops)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     folders = [folder / f"rank-{rank}" for rank in range(processes)]
-    launches = [Launch({**common, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(processes)]
+    launches = [Launch({**common, "RANK": str(r), "LOCAL_RANK": str(r)}, stop) for r, stop in enumerate(stops)]
     started = [start(function, arguments, f, launch) for f, launch in zip(folders, launches, strict=True)]
     return [end(process, f) for process, f in zip(started, folders, strict=True)]
 

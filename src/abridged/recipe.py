@@ -40,10 +40,11 @@ class Stage(Settings):
         description="whom the student learns from: the full-precision model, or what the stage before has made of it "
         "(distillation through falling precision, as in BiT)",
     )
-    runner: Literal["whole", "blocks"] = Field(
+    runner: Literal["whole", "blocks", "scales"] = Field(
         default="whole",
         description="who carries the stage out: whole holds the model in memory; blocks has one block of it at a time, "
-        "from safetensors on disk, and trains it, if at all, to put out what the teacher's block does",
+        "from safetensors on disk, and trains it, if at all, to put out what the teacher's block does; scales goes on "
+        "with what blocks has packed, whose codes stay, and trains scales, norms and biases through all of it",
     )
     blocks: BlockSettings = Field(default_factory=BlockSettings, description="what the runner blocks reads")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="optimisation settings")
@@ -74,7 +75,9 @@ class Stage(Settings):
             raise ValueError(
                 "a stage of the runner blocks learns from the original teacher's blocks alone: it has no objectives"
             )
-        if self.trains and not self.objectives and self.runner == "whole":
+        if self.runner == "scales" and (self.methods or self.teacher != "original"):
+            raise ValueError("a stage of the runner scales has no methods, and learns from the original teacher")
+        if self.trains and not self.objectives and self.runner != "blocks":
             raise ValueError("a stage that trains needs at least one objective (training.steps: 0 does not train)")
         return self
 
@@ -82,6 +85,12 @@ class Stage(Settings):
     def trains(self) -> bool:
         """Whether any step is taken, rather than only the methods applied."""
         return bool(self.training.epochs or self.training.steps)
+
+    @property
+    def in_any_order(self) -> bool:
+        """Whether its blocks know nothing of what becomes of each other, so that several processes may share them."""
+        alone = self.runner == "blocks" and self.blocks.inputs == "full" and len(self.methods) == 1
+        return alone and not self.trains
 
 
 class Expected(Settings):
@@ -118,8 +127,12 @@ class Recipe(Settings):
         stages = [build(Stage, stage, f"{_where(info)}stages.{i}") for i, stage in enumerate(value)]
         if stages and stages[0].teacher == "previous":
             raise AbridgedError(f"{_where(info)}stages.0.teacher: the first stage has none before it")
-        if len(stages) > 1 and any(stage.runner == "blocks" for stage in stages):
-            raise AbridgedError(f"{_where(info)}stages: a stage of the runner blocks must be the only one")
+        runners = [stage.runner for stage in stages]
+        if set(runners) - {"whole"} and runners not in (["blocks"], ["blocks", "scales"]):
+            raise AbridgedError(
+                f"{_where(info)}stages: a stage of the runner blocks must be the only one, but for one of the runner "
+                "scales after it"
+            )
         return stages
 
     @classmethod

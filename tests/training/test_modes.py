@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import tiny
+from abridged import families
 from abridged.runtime.attention import _softmax
-from abridged.training.modes import gelus_in_one_step
+from abridged.training.modes import gelus_in_one_step, hold_in_bf16
 
 
 def kept(run):
@@ -49,3 +51,17 @@ def test_a_softmax_that_keeps_its_result_alone(dtype):
     assert torch.allclose(gradient, wanted, atol=1e-6 if dtype == torch.float32 else 4e-3)
     assert kept(lambda: _softmax(scores, dtype)) == scores.numel() * dtype.itemsize
     assert torch.autograd.gradcheck(lambda x: _softmax(x, torch.float64), scores.double().detach().requires_grad_())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "t5", "bart", "bert", "blip"])
+def test_a_teacher_in_bf16_answers_the_same_where_products_are_in_it(name):
+    model, inputs = tiny.build(name).eval(), tiny.inputs(tiny.build(name))
+    view, before = families.view(model), sum(p.numel() * p.element_size() for p in model.parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wanted = model(**inputs)
+        hold_in_bf16(model, view)
+        found = model(**inputs)
+    tensors = {key: value for key, value in wanted.items() if isinstance(value, torch.Tensor)}
+    assert tensors
+    assert all(torch.equal(value, found[key]) for key, value in tensors.items())
+    assert sum(p.numel() * p.element_size() for p in model.parameters()) < 0.65 * before

@@ -61,6 +61,28 @@ def test_a_run_from_cached_answers_makes_the_same_student(tmp_path, teacher, tex
     assert cached["metrics"]["teacher"] == plain["metrics"]["teacher"]  # loaded again to be measured
 
 
+def test_a_teacher_held_in_bf16_makes_the_same_student(tmp_path, teacher, text, monkeypatch):
+    """Where products are in bf16. What is measured in the end is the teacher as it came."""
+    recipe = teachers.make_recipe(stages=2, objectives={"logits": {}}, mixed_precision="bf16", compile="no")
+    held, hold = [], stages.hold_in_bf16
+
+    def watched(model, view):
+        hold(model, view)
+        held.append({parameter.dtype for parameter in model.parameters()})
+
+    monkeypatch.setattr(stages, "hold_in_bf16", watched)
+    one = abridged.compress(teacher, recipe, text, tmp_path / "one")
+    assert held == [{torch.bfloat16, torch.float32}]  # once for both stages
+    monkeypatch.setattr(stages, "hold_in_bf16", lambda model, view: None)
+    two = abridged.compress(teacher, recipe, text, tmp_path / "two")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+    assert one["metrics"] == two["metrics"]
+    monkeypatch.setattr(stages, "hold_in_bf16", watched)
+    abridged.compress(teacher, recipe, text, tmp_path / "no", overrides=["stages.*.mixed_precision=no"])
+    assert len(held) == 1
+
+
 def test_answers_of_the_teacher_before_are_not_cached(tmp_path, teacher, text):
     recipe = teachers.make_recipe(stages=2, steps=1)
     recipe["stages"][1]["teacher"] = "previous"

@@ -115,8 +115,13 @@ class Opened:
         if recipe is None or not recipe.by_blocks:
             self._teacher, self.tokenizer, settings = self._load()
             return self._teacher.to(self.device).requires_grad_(False), settings
-        if PartialState().num_processes > 1 or self.job.kind != "compress" or self.data.kind == "videos":
-            raise AbridgedError("the runner blocks compresses models of texts, in one process")
+        if self.job.kind != "compress" or self.data.kind == "videos":
+            raise AbridgedError("the runner blocks compresses models of texts")
+        if PartialState().num_processes > 1 and not all(stage.in_any_order for stage in recipe.stages):
+            raise AbridgedError(
+                "several processes share blocks out only where none waits for another, with one method, "
+                "training.steps=0 and blocks.inputs=full: run this recipe in one process"
+            )
         self.weights, self._teacher = Weights(self.job.model, self.device), None
         stored_size(type(self.weights.model), self.weights.model.config, recipe)  # a recipe that does not fit ends here
         self.tokenizer = load_tokenizer(self.job.model, self.weights.model)

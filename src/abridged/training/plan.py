@@ -19,6 +19,7 @@ from abridged.core.text import printable
 from abridged.data.dataset import Dataset
 from abridged.data.examples import Examples
 from abridged.families.kinds import context_of, reads_videos
+from abridged.training.dry import stored_size
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import together
 
@@ -138,6 +139,30 @@ def memory_of_blocks(view: View, stage: Stage, examples: Examples) -> int:
     return most
 
 
+def memory_of_scales(view: View, stage: Stage, examples: Examples, packed: int) -> int:
+    """The memory that training the scales of a packed model of so many bytes needs, in bytes: three times the packed
+    model (a scale of two bytes is five numbers of FP32), what is computed with as it is, with its gradient (embeddings
+    and head, a block), the teacher's, and activations.
+
+    Raises:
+        AbridgedError: it is more than there is.
+    """
+    blocks = [sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers)]
+    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
+    settings = stage.training
+    at_once = math.ceil(settings.batch_size * examples.tokens_in_example / settings.gradient_accumulation)
+    dense = max(blocks, default=0) if settings.gradient_checkpointing else sum(blocks)
+    most = 3 * packed + 4 * (3 * loose + 2 * dense + max(blocks, default=0))
+    most += activation_bytes(view, at_once, settings.gradient_checkpointing)
+    free = free_memory()
+    if free is not None and most > free:
+        raise AbridgedError(
+            f"to train scales, this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: "
+            "gradient_checkpointing=true and gradient_accumulation take less, and steps=0 leaves scales as they are"
+        )
+    return most
+
+
 def seconds_per_token(model: Any, examples: Examples) -> float:
     """Of training, from the faster of two forward passes over one example."""
     batch = examples.batch(torch.zeros(1, dtype=torch.int64)).to(model.device)
@@ -165,8 +190,13 @@ def announce(opened: Opened) -> None:
     memory = 0
     with together():
         for (stage, examples), work in zip(stages, works, strict=True):
-            if streamed is not None:
+            if stage.runner == "blocks":
                 memory = max(memory, memory_of_blocks(view, stage, examples))
+                continue
+            if stage.runner == "scales":
+                if work.steps:
+                    packed = stored_size(type(model), model.config, opened.recipe)["file_bytes"]
+                    memory = max(memory, memory_of_scales(view, stage, examples, packed))
                 continue
             learns = stage.trains and any(objective.needs_teacher for objective in stage.objectives.values())
             teacher = learns and opened.job.teacher_cache is None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -15,6 +16,8 @@ from abridged.core.errors import AbridgedError
 from abridged.core.hardware import fast_bf16
 from abridged.core.settings import TrainingSettings
 from abridged.data.batch import Batch
+
+Thing = TypeVar("Thing")
 
 SHORT = 128  #: tokens up to which a CPU is quicker without fused attention
 
@@ -42,8 +45,13 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 def autocast(settings: TrainingSettings) -> torch.autocast:
     """The context in which models run: matrix products in bf16 where `settings` say so, else nothing changes."""
-    bf16 = settings.mixed_precision == "bf16" or (settings.mixed_precision == "auto" and fast_bf16())
-    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16, enabled=bf16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=in_bf16(settings))
+
+
+def in_bf16(settings: TrainingSettings) -> bool:
+    """Whether matrix products are in bf16."""
+    return settings.mixed_precision == "bf16" or (settings.mixed_precision == "auto" and fast_bf16())
 
 
 def attention_for(batch: Batch) -> AbstractContextManager[None]:
@@ -76,11 +84,20 @@ def together() -> Iterator[None]:
     state = PartialState()
     if state.num_processes > 1:
         failures = torch.tensor([float(failure is not None)], device=state.device)
-        distributed.all_reduce(failures)
+        try:
+            distributed.all_reduce(failures)
+        except RuntimeError as error:  # it cannot be reached any more
+            failure = failure or AbridgedError(f"another process of this run was stopped: {error}".splitlines()[0])
         if failure is None and failures.item():
             raise AbridgedError("another process of this run has stopped, and says why")
     if failure is not None:
         raise failure
+
+
+def share(things: Sequence[Thing]) -> list[Thing]:
+    """Every n-th of them, where there are n processes: all processes together have each of them once."""
+    state = PartialState()
+    return list(things[state.process_index :: state.num_processes])
 
 
 def check_trackers(names: list[str]) -> None:

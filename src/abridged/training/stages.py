@@ -11,9 +11,11 @@ from torch import nn
 
 from abridged.core.errors import AbridgedError
 from abridged.data.blocks import Blocks
+from abridged.recipe import Stage
+from abridged.training.modes import hold_in_bf16
 from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
 from abridged.training.opened import Opened
-from abridged.training.processes import autocast
+from abridged.training.processes import autocast, in_bf16
 from abridged.training.runners import Pass, Whole, runner_of
 
 
@@ -29,6 +31,7 @@ class Stages:
         self.opened, self.recipe = opened, opened.recipe
         self.seconds = {"training": 0.0, "finishing": 0.0}
         self._previous: Any = None
+        self._in_bf16: Any = None  # the teacher, where its matrices are held so
         found = opened.work.load_state() if opened.work.resume else None
         self._trained = found[1]["stage"] if found else 0  # stages that an interrupted run has done
         self.student: Any = opened.student()
@@ -38,6 +41,7 @@ class Stages:
         the state that the next one loads replaces their weights."""
         for number in range(len(self.recipe.stages)):
             self.run_stage(number)
+        self._in_bf16 = None
 
     def run_stage(self, number: int) -> None:
         """Carry out one stage; those before it must have been."""
@@ -91,7 +95,7 @@ class Stages:
         """Whom a stage learns from: a model, or its cached answers without it."""
         opened, stage, folder = self.opened, self.recipe.stages[number], self.opened.job.teacher_cache
         if folder is None:
-            return self._previous if stage.teacher == "previous" else opened.teacher
+            return self._previous if stage.teacher == "previous" else self._original(stage)
         if stage.teacher == "previous":
             raise AbridgedError(
                 "a teacher cache has the original teacher's answers, and a stage asks for the previous one's"
@@ -107,3 +111,17 @@ class Stages:
             cache_teacher(opened.teacher, examples, folder, parts=parts, temperature=temperature, show=opened.main)
         opened.release_teacher()  # training does without it; what comes after loads it again
         return OfflineTeacher(folder, examples, opened.hash)
+
+    def _original(self, stage: Stage) -> nn.Module:
+        """The original teacher, for a stage to learn from. Where it would be as good in bf16 it is held so, and whoever
+        asks for it after all stages loads it again."""
+        opened = self.opened
+        if opened.weights is not None or not in_bf16(stage.training):
+            self._in_bf16 = None
+            return opened.teacher
+        if self._in_bf16 is None:
+            self._in_bf16 = opened.teacher
+            opened.release_teacher()
+            hold_in_bf16(self._in_bf16, opened.view)
+        found: nn.Module = self._in_bf16
+        return found

@@ -27,7 +27,8 @@ METRICS = "metrics.jsonl"
 class Workspace:
     """`OUTPUT.partial`: lock, metrics.jsonl and the training state, until `publish` puts the result at OUTPUT.
 
-    Making one only looks; entering it claims the folder. Only the main process writes; the others (`main=False`) read.
+    Making one only looks; entering it claims the folder. Only the main process writes, but for parts, of which all
+    processes write their own; the others (`main=False`) read.
 
     Args:
         inputs: what the run reads (see `check_output`), which it never replaces.
@@ -133,7 +134,7 @@ class Workspace:
         return self._lock is not None and is_still(self._lock, self.folder / "lock")
 
     def _must_be_ours(self) -> None:
-        if not self._is_ours():
+        if not (self._is_ours() if self.main else self.folder.exists()):
             raise AbridgedError(f"{self.folder} was removed while the run worked: begin anew")
 
     def _restore(self) -> None:
@@ -216,8 +217,9 @@ class Workspace:
 
     def save_part(self, name: str, tensors: dict[str, Any], told: dict[str, Any]) -> None:
         """Write what a runner goes on from, all or nothing; `told` is JSON kept inside the same file."""
+        self._must_be_ours()
         self.parts.mkdir(exist_ok=True)
-        self._save(tensors, self.parts / f"{name}.safetensors", told)
+        self._write(tensors, self.parts / f"{name}.safetensors", told)
 
     def load_part(self, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """What `save_part` wrote, its tensors memory-mapped; None where there is none of that name."""
@@ -233,9 +235,11 @@ class Workspace:
             path.unlink()
 
     def _save(self, tensors: dict[str, Any], path: Path, position: dict[str, Any] | None = None) -> None:
-        if not self.main:
-            return
-        self._must_be_ours()
+        if self.main:
+            self._must_be_ours()
+            self._write(tensors, path, position)
+
+    def _write(self, tensors: dict[str, Any], path: Path, position: dict[str, Any] | None) -> None:
         told = json.dumps(position)
         try:
             with written_file(path) as temporary:

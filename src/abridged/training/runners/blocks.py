@@ -23,6 +23,7 @@ from abridged.methods.base import Attached, Calibrate, Method, Needs
 from abridged.models.streamed import empty, outside, within
 from abridged.recipe import Stage
 from abridged.storage.compressed import compressed_of
+from abridged.training.processes import share, together
 from abridged.training.runners.base import Pass
 from abridged.training.runners.block_training import train_block
 from abridged.training.runners.kept import KeptOutputs
@@ -49,6 +50,9 @@ class Blocks:
     What the n-th method gets to see is the model as the methods before it have left it, as with the whole model: there
     are as many models as methods, and one more, the teacher, each with one block at most. A run that is interrupted
     goes on after the last block that was written, with the same result to the bit.
+
+    Where blocks know nothing of each other (`Stage.in_any_order`) several processes share them out: each lets the
+    teacher go through all of them, and does 2. for its own. Parts lie in one folder, from which all put them together.
     """
 
     def __init__(self, given: Pass) -> None:
@@ -74,13 +78,20 @@ class Blocks:
         self.front = [path for matrix in front for path in (matrix.name, *matrix.tied)]
         self.front_reads = any(matrix.kind != "embedding" or matrix.tied for matrix in front)
         self.tail = [path for matrix in loose if matrix not in front for path in (matrix.name, *matrix.tied)]
-        if not self.kept.blocks_done:
+        with together():  # all look before any writes
+            undone = self.kept.undone()
+        mine = share(undone)
+        start = self._start(mine)
+        if not self.given.trained:
             work.save_state({}, {"stage": self.given.number})  # from here on there is something to resume
-        work.forget_metrics_after(self.given.number, self.kept.blocks_done)
-        with progress("blocks", len(blocks), self.kept.blocks_done, work.main) as show:
+            work.forget_metrics_after(self.given.number, start)
+        with together(), progress("blocks", len(blocks), start, work.main) as show:
             packed_first = self.begin()
-            for number in range(self.kept.blocks_done, len(blocks)):
-                self.block(number)
+            for number in range(start, len(blocks)):
+                if number in mine:
+                    self.block(number)
+                else:
+                    self.pass_by(number)
                 show(number + 1)
             rest = self.end()
         student.compressed = self.record
@@ -140,6 +151,14 @@ class Blocks:
         self.kept.write(number, pack_part(self.models[-1], [path])[0])
         self._let_go(path, *self.models)
 
+    def pass_by(self, number: int) -> None:
+        """Let the teacher alone go through a block that is another process's, or done."""
+        path = self.view.blocks[number]
+        self.weights.fill(self.models[0], within(self.models[0], path))
+        self._advance(0, number)
+        self._let_go(path, self.models[0])
+        self.kept.forget(before=number)
+
     def end(self) -> PackedPart:
         """Change what stands after the blocks, and pack all that has values by now."""
         self.weights.fill(self.models[0], [name for path in self.tail for name in within(self.models[0], path)])
@@ -162,6 +181,13 @@ class Blocks:
     def _let_go(self, path: str, *models: Any) -> None:
         for model in models:
             model.set_submodule(path, copy.deepcopy(self.weights.model.get_submodule(path)))
+
+    def _start(self, mine: Sequence[int]) -> int:
+        """The block to begin with: the first of this process's; where what the one before it puts out is not kept, the
+        first after one of which it is."""
+        first = next(iter(mine), len(self.view.blocks))
+        kept = (n for n in reversed(range(first)) if all(self.kept.has(n, 0, key) for key in self.readings.all_keys))
+        return next(kept, -1) + 1
 
     # ---- what methods are given
 
@@ -221,7 +247,9 @@ class Blocks:
     # ---- passes
 
     def _advance(self, stream: int, number: int) -> None:
-        """Keep what a model's block puts out on all that is read."""
+        """Keep what a model's block puts out on all that is read; the last model's, where anything asks for it."""
+        if stream == len(self.methods) and self.given.stage.blocks.inputs == "full":
+            return
         for key in self.readings.all_keys:
             self.kept.put(number, stream, key, self._pass(self.models[stream], stream, number, key))
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import PartialState
+
 from abridged.checkpoint.pack import PackedPart
 from abridged.core.errors import AbridgedError
 from abridged.families import View
@@ -16,17 +18,21 @@ from abridged.training.workspace import Workspace
 
 
 class KeptOutputs:
-    """Outputs by number of the block, name of the model that made them (`stream`), and batch (`key`).
-
-    Attributes:
-        blocks_done: blocks whose packed parts are there.
-    """
+    """Outputs by number of the block, name of the model that made them (`stream`), and batch (`key`), of each process
+    its own; packed parts are of all."""
 
     def __init__(self, work: Workspace, view: View) -> None:
         self.work, self.blocks = work, view.blocks
         self.stacks = [path.rpartition(".")[0] for path in view.blocks]
-        done = (number for number, _ in enumerate(view.blocks) if not self.work.has_part(_part(number)))
-        self.blocks_done = next(done, len(view.blocks)) if work.resume else 0
+        self.process = PartialState().process_index
+
+    def undone(self) -> list[int]:
+        """The blocks whose packed parts are not there."""
+        return [number for number, _ in enumerate(self.blocks) if not self.work.has_part(_part(number))]
+
+    def has(self, number: int, stream: int | str, key: str) -> bool:
+        """Whether there is what a block put out."""
+        return self.work.has_part(self._output(number, stream, key))
 
     def put(self, number: int, stream: int | str, key: str, output: Any) -> None:
         """Keep what a block puts out.
@@ -36,11 +42,11 @@ class KeptOutputs:
         """
         tensors, count = as_tensors(output)
         tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        self.work.save_part(_output(number, stream, key), tensors, {"count": count})
+        self.work.save_part(self._output(number, stream, key), tensors, {"count": count})
 
     def get(self, number: int, stream: int | str, key: str) -> Any:
         """What was put."""
-        found = self.work.load_part(_output(number, stream, key))
+        found = self.work.load_part(self._output(number, stream, key))
         if found is None:
             raise AbridgedError(f"{self.work.parts} lacks what block {number + 1} put out: begin anew with --overwrite")
         return as_output(found[0], found[1]["count"])
@@ -71,11 +77,10 @@ class KeptOutputs:
         ends = {len(self.stacks) - 1 - self.stacks[::-1].index(stack) for stack in self.stacks}
         for number in range(len(self.blocks) if before is None else before):
             if before is None or number not in ends:
-                self.work.forget_parts(_output(number, stream, "*"))
+                self.work.forget_parts(self._output(number, stream, "*"))
 
-
-def _output(number: int, stream: int | str, key: str) -> str:
-    return f"output-{number}-{stream}-{key}"
+    def _output(self, number: int, stream: int | str, key: str) -> str:
+        return f"output-{self.process}-{number}-{stream}-{key}"
 
 
 def _part(number: int) -> str:
