@@ -11,7 +11,8 @@ from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.methods.quantization.forms import forms
 from abridged.methods.quantization.settings import WeightSettings
-from abridged.planning.sensitivity import WAYS, Text, between, find_costs, logits_of, quantized, stored_so, trace
+from abridged.planning.forms import Form
+from abridged.planning.sensitivity import WAYS, Stored, Text, between, find_costs, logits_of, stored_so, trace
 
 USUAL = WeightSettings(bits=8, quantizer="minmax", granularity="per_channel")
 
@@ -34,7 +35,7 @@ def model(request):
 def given(model):
     text = Text(model, [batch(model), batch(model, 2)])
     matrices = [m for m in families.view(model).matrices if m.part != "positions"]
-    return text, matrices, {m.name: forms(USUAL, []) for m in matrices}
+    return text, matrices, {m.name: [Form(own) for own in forms(USUAL, [])] for m in matrices}
 
 
 def test_the_original_differs_in_nothing_from_itself(given):
@@ -64,7 +65,7 @@ def test_the_model_is_what_it_was_and_more_bits_cost_less(given, model, way):
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(random, torch.random.get_rng_state())
     for matrix in matrices:
-        by_bits = {form.bits: cost for form, cost in zip(found[matrix.name], costs[matrix.name], strict=True)}
+        by_bits = {form.weights.bits: cost for form, cost in zip(found[matrix.name], costs[matrix.name], strict=True)}
         assert by_bits[8] < by_bits[4] < by_bits[2]
         assert all(math.isfinite(cost) and cost >= -1e-6 for cost in costs[matrix.name])
 
@@ -72,7 +73,7 @@ def test_the_model_is_what_it_was_and_more_bits_cost_less(given, model, way):
 def test_for_small_errors_the_curvature_is_what_is_measured(given):
     """Few drawn answers make it rough."""
     text, matrices, _ = given
-    four = {m.name: [f for f in forms(USUAL, []) if f.bits == 4] for m in matrices}
+    four = {m.name: [Form(f) for f in forms(USUAL, []) if f.bits == 4] for m in matrices}
     measured, fisher = (
         sum(cost[0] for cost in find_costs(text, matrices, four, way).values()) for way in ("measured", "fisher")
     )
@@ -97,7 +98,7 @@ def test_a_matrix_is_quantised_as_the_method_would(model):
         scale = own.abs().amax(1, keepdim=True) / 7
         four = next(form for form in forms(USUAL, []) if form.bits == 4 and form.symmetric)
         expected = (own / scale).round() * scale
-        got = quantized(weight, matrix, four)
+        got = Stored(weight, matrix)(Form(four))
         assert torch.allclose(got.t() if matrix.transposed else got, expected, atol=1e-6)
 
 

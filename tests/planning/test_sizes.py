@@ -9,8 +9,8 @@ import pytest
 import tiny
 from abridged import families
 from abridged.checkpoint.save import save_checkpoint
+from abridged.planning.forms import assigned
 from abridged.planning.plan import Planner
-from abridged.planning.sizes import assigned, last_quantize
 from abridged.recipe import Recipe
 
 TRAINING = {"objectives": {"logits": {}}, "training": {"steps": 0}}
@@ -34,8 +34,8 @@ def planner(name, **quantize):
 
 def written(name, changed, folder):
     model = tiny.build(name)
-    method = last_quantize(changed)[1]
-    method.build(model, families.view(model), lambda model, tokens=None: model(**tiny.inputs(model))).finish()
+    for method in changed.stages[0].methods.values():
+        method.build(model, families.view(model), lambda model, tokens=None: model(**tiny.inputs(model))).finish()
     save_checkpoint(model, folder, None, {"recipe": {"name": "test"}, "teacher": name, "seed": 0})
     return (folder / "model.safetensors").stat().st_size
 
@@ -55,6 +55,7 @@ def test_the_bytes_are_those_of_the_file(name, quantize, seed, tmp_path):
     made, draw = planner(name, **quantize), random.Random(seed)
     assignment = {matrix: draw.choice(forms) for matrix, forms in made.forms.items()}
     assert len(set(assignment.values())) > 2
+    assert len({form.factor for form in assignment.values()}) > 1
     size = written(name, assigned(made.recipe, assignment), tmp_path / "small")
     assert made.sizes.file_bytes(assignment) == size
 
@@ -64,13 +65,13 @@ def test_a_matrix_that_somebody_has_decided_on_is_left_alone():
     names = {matrix.name for matrix in made.matrices}
     assert names.isdisjoint({"transformer.wte", "transformer.h.0.mlp.c_fc"})
     assert "transformer.h.1.mlp.c_fc" in names
-    changed = last_quantize(assigned(made.recipe, {name: made.forms[name][0] for name in names}))[1]
-    assert changed.exceptions["embedding"].bits == 8
+    changed = assigned(made.recipe, {name: made.forms[name][0] for name in names})
+    assert changed.stages[0].methods["quantize"].exceptions["embedding"].bits == 8
 
 
 def test_groups_that_do_not_divide_a_row_are_not_offered():
     made = planner("gpt2")
     for matrix in made.matrices:
-        sizes = {form.group_size for form in made.forms[matrix.name]} - {None}
+        sizes = {form.weights.group_size for form in made.forms[matrix.name]} - {None}
         assert all(matrix.columns % size == 0 for size in sizes)
         assert sizes

@@ -4,9 +4,9 @@ This is the multiple-choice knapsack (Kellerer, Pferschy and Pisinger, Knapsack 
 dynamic programming over sizes in units of a grain; what rounding up to grains leaves unused is spent afterwards, on
 the single changes that save most. Where the grain divides all differences of sizes, that is the optimum.
 
-Further amounts than the size may be limited too, such as time. That is Lagrangian relaxation (Handler and Zang, Networks
-10, 1980): an amount is given a price, which is added to the cost, and the lowest price at which the limit is kept is
-found along the hull of what can be had. What lies between two prices is again spent on single changes.
+Further amounts than the size may be limited too, such as time. That is Lagrangian relaxation (Handler and Zang,
+Networks 10, 1980): an amount is given a price, which is added to the cost, and the lowest price at which the limit is
+kept is found along the hull of what can be had. What lies between two prices is again spent on single changes.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _spend(
     """Change one choice after another for a better one that fits into what is left, the largest saving first."""
     chosen = list(chosen)
     now = [choices[i] for choices, i in zip(things, chosen, strict=True)]
-    left = [size - sum(choice.size for choice in now)]
+    left: list[float] = [size - sum(choice.size for choice in now)]
     left += [limit - sum(choice.more[i] for choice in now) for i, limit in enumerate(limits)]
     while True:
         saved, thing, other = max(

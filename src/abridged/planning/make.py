@@ -13,8 +13,11 @@ from abridged.data.examples import Examples
 from abridged.data.opening import open_data
 from abridged.models.described import described
 from abridged.models.load import load_dense, load_tokenizer
-from abridged.planning.plan import Plan, Planner, made_before, make_recipe, size_in_bytes
+from abridged.planning.limits import Limits
+from abridged.planning.machine import measure
+from abridged.planning.plan import Plan, Planner, check_compresses, made_before, make_recipe
 from abridged.planning.sensitivity import Text, Way
+from abridged.planning.words import size_in_bytes
 from abridged.recipe import Recipe
 from abridged.tasks import Task, task_for
 from abridged.training.job import Job
@@ -52,16 +55,18 @@ def make_plan(
     *,
     way: Way = "interpolated",
     tokens: int = TOKENS,
+    speed: str | float | None = None,
+    memory: str | int | None = None,
     columns: tuple[str, ...] | None = None,
     task: str | None = None,
 ) -> Plan:
     """See `abridged.pipeline.plan`."""
-    size_in_bytes(size)
+    wanted, limits = size_in_bytes(size), Limits.of(speed, memory)
     if tokens < 1:
         raise AbridgedError(f"a plan reads at least one token, not {tokens}")
     kind, config = described(model)
     planner = Planner(kind, config, families.view_of_config(kind, config), recipe)
-    wanted = size_in_bytes(size, planner.dense_bytes)
+    check_compresses(wanted, planner.dense_bytes)
     planner.check(wanted)
     opened = open_data(data, columns, task)
     if opened.kind == "videos":
@@ -71,6 +76,10 @@ def make_plan(
     read.data.check_to_learn()
     read.data.announce()
     planner.learn(Text(dense, batches(read.examples(recipe.stages[-1].training), tokens)), way)
+    if limits.given:
+        started = planner.at(wanted).assignment
+        machine = measure(dense, recipe, planner.sizes, planner.forms, started, speed=limits.of_speed)
+        planner.limit(limits, machine)
     point = planner.at(wanted)
     front = planner.front(more=(wanted,))
     return Plan(
