@@ -69,6 +69,7 @@ def plan(
     from abridged.recipe import PLANNED, Recipe
 
     Recipe.load(recipe or PLANNED, overrides or ())  # a misspelt key is reported before torch is imported
+    options.check_there(model, data)
     file, picture = (
         check_output(path, directory=False, overwrite=overwrite, inputs=(model, data, recipe))
         for path in (output, output.with_suffix(".svg"))
