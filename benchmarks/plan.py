@@ -29,7 +29,7 @@ from abridged.data.opening import open_data
 from abridged.models.described import described
 from abridged.models.load import load_dense, load_tokenizer
 from abridged.planning.make import batches
-from abridged.planning.plan import Planner, Point
+from abridged.planning.plan import Planner, Point, front_of
 from abridged.planning.sensitivity import Text, find_costs, stored_so
 from abridged.planning.words import size_in_bytes
 from abridged.recipe import Recipe
@@ -148,7 +148,7 @@ def main() -> None:
         "dense_bytes": planner.dense_bytes,
         "forms": [form.words for form in dict.fromkeys(form for own in planner.forms.values() for form in own)],
         "planned_by": ways[-1],
-        "front": [[point.file_bytes, point.loss] for point in planner.front()],
+        "front": [[point.file_bytes, point.loss] for point in front_of([planner])],
         "rank_correlation": {},
         "mixed": [],
         "against_uniform": [],

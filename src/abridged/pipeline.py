@@ -48,6 +48,7 @@ def plan(
     tokens: int | None = None,
     speed: str | float | None = None,
     memory: str | int | None = None,
+    prune: bool = False,
     columns: tuple[str, ...] | None = None,
     task: str | None = None,
 ) -> "Plan":
@@ -62,6 +63,7 @@ def plan(
         speed: tokens a second that this machine must write at least, one after the other, or such as "2x", of the
             original's.
         memory: bytes, or such as "100MB", that the model may hold on this machine.
+        prune: try also to prune heads and inner units first, to several shares of the parameters.
 
     Raises:
         AbridgedError: bad input; a size that cannot be had, or that needs no compression; limits that no plan keeps to.
@@ -78,6 +80,7 @@ def plan(
         tokens=tokens or TOKENS,
         speed=speed,
         memory=memory,
+        prune=prune,
         columns=columns,
         task=task,
     )

@@ -14,7 +14,7 @@ from abridged.core.errors import AbridgedError
 from abridged.planning import machine as rooms
 from abridged.planning.limits import Limits
 from abridged.planning.machine import Machine, built, measure
-from abridged.planning.plan import Planner
+from abridged.planning.plan import Planner, front_of
 from abridged.recipe import Recipe
 from abridged.runtime.modules import PackedModule
 from abridged.storage.format import ActivationSpec, LinearSpec
@@ -86,7 +86,7 @@ def test_limits_that_are_far_off_change_nothing(planner, machine):
 def test_a_front_has_sizes_within_the_limits_alone(planner, machine):
     fast = 1.05 * machine.tokens_per_second(planner.smallest.assignment)
     planner.limit(Limits(speed=fast), machine)
-    front = planner.front()
+    front = front_of([planner])
     assert front
     assert all(point.tokens_per_second >= fast for point in front)
     assert front[0].file_bytes > planner.smallest.file_bytes

@@ -9,7 +9,7 @@ import tiny
 from abridged import families
 from abridged.core.errors import AbridgedError
 from abridged.planning.forms import assignment_of
-from abridged.planning.plan import Planner, check_compresses, groups, made_before, make_recipe
+from abridged.planning.plan import Planner, check_compresses, front_of, groups, made_before, make_recipe
 from abridged.planning.words import size_in_bytes
 from abridged.recipe import Recipe
 
@@ -63,7 +63,7 @@ def test_no_single_change_that_fits_would_be_better(planner):
 
 def test_the_front_has_at_least_ten_sizes_and_falls(planner):
     asked = planner.smallest.file_bytes + 4321
-    front = planner.front(more=[asked])
+    front = front_of([planner], more=[asked])
     assert len(front) >= 10
     assert all(a.file_bytes < b.file_bytes and a.loss > b.loss for a, b in itertools.pairwise(front))
     assert planner.at(asked) in front
@@ -80,7 +80,7 @@ def test_the_recipe_is_written_and_read_again(planner, tmp_path):
     point = planner.at(planner.smallest.file_bytes + 5000)
     thin = {name: next(f for f in planner.forms[name] if not f.whole) for name in [*point.assignment][2:5:2]}
     point = planner.assess({**point.assignment, **thin})
-    recipe = make_recipe(planner, point.file_bytes + 3, point, planner.front())
+    recipe = make_recipe(planner, point.file_bytes + 3, point, front_of([planner]))
     (tmp_path / "plan.yaml").write_text(recipe.compact())
     read = Recipe.load(tmp_path / "plan.yaml")
     assert read == recipe
@@ -95,7 +95,7 @@ def test_the_recipe_is_written_and_read_again(planner, tmp_path):
 def test_a_plan_that_was_made_before_is_taken_for_the_same_size_and_recipe_alone(planner):
     point = planner.smallest
     assert not all(form.whole for form in point.assignment.values())
-    made = make_recipe(planner, 30_000, point, planner.front())
+    made = make_recipe(planner, 30_000, point, front_of([planner]))
     data = made.model_dump(mode="json")
     assert made_before(data, planner.recipe, 30_000) == made
     assert made_before(data, planner.recipe, 30_001) is None

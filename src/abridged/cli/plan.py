@@ -52,6 +52,10 @@ def plan(
         str | None,
         typer.Option(metavar="SIZE", help="Memory that the model may take here, such as 100MB.", show_default=False),
     ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Try also to prune heads and inner units first; takes as long for each share."),
+    ] = False,
     columns: options.Columns = None,
     task: options.Task = None,
     overrides: options.Set = None,
@@ -90,6 +94,7 @@ def plan(
         tokens=tokens,
         speed=speed,
         memory=memory,
+        prune=prune,
         columns=options.columns_of(columns),
         task=task,
     )
@@ -112,11 +117,12 @@ def show(found: "Plan") -> None:
     from abridged.planning.plan import groups
 
     print_table(
-        ["size", "ratio", "bits", "embedding", "loss", "perplexity", *_here(found.point), ""],
+        ["size", "ratio", "pruned to", "bits", "embedding", "loss", "perplexity", *_here(found.point), ""],
         [
             [
                 megabytes(point.file_bytes),
                 f"{found.dense_bytes / point.file_bytes:.1f}x",
+                "-" if point.share == 1 else f"{point.share:.0%}",
                 f"{point.bits(found.matrices, embedding=False):.2f}",
                 f"{point.bits(found.matrices, embedding=True):.2f}",
                 f"{point.loss:.4f}",
@@ -126,7 +132,7 @@ def show(found: "Plan") -> None:
             ]
             for point in found.front
         ],
-        left=(0, 6 + len(_here(found.point))),
+        left=(0, 7 + len(_here(found.point))),
     )
     typer.echo(
         f"loss: divergence in nats a token before any training, {found.way} on {found.tokens:,} tokens; bits: of a "
@@ -155,7 +161,7 @@ def as_json(found: "Plan") -> dict[str, Any]:
     def told(point: Any) -> dict[str, Any]:
         bits = {name: form.bits for name, form in point.assignment.items()}
         here = {"tokens_per_second": point.tokens_per_second, "memory": point.memory}
-        return {"file_bytes": point.file_bytes, "loss": point.loss, "bits": bits, **here}
+        return {"file_bytes": point.file_bytes, "loss": point.loss, "share": point.share, "bits": bits, **here}
 
     return {
         "size": found.size,

@@ -84,9 +84,21 @@ class Machine:
 
 
 def measure(
-    dense: Any, recipe: Recipe, sizes: Sizes, forms: Mapping[str, Sequence[Form]], of: Assignment, *, speed: bool
+    dense: Any,
+    recipe: Recipe,
+    sizes: Sizes,
+    forms: Mapping[str, Sequence[Form]],
+    of: Assignment,
+    *,
+    speed: bool,
+    small: Any = None,
 ) -> Machine:
-    """Measure this machine by a plan, `of`, and by every form; `speed`: seconds too, and not memory alone.
+    """Measure this machine by a plan, `of`, and by every form.
+
+    Args:
+        dense: the original.
+        speed: whether seconds are measured too, and not memory alone.
+        small: what is planned for, where that is not the original itself.
 
     Raises:
         AbridgedError: speed is asked of a model that writes nothing.
@@ -95,7 +107,7 @@ def measure(
         raise AbridgedError(f"--speed is for models that write, and a {type(dense).__name__} does not")
     specs = {(name, form): sizes.modules(name, form) for name, own in forms.items() for form in own}
     held = {key: _bytes(own) for key, own in specs.items()}
-    packed = pack_model(built(dense, recipe, of))
+    packed = pack_model(built(dense if small is None else small, recipe, of))
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(packed, Path(folder) / "plan", None, {"recipe": {"name": recipe.name}})
         rest = memory(Path(folder) / "plan")["in_use_bytes"] - sum(held[one] for one in of.items())

@@ -15,11 +15,13 @@ from abridged.models.described import described
 from abridged.models.load import load_dense, load_tokenizer
 from abridged.planning.limits import Limits
 from abridged.planning.machine import measure
-from abridged.planning.plan import Plan, Planner, check_compresses, made_before, make_recipe
+from abridged.planning.plan import Plan, Planner, best, check_compresses, front_of, made_before, make_recipe
+from abridged.planning.pruned import SHARES, pruned, pruning
 from abridged.planning.sensitivity import Text, Way
 from abridged.planning.words import size_in_bytes
 from abridged.recipe import Recipe
 from abridged.tasks import Task, task_for
+from abridged.training import gates
 from abridged.training.job import Job
 from abridged.training.plan import Work, seconds_per_token
 from abridged.training.workspace import Workspace
@@ -57,6 +59,7 @@ def make_plan(
     tokens: int = TOKENS,
     speed: str | float | None = None,
     memory: str | int | None = None,
+    prune: bool = False,
     columns: tuple[str, ...] | None = None,
     task: str | None = None,
 ) -> Plan:
@@ -67,7 +70,8 @@ def make_plan(
     kind, config = described(model)
     planner = Planner(kind, config, families.view_of_config(kind, config), recipe)
     check_compresses(wanted, planner.dense_bytes)
-    planner.check(wanted)
+    if not prune:
+        planner.check(wanted)
     opened = open_data(data, columns, task)
     if opened.kind == "videos":
         raise AbridgedError("a plan compares what models answer to texts: it is not for videos yet")
@@ -75,13 +79,25 @@ def make_plan(
     read = task_for(dense, load_tokenizer(model, dense), opened)
     read.data.check_to_learn()
     read.data.announce()
-    planner.learn(Text(dense, batches(read.examples(recipe.stages[-1].training), tokens)), way)
-    if limits.given:
-        started = planner.at(wanted).assignment
-        machine = measure(dense, recipe, planner.sizes, planner.forms, started, speed=limits.of_speed)
-        planner.limit(limits, machine)
-    point = planner.at(wanted)
-    front = planner.front(more=(wanted,))
+    examples = read.examples(recipe.stages[-1].training)
+    text = Text(dense, batches(examples, tokens))
+    planner.learn(text, way)
+    models = {1.0: dense}
+    planners = [planner]
+    if prune:
+        gates.refuse(kind, config, [pruning(SHARES[0])])
+        fit = batches(examples, pruning(SHARES[0]).fit_tokens)
+        models |= {share: pruned(dense, share, fit) for share in SHARES}
+    for share, small in models.items():
+        if share < 1:
+            loss = text.divergence(small)
+            planners.append(Planner(kind, config, families.view(small), recipe, small, share, loss))
+            planners[-1].learn(Text(small, text.batches), way)
+    for one in planners if limits.given else ():
+        small, of = models[one.share], one.at(max(wanted, one.smallest.file_bytes)).assignment
+        one.limit(limits, measure(dense, recipe, one.sizes, one.forms, of, speed=limits.of_speed, small=small))
+    planner, point = best(planners, wanted)
+    front = front_of(planners, more=(wanted,))
     return Plan(
         size=wanted,
         point=point,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from abridged.core.errors import AbridgedError
+from abridged.families.standin import plain_config, skeleton
 from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.quantization.attached import settings_of
 from abridged.methods.quantization.method import Quantize
@@ -18,6 +19,7 @@ from abridged.planning.forms import Assignment, Form, assigned, assignment_of, f
 from abridged.planning.knapsack import Choice, Knapsack, least, solve_within
 from abridged.planning.limits import Limits
 from abridged.planning.machine import Machine
+from abridged.planning.pruned import on_meta, with_pruning
 from abridged.planning.sensitivity import Costs, Text, Way, find_costs
 from abridged.planning.sizes import Sizes
 from abridged.planning.words import megabytes
@@ -41,12 +43,14 @@ class Point:
     assignment: Assignment
     file_bytes: int
     loss: float
+    share: float = 1.0  #: of the parameters, to which the model is pruned first
     tokens_per_second: float | None = None
     memory: int | None = None
 
     def bits(self, matrices: Sequence[Matrix], embedding: bool) -> float:
         """Mean bits of a weight, scales aside, of embeddings and heads, or of all other matrices; 0 of none."""
-        own = [m for m in matrices if (m.part in ("embedding", "head")) == embedding]
+        there = [m for m in matrices if m.name in self.assignment]  # of a pruned model's some may be gone
+        own = [m for m in there if (m.part in ("embedding", "head")) == embedding]
         weights = [m.rows * m.columns for m in own]
         bits = [self.assignment[m.name].bits for m in own]
         return float(np.average(bits, weights=weights)) if own else 0.0
@@ -62,9 +66,22 @@ class Planner:
     5. Where speed or memory are limited too, a machine says what each form takes there, and the knapsack keeps to it.
     """
 
-    def __init__(self, kind: type, config: Any, view: View, recipe: Recipe) -> None:
-        """Raises AbridgedError for a recipe that does more than to quantise, or quantises nothing."""
+    def __init__(
+        self,
+        kind: type,
+        config: Any,
+        view: View,
+        recipe: Recipe,
+        small: Any = None,
+        share: float = 1.0,
+        loss: float = 0.0,
+    ) -> None:
+        """For a model of a class and a config; or for `small`, which is that pruned to a `share`, at a `loss`.
+
+        Raises AbridgedError for a recipe that does more than to quantise, or quantises nothing.
+        """
         self.recipe, quantize = recipe, _only_quantize(recipe)
+        self.share, self.loss = share, loss
         self.machine: Machine | None = None
         usual = settings_of(view, quantize)
         self.matrices = [
@@ -77,7 +94,8 @@ class Planner:
         if not self.matrices:
             raise AbridgedError(f"recipe {recipe.name} leaves nothing to plan: no matrix of the model is quantised")
         self.forms = forms_of(self.matrices, usual, factors=_can_be_factored(kind, config))
-        self.sizes = Sizes(kind, config, recipe, self.matrices, self.forms)
+        model = skeleton(kind, plain_config(config)) if small is None else on_meta(small)
+        self.sizes = Sizes(model, recipe, self.matrices, self.forms)
         self.dense_bytes = made_of(kind, config, view)["dense_bytes"]
 
     def check(self, size: int) -> None:
@@ -134,23 +152,10 @@ class Planner:
             room -= point.file_bytes - size
         return point
 
-    def front(self, count: int = FRONT, more: Sequence[int] = ()) -> list[Point]:
-        """Points between the smallest and the largest size, in equal ratios, and those of `more` sizes; by size, each
-        larger one with a smaller loss."""
-        ends = self.smallest.file_bytes, self.largest.file_bytes
-        wanted = sorted({*np.geomspace(*ends, count).round().astype(int).tolist(), *more} | {*ends})
-        front: list[Point] = []
-        for size in wanted:
-            with suppress(AbridgedError):  # it is too small, or not within the limits
-                point = self.at(size)
-                if not front or (point.loss < front[-1].loss and point.file_bytes > front[-1].file_bytes):
-                    front.append(point)
-        return front
-
     def assess(self, assignment: Assignment) -> Point:
         """Any assignment: its exact bytes, and the loss that is expected."""
         loss = sum(self.costs[name][self.forms[name].index(form)] for name, form in assignment.items())
-        point = Point(assignment, self.sizes.file_bytes(assignment), loss)
+        point = Point(assignment, self.sizes.file_bytes(assignment), self.loss + loss, self.share)
         if self.machine is None:
             return point
         speed, memory = self.machine.tokens_per_second(assignment), self.machine.memory(assignment)
@@ -177,6 +182,36 @@ class Planner:
                 raise AbridgedError(self.limits.refusal(which, size, *told, machine))
         assert found is not None
         return found
+
+
+def best(planners: Sequence[Planner], size: int) -> tuple[Planner, Point]:
+    """Of several shares that a model may be pruned to, the one whose plan of a size loses the least.
+
+    Raises AbridgedError where none has one, as that says which has the smallest.
+    """
+    found, faults = [], []
+    for planner in sorted(planners, key=lambda one: -one.smallest.file_bytes):
+        try:
+            found.append((planner, planner.at(size)))
+        except AbridgedError as error:
+            faults.append(error)
+    if not found:
+        raise faults[-1]
+    return min(found, key=lambda one: one[1].loss)
+
+
+def front_of(planners: Sequence[Planner], count: int = FRONT, more: Sequence[int] = ()) -> list[Point]:
+    """The best points between the smallest and the largest size, in equal ratios, and those of `more` sizes; by size,
+    each larger one with a smaller loss."""
+    ends = min(p.smallest.file_bytes for p in planners), max(p.largest.file_bytes for p in planners)
+    wanted = sorted({*np.geomspace(*ends, count).round().astype(int).tolist(), *more} | {*ends})
+    front: list[Point] = []
+    for size in wanted:
+        with suppress(AbridgedError):  # it is too small, or not within the limits
+            point = best(planners, size)[1]
+            if not front or (point.loss < front[-1].loss and point.file_bytes > front[-1].file_bytes):
+                front.append(point)
+    return front
 
 
 @dataclass(frozen=True)
@@ -219,7 +254,8 @@ def make_recipe(planner: Planner, size: int, point: Point, front: Sequence[Point
     )
     told = f"{planner.recipe.name} with bits for each matrix, in {megabytes(point.file_bytes)}"
     changed = {"name": f"plan-{size / 2**20:.2f}MB", "description": told, "expected": expected}
-    return assigned(planner.recipe, point.assignment).model_copy(update=changed)
+    made = assigned(planner.recipe, point.assignment).model_copy(update=changed)
+    return made if planner.share == 1 else with_pruning(made, planner.share)
 
 
 def made_before(data: Mapping[str, Any] | None, recipe: Recipe, size: int) -> Recipe | None:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from abridged.checkpoint.files import file_bytes
-from abridged.families.standin import plain_config, skeleton
 from abridged.planning.forms import Assignment, Form, assigned
 from abridged.recipe import Recipe
 from abridged.storage.format import ModuleSpec
@@ -28,13 +27,13 @@ class Sizes:
 
     def __init__(
         self,
-        kind: type,
-        config: Any,
+        model: Any,
         recipe: Recipe,
         matrices: Sequence[Matrix],
         forms: Mapping[str, Sequence[Form]],
     ) -> None:
-        """forms: of each matrix, by its name; the first of them whole.
+        """model: on the meta device, as it is before it is quantised; it stays so. forms: of each matrix, by its name;
+        the first of them whole.
 
         Raises AbridgedError where the recipe does not fit the model.
         """
@@ -42,7 +41,7 @@ class Sizes:
         self._own: dict[str, dict[Form, Tensors]] = {name: {} for name in self._paths}
         self._modules: dict[str, dict[Form, dict[str, ModuleSpec]]] = {name: {} for name in self._paths}
         planned = tuple(sum(self._paths.values(), ()))
-        self._model, self._recipe = skeleton(kind, plain_config(config)), recipe
+        self._model, self._recipe = model, recipe
         for form in dict.fromkeys(form for own in forms.values() for form in own):
             assignment = {name: form if form in own else own[0] for name, own in forms.items()}
             modules, tensors = stored(copy.deepcopy(self._model), assigned(recipe, assignment))
