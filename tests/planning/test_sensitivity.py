@@ -10,6 +10,8 @@ from abridged import families
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.methods.quantization.forms import forms
+from abridged.methods.quantization.importance import importances
+from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.methods.quantization.settings import WeightSettings
 from abridged.planning.forms import Form
 from abridged.planning.sensitivity import WAYS, Stored, Text, between, find_costs, logits_of, stored_so, trace
@@ -100,6 +102,26 @@ def test_a_matrix_is_quantised_as_the_method_would(model):
         expected = (own / scale).round() * scale
         got = Stored(weight, matrix)(Form(four))
         assert torch.allclose(got.t() if matrix.transposed else got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scales_that_start_by_the_inputs_do_so_here(given, model, way):
+    text, matrices, _ = given
+    own = WeightSettings(bits=2, quantizer="dynamic", granularity="per_channel", gamma="scale")
+    forms_of = {
+        start: {m.name: [Form(own.model_copy(update={"initialization": start}))] for m in matrices}
+        for start in ("least_squares", "weighted")
+    }
+    plain, weighted = (find_costs(text, matrices, forms, way) for forms in forms_of.values())
+    assert plain != weighted
+    matrix = next(m for m in matrices if m.kind == "linear")
+    weight = model.get_submodule(matrix.name).weight.detach()
+    squares = importances(model, [matrix], text.read)[matrix.name].squares
+    form = forms_of["weighted"][matrix.name][0]
+    rows = weight.t() if matrix.transposed else weight
+    expected = QuantizedWeight(rows, matrix.fused, form.weights, matrix.name, squares)()
+    got = Stored(weight, matrix, text.counts[matrix.name])(form)
+    assert torch.allclose(got.t() if matrix.transposed else got, expected)
 
 
 def test_a_tied_head_is_followed_beside_the_embedding(given):

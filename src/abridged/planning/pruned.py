@@ -1,8 +1,8 @@
 """A model with fewer heads and inner units, for a plan to choose bits of; it is cheap to find, and not trained.
 
 Units go by the magnitude of their weights, and what is left makes up for them by least squares on some of the data. So
-a plan knows before any training what is left, to the byte. The hidden width and whole blocks stay: without training they
-cost more than bits do.
+a plan knows before any training what is left, to the byte. The hidden width and whole blocks stay: without training
+they cost more than bits do.
 """
 
 from __future__ import annotations

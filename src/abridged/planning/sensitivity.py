@@ -32,6 +32,7 @@ from abridged.core.modes import evaluating
 from abridged.core.progress import counter
 from abridged.data.batch import Batch
 from abridged.methods.kronecker.decomposition import nearest
+from abridged.methods.quantization.importance import importances
 from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.planning.forms import Assignment, Form
 from abridged.runtime.kronecker import layout, multiply_out
@@ -53,10 +54,17 @@ class Text:
     def __init__(self, model: Any, batches: Sequence[Batch]) -> None:
         """Raises AbridgedError for a model that does not answer with logits, or whose answers are no numbers."""
         self.model, self.batches = model, [batch.to(next(model.parameters()).device) for batch in batches]
+        self.counts: dict[str, Tensor] = {}  # how much errors of a matrix count where its scales start, by its name
         self._answers = [F.log_softmax(self._logits(batch), -1) for batch in self.batches]
         self.tokens = sum(len(answers) for answers in self._answers)
         if not all(bool(torch.isfinite(answers).all()) for answers in self._answers):
             raise AbridgedError("what the model answers are not numbers (NaN or infinity)")
+
+    @torch.no_grad()
+    def read(self, model: Any, tokens: int | None = None) -> None:
+        """Let a model read all of it."""
+        for batch in self.batches:
+            model(**batch.model_inputs, use_cache=False)
 
     @torch.no_grad()
     def _logits(self, batch: Batch) -> Tensor:
@@ -87,8 +95,9 @@ def logits_of(model: Any, batch: Batch) -> Tensor:
 class Stored:
     """A weight as forms store it before any training, as the module has it, transposed or not."""
 
-    def __init__(self, weight: Tensor, matrix: Matrix) -> None:
-        self.matrix = matrix
+    def __init__(self, weight: Tensor, matrix: Matrix, counts: Tensor | None = None) -> None:
+        """counts: see `Importance.squares`."""
+        self.matrix, self.counts = matrix, counts
         self.weight = weight.t() if matrix.transposed else weight
         self._pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}  # of each block of rows, by factor
 
@@ -97,7 +106,7 @@ class Stored:
         """The values of a form."""
         own, name = form.weights, self.matrix.name
         if form.whole:
-            return self._turned(QuantizedWeight(self.weight, self.matrix.fused, own, name)())
+            return self._turned(QuantizedWeight(self.weight, self.matrix.fused, own, name, self.counts)())
         return self._product(form, lambda weight: QuantizedWeight(weight, 1, own, name)())
 
     @torch.no_grad()
@@ -142,6 +151,9 @@ def find_costs(text: Text, matrices: Sequence[Matrix], forms: Forms, way: Way) -
     """What each form of each matrix costs, in one of the three ways."""
     with evaluating(text.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
+        weighted = [m for m in matrices if any(f.weights.initialization == "weighted" for f in forms[m.name])]
+        found = importances(text.model, weighted, text.read) if weighted else {}
+        text.counts = {name: importance.squares for name, importance in found.items()}
         return WAYS[way](text, matrices, forms)
 
 
@@ -152,7 +164,7 @@ def measured(text: Text, matrices: Sequence[Matrix], forms: Forms) -> Costs:
     with counter("sensitivity") as show:
         for matrix in matrices:
             with weight_of(text.model, matrix) as weight:
-                stored, found = Stored(weight.clone(), matrix), {}
+                stored, found = Stored(weight.clone(), matrix, text.counts.get(matrix.name)), {}
                 for form in _distinct(forms[matrix.name]):
                     weight.copy_(stored(form))
                     found[form] = text.divergence()
@@ -172,7 +184,7 @@ def interpolated(text: Text, matrices: Sequence[Matrix], forms: Forms) -> Costs:
         for number, matrix in enumerate(matrices, 1):
             with weight_of(text.model, matrix) as weight:
                 original, distinct = weight.clone(), _distinct(forms[matrix.name])
-                stored = Stored(original, matrix)
+                stored = Stored(original, matrix, text.counts.get(matrix.name))
                 factored = {form.factor: stored.in_full(form) for form in distinct if not form.whole}
                 errors = {
                     form: float((stored(form) - factored.get(form.factor, original)).square().sum())
@@ -210,7 +222,7 @@ def fisher(text: Text, matrices: Sequence[Matrix], forms: Forms) -> Costs:
     with counter("sensitivity") as show, torch.no_grad():
         for number, matrix in enumerate(matrices, 1):
             weight = text.model.get_submodule(matrix.name).get_parameter("weight").detach()
-            stored, found = Stored(weight, matrix), {}
+            stored, found = Stored(weight, matrix, text.counts.get(matrix.name)), {}
             for form in _distinct(forms[matrix.name]):
                 change = stored(form) - weight
                 change = change.t() if matrix.transposed else change
