@@ -48,7 +48,7 @@ from abridged.training.dry import without_data
 Specs = Mapping[str, ModuleSpec]  #: how the modules of one matrix are stored, by path
 
 _WORKING_SET = 1 << 27  #: bytes that are read between two uses of a matrix, at most
-_COPIES = 256  #: of a matrix, at most
+_COPIES = 64  #: of a matrix, at most
 _SECONDS, _PASSES = 0.01, 5  #: that are measured of each form, at least
 _PROMPT, _NEW, _ROUNDS = 512, 64, 3  #: tokens that are read and written, as `abridged bench` does; the fastest counts
 _KEEP_EVERY = 20  #: forms, so that what was measured before an interruption is kept

@@ -68,7 +68,8 @@ def make_plan(
     if tokens < 1:
         raise AbridgedError(f"a plan reads at least one token, not {tokens}")
     kind, config = described(model)
-    planner = Planner(kind, config, families.view_of_config(kind, config), recipe)
+    view = families.view_of_config(kind, config)
+    planner = Planner(kind, config, view, recipe)
     check_compresses(wanted, planner.dense_bytes)
     if not prune:
         planner.check(wanted)
@@ -76,6 +77,8 @@ def make_plan(
     if opened.kind == "videos":
         raise AbridgedError("a plan compares what models answer to texts: it is not for videos yet")
     dense = load_dense(model)
+    if (own := families.view(dense)).matrices != view.matrices:  # such as a head of its own that the config calls tied
+        planner = Planner(kind, config, own, recipe, dense)
     read = task_for(dense, load_tokenizer(model, dense), opened)
     read.data.check_to_learn()
     read.data.announce()
@@ -104,7 +107,7 @@ def make_plan(
         front=front,
         matrices=planner.matrices,
         recipe=make_recipe(planner, wanted, point, front),
-        dense_bytes=planner.dense_bytes,
+        dense_bytes=planners[0].dense_bytes,
         way=way,
         tokens=planner.tokens,
         seconds=_seconds(dense, read, recipe),

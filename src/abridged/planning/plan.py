@@ -26,7 +26,6 @@ from abridged.planning.words import megabytes
 from abridged.recipe import Expected, Recipe
 from abridged.storage.view import Matrix, View
 from abridged.training import gates
-from abridged.training.dry import made_of
 
 FRONT = 12
 """Sizes of a front, beside the one that was asked for."""
@@ -76,7 +75,8 @@ class Planner:
         share: float = 1.0,
         loss: float = 0.0,
     ) -> None:
-        """For a model of a class and a config; or for `small`, which is that pruned to a `share`, at a `loss`.
+        """For a model of a class and a config; or for `small`, one such as it was loaded, or pruned to a `share` at a
+        `loss`.
 
         Raises AbridgedError for a recipe that does more than to quantise, or quantises nothing.
         """
@@ -96,7 +96,7 @@ class Planner:
         self.forms = forms_of(self.matrices, usual, factors=_can_be_factored(kind, config))
         model = skeleton(kind, plain_config(config)) if small is None else on_meta(small)
         self.sizes = Sizes(model, recipe, self.matrices, self.forms)
-        self.dense_bytes = made_of(kind, config, view)["dense_bytes"]
+        self.dense_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
 
     def check(self, size: int) -> None:
         """Raise AbridgedError for a size that cannot be had, before anything is read to plan it."""
