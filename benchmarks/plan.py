@@ -30,9 +30,9 @@ from abridged.data.opening import open_data
 from abridged.models.described import described
 from abridged.models.load import load_dense, load_tokenizer
 from abridged.planning.make import batches
-from abridged.planning.plan import Planner, Point, size_in_bytes, stored_bits
-from abridged.planning.plan import described as words
+from abridged.planning.plan import Planner, Point, front_of
 from abridged.planning.sensitivity import Text, find_costs, stored_so
+from abridged.planning.words import size_in_bytes
 from abridged.recipe import Recipe
 from abridged.tasks import task_for
 
@@ -47,7 +47,7 @@ def rank_correlation(one: list[float], other: list[float]) -> float:
 
 def kept_costs(folder: Path, way: Any, tokens: int, text: Callable[[], Text], planner: Planner) -> dict[str, Any]:
     """Costs, found once and kept: a run that was stopped goes on with them."""
-    about = {"tokens": tokens, "forms": {name: [words(f) for f in own] for name, own in planner.forms.items()}}
+    about = {"tokens": tokens, "forms": {name: [f.words for f in own] for name, own in planner.forms.items()}}
     path = folder / f"{way}.json"
     if path.exists() and (kept := json.loads(path.read_text()))["about"] == about:
         return kept
@@ -60,17 +60,17 @@ def kept_costs(folder: Path, way: Any, tokens: int, text: Callable[[], Text], pl
 
 def key_of(assignment: dict[str, Any], evaluated: int, context: int) -> str:
     """An assignment and the text that it is measured on, in a word."""
-    told = [evaluated, context, sorted((name, words(form)) for name, form in assignment.items())]
+    told = [evaluated, context, sorted((name, form.words) for name, form in assignment.items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def drawn(planner: Planner, seed: int) -> dict[str, Any]:
     """An assignment between two widths that are drawn themselves, so that losses from small to large occur."""
     draw = random.Random(seed)
-    widths = sorted({stored_bits(form) for forms in planner.forms.values() for form in forms})
+    widths = sorted({form.bits for forms in planner.forms.values() for form in forms})
     low, high = sorted(draw.choices(range(len(widths)), k=2))
     return {
-        name: draw.choice([form for form in forms if widths[low] <= stored_bits(form) <= widths[high]])
+        name: draw.choice([form for form in forms if widths[low] <= form.bits <= widths[high]])
         for name, forms in planner.forms.items()
     }
 
@@ -79,9 +79,13 @@ def uniform(planner: Planner) -> dict[str, dict[str, Any]]:
     """Forms that fit all matrices, by their description: a scale a row or for groups of 64."""
     common = [form for form in next(iter(planner.forms.values())) if all(form in f for f in planner.forms.values())]
     common = [
-        form for form in common if form.group_size in (None, 64) and (form.grid != "ternary" or form.packing == "base3")
+        form
+        for form in common
+        if form.whole
+        and form.weights.group_size in (None, 64)
+        and (form.weights.grid != "ternary" or form.weights.packing == "base3")
     ]
-    return {words(form): dict.fromkeys(planner.forms, form) for form in common}
+    return {form.words: dict.fromkeys(planner.forms, form) for form in common}
 
 
 def main() -> None:
@@ -124,7 +128,7 @@ def main() -> None:
         return losses[key]
 
     def row(point: Point) -> dict[str, Any]:
-        bits = {name: stored_bits(form) for name, form in point.assignment.items()}
+        bits = {name: form.bits for name, form in point.assignment.items()}
         measured = measure(dict(point.assignment))
         return {"file_bytes": point.file_bytes, "expected": point.loss, "measured": measured, "bits": bits}
 
@@ -141,9 +145,9 @@ def main() -> None:
         "context": options.context,
         "perplexity": before,
         "dense_bytes": planner.dense_bytes,
-        "forms": [words(form) for form in dict.fromkeys(form for own in planner.forms.values() for form in own)],
+        "forms": [form.words for form in dict.fromkeys(form for own in planner.forms.values() for form in own)],
         "planned_by": ways[-1],
-        "front": [[point.file_bytes, point.loss] for point in planner.front()],
+        "front": [[point.file_bytes, point.loss] for point in front_of([planner])],
         "rank_correlation": {},
         "mixed": [],
         "against_uniform": [],

@@ -46,6 +46,9 @@ def plan(
     overrides: Sequence[str] = (),
     way: "Way" = "interpolated",
     tokens: int | None = None,
+    speed: str | float | None = None,
+    memory: str | int | None = None,
+    prune: bool = False,
     columns: tuple[str, ...] | None = None,
     task: str | None = None,
 ) -> "Plan":
@@ -57,14 +60,30 @@ def plan(
         recipe, overrides: how the model is compressed otherwise: quantiser, activations, training.
         way: how sensitivity is found, see `abridged.planning.sensitivity`.
         tokens: of the training data that are read for it, about; 2,048 if None.
+        speed: tokens a second that this machine must write at least, one after the other, or such as "2x", of the
+            original's.
+        memory: bytes, or such as "100MB", that the model may hold on this machine.
+        prune: try also to prune heads and inner units first, to several shares of the parameters.
 
     Raises:
-        AbridgedError: bad input; a size that cannot be had, or that needs no compression.
+        AbridgedError: bad input; a size that cannot be had, or that needs no compression; limits that no plan keeps to.
     """
     from abridged.planning.make import TOKENS, make_plan
 
     loaded = Recipe.load(recipe, overrides)
-    return make_plan(model, size, data, loaded, way=way, tokens=tokens or TOKENS, columns=columns, task=task)
+    return make_plan(
+        model,
+        size,
+        data,
+        loaded,
+        way=way,
+        tokens=tokens or TOKENS,
+        speed=speed,
+        memory=memory,
+        prune=prune,
+        columns=columns,
+        task=task,
+    )
 
 
 def finetune(model: str | Path, data: str | Path, output: str | Path, **options: Any) -> dict[str, Any]:

@@ -104,6 +104,10 @@ class Expected(Settings):
     way: str = Field("", description="how sensitivity was found: measured, interpolated or fisher")
     tokens: int = Field(0, ge=0, description="on how many tokens (or examples)")
     front: list[tuple[int, float]] = Field(default_factory=list, description="other sizes: bytes and loss of each")
+    tokens_per_second: float | None = Field(
+        None, gt=0, description="that are written one by one on the machine that was measured, where speed was limited"
+    )
+    memory: int | None = Field(None, ge=0, description="bytes in memory there, where speed or memory were limited")
 
 
 class Recipe(Settings):

@@ -57,6 +57,32 @@ def test_what_needs_no_model_imports_neither_torch_nor_transformers(arguments):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plan", "bundled", "--size", "2MB", "--data", "nowhere.txt"], "no such file or folder: nowhere.txt"),
+        (["plan", "./nowhere", "--size", "2MB", "--data", "wikitext-2"], "cannot load the model './nowhere'"),
+        (["compress", "bundled", "--size", "2MB", "--data", "./no", "--output", "x"], "no such file or folder: ./no"),
+        (["evaluate", "bundled", "--data", "nowhere.jsonl"], "no such file or folder: nowhere.jsonl"),
+    ],
+)
+def test_what_is_not_there_is_said_before_torch_is_imported(arguments, told, tmp_path):
+    code = f"""
+        import sys
+        from abridged.cli import main
+        sys.argv = ["abridged", *{arguments!r}]
+        try:
+            main()
+        except SystemExit as exit:
+            assert exit.code == 1, exit.code
+        heavy = {{"torch", "transformers", "accelerate", "datasets", "matplotlib"}} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["recipes"]])
 def test_it_answers_within_half_a_second(abridged, arguments):
     """In processor time, the least of five: other work on the machine is none of ours."""

@@ -2,9 +2,15 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel
 
 import isolated
 from abridged.recipe import Recipe
@@ -16,8 +22,8 @@ def run(tmp_path, teacher, text):
     """run(verb, *more, stop=…) -> how the command ended, on a tiny teacher and its text."""
     count = iter(range(100))
 
-    def run(verb, *more, **launch):
-        arguments = [verb, teacher, "--data", text, *more]
+    def run(verb, *more, model=teacher, **launch):
+        arguments = [verb, model, "--data", text, *more]
         return isolated.abridged(*arguments, folder=tmp_path / f"process-{next(count)}", **launch)
 
     return run
@@ -58,6 +64,58 @@ def test_a_plan_is_printed_written_and_carried_out(run, frame, tmp_path):
     page = (output / "report.html").read_text()
     assert "Planned, and what came of it" in page
     assert f"{size:,}" in page
+
+
+def made(run, plan, output, **given):
+    """Bytes of the file that a plan's recipe makes, without training."""
+    stages = range(len(Recipe.load(plan).stages))
+    steps = [word for stage in stages for word in ("--set", f"stages.{stage}.steps=0")]
+    ended = run("compress", "--recipe", plan, "--output", output, *steps, **given)
+    assert ended.code == 0, ended.stderr
+    return (output / "model.safetensors").stat().st_size
+
+
+def test_a_plan_within_a_limit_of_memory_says_what_it_takes_here(run, frame, tmp_path):
+    plan = tmp_path / "plan.yaml"
+    given = ["plan", "--size", "20kB", "--recipe", frame, "--tokens", 100, "--output", plan]
+    planned = run(*given, "--memory", "1GB")
+    assert planned.code == 0, planned.stderr
+    assert planned.stdout.splitlines()[0].split()[-1] == "memory"
+    recipe = Recipe.load(plan)
+    assert recipe.expected.tokens_per_second is None
+    assert 0 < recipe.expected.memory < 2**30
+    refused = run(*given, "--memory", "1kB", "--overwrite")
+    assert refused.code == 1
+    assert "of memory on this machine: the least is" in refused.said[-1]
+    assert Recipe.load(plan) == recipe
+
+
+@pytest.mark.slow
+def test_a_plan_that_prunes_is_carried_out_to_the_byte(run, frame, tmp_path):
+    """Of so few bytes that no other plan has them."""
+    plan = tmp_path / "plan.yaml"
+    given = ["plan", "--recipe", frame, "--tokens", 200, "--output", plan]
+    smallest = run(*given, "--size", "1kB")
+    size = int(re.search(r"\(([\d,]+) bytes\)", smallest.said[-1])[1].replace(",", "")) - 100
+    planned = run(*given, "--prune", "--size", f"{size}B")
+    assert planned.code == 0, planned.stderr
+    recipe = Recipe.load(plan)
+    assert "prune" in recipe.stages[0].methods
+    assert made(run, plan, tmp_path / "small") == recipe.expected.file_bytes <= size
+
+
+def test_a_head_of_its_own_that_the_config_calls_tied_is_planned_as_it_is(run, frame, teacher, tmp_path):
+    model = GPT2LMHeadModel.from_pretrained(teacher)
+    weights = load_file(Path(teacher) / "model.safetensors")
+    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(1))
+    own = tmp_path / "own"
+    shutil.copytree(teacher, own)
+    save_file(weights | {"lm_head.weight": head}, own / "model.safetensors", {"format": "pt"})
+    plan = tmp_path / "plan.yaml"
+    planned = run("plan", "--size", "26kB", "--recipe", frame, "--tokens", 200, "--output", plan, model=own)
+    assert planned.code == 0, planned.stderr
+    assert "lm_head" in planned.stdout
+    assert made(run, plan, tmp_path / "small", model=own) == Recipe.load(plan).expected.file_bytes
 
 
 def test_compress_for_a_size_plans_and_goes_on_with_that_plan_after_a_kill(run, frame, tmp_path):

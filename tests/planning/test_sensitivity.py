@@ -10,8 +10,11 @@ from abridged import families
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.methods.quantization.forms import forms
+from abridged.methods.quantization.importance import importances
+from abridged.methods.quantization.modules import QuantizedWeight
 from abridged.methods.quantization.settings import WeightSettings
-from abridged.planning.sensitivity import WAYS, Text, between, find_costs, logits_of, quantized, stored_so, trace
+from abridged.planning.forms import Form
+from abridged.planning.sensitivity import WAYS, Stored, Text, between, find_costs, logits_of, stored_so, trace
 
 USUAL = WeightSettings(bits=8, quantizer="minmax", granularity="per_channel")
 
@@ -34,7 +37,7 @@ def model(request):
 def given(model):
     text = Text(model, [batch(model), batch(model, 2)])
     matrices = [m for m in families.view(model).matrices if m.part != "positions"]
-    return text, matrices, {m.name: forms(USUAL, []) for m in matrices}
+    return text, matrices, {m.name: [Form(own) for own in forms(USUAL, [])] for m in matrices}
 
 
 def test_the_original_differs_in_nothing_from_itself(given):
@@ -64,7 +67,7 @@ def test_the_model_is_what_it_was_and_more_bits_cost_less(given, model, way):
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(random, torch.random.get_rng_state())
     for matrix in matrices:
-        by_bits = {form.bits: cost for form, cost in zip(found[matrix.name], costs[matrix.name], strict=True)}
+        by_bits = {form.weights.bits: cost for form, cost in zip(found[matrix.name], costs[matrix.name], strict=True)}
         assert by_bits[8] < by_bits[4] < by_bits[2]
         assert all(math.isfinite(cost) and cost >= -1e-6 for cost in costs[matrix.name])
 
@@ -72,7 +75,7 @@ def test_the_model_is_what_it_was_and_more_bits_cost_less(given, model, way):
 def test_for_small_errors_the_curvature_is_what_is_measured(given):
     """Few drawn answers make it rough."""
     text, matrices, _ = given
-    four = {m.name: [f for f in forms(USUAL, []) if f.bits == 4] for m in matrices}
+    four = {m.name: [Form(f) for f in forms(USUAL, []) if f.bits == 4] for m in matrices}
     measured, fisher = (
         sum(cost[0] for cost in find_costs(text, matrices, four, way).values()) for way in ("measured", "fisher")
     )
@@ -97,8 +100,28 @@ def test_a_matrix_is_quantised_as_the_method_would(model):
         scale = own.abs().amax(1, keepdim=True) / 7
         four = next(form for form in forms(USUAL, []) if form.bits == 4 and form.symmetric)
         expected = (own / scale).round() * scale
-        got = quantized(weight, matrix, four)
+        got = Stored(weight, matrix)(Form(four))
         assert torch.allclose(got.t() if matrix.transposed else got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scales_that_start_by_the_inputs_do_so_here(given, model, way):
+    text, matrices, _ = given
+    own = WeightSettings(bits=2, quantizer="dynamic", granularity="per_channel", gamma="scale")
+    forms_of = {
+        start: {m.name: [Form(own.model_copy(update={"initialization": start}))] for m in matrices}
+        for start in ("least_squares", "weighted")
+    }
+    plain, weighted = (find_costs(text, matrices, forms, way) for forms in forms_of.values())
+    assert plain != weighted
+    matrix = next(m for m in matrices if m.kind == "linear")
+    weight = model.get_submodule(matrix.name).weight.detach()
+    squares = importances(model, [matrix], text.read)[matrix.name].squares
+    form = forms_of["weighted"][matrix.name][0]
+    rows = weight.t() if matrix.transposed else weight
+    expected = QuantizedWeight(rows, matrix.fused, form.weights, matrix.name, squares)()
+    got = Stored(weight, matrix, text.counts[matrix.name])(form)
+    assert torch.allclose(got.t() if matrix.transposed else got, expected)
 
 
 def test_a_tied_head_is_followed_beside_the_embedding(given):

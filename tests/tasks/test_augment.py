@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
+from abridged.core.cache import cache_folder
 from abridged.core.errors import AbridgedError
 from abridged.core.settings import Augmentation
 from abridged.data.labelled import Labelled
 from abridged.data.opening import open_data
-from abridged.tasks.augment import Masked, Neighbours, augment, augmented, cache_folder, write_rows
+from abridged.tasks.augment import Masked, Neighbours, augment, augmented, write_rows
 
 WORDS = ["red", "blue", "green", "house", "home", "tent", "big", "large", "huge", "##ly"]
 ROWS = [Labelled("a big red house !", None, "x"), Labelled("xyz", None, "y")]
@@ -90,7 +91,7 @@ def test_what_was_made_is_kept_and_made_anew_for_other_settings(saved, tmp_path,
     monkeypatch.setenv("ABRIDGED_CACHE", str(tmp_path))
     settings = Augmentation(variants=3, probability=0.9)
     first = augmented(ROWS, settings, saved, 0, show=False)
-    assert len(list(cache_folder().iterdir())) == 1
+    assert len(list(cache_folder("augmented").iterdir())) == 1
     monkeypatch.setattr("abridged.tasks.augment.augment", None)  # is not called again
     assert augmented(ROWS, settings, saved, 0, show=False) == first
     with pytest.raises(TypeError):

@@ -73,6 +73,7 @@ def run_job(
 
     job = Job(kind=kind, columns=options.columns_of(columns), overrides=overrides or (), **given)
     job.loaded_recipe()  # a misspelt key is reported before torch is imported
+    options.check_there(given["model"], given["data"])
     quiet()
     record = run(job)
     if record and json:  # there is none in the other of several processes

@@ -48,6 +48,8 @@ def evaluate(
         raise typer.BadParameter(f"{metric!r} is none: there are perplexity and rouge", param_hint="--metric")
     if (data is None) == (tasks is None):
         raise typer.BadParameter("give either --data or --tasks")
+    if data is not None:
+        options.check_there(model, data)
     quiet()
     if tasks is not None:
         from abridged.evaluation.tasks import evaluate_tasks

@@ -88,6 +88,15 @@ Set = Annotated[
 ]
 
 
+def check_there(model: str, data: str) -> None:
+    """Refuse a model or data that can only be paths and are not there, before libraries are imported for seconds."""
+    from abridged.core.names import pretrained
+    from abridged.data.text import check_there
+
+    pretrained(model)
+    check_there(data)
+
+
 def columns_of(text: str | None) -> tuple[str, ...] | None:
     """The value of `--columns`, name by name."""
     if text is None:

@@ -10,7 +10,7 @@ from abridged.cli import options
 from abridged.cli.output import megabytes, print_json, print_table, quiet
 
 if TYPE_CHECKING:
-    from abridged.planning.plan import Plan
+    from abridged.planning.plan import Plan, Point
 
 
 class Way(str, Enum):
@@ -40,6 +40,22 @@ def plan(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of the data that are read for it.", show_default="2,048")
     ] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEED",
+            help="Tokens a second that this machine must write, one after the other, or such as 2x, of the original's.",
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory that the model may take here, such as 100MB.", show_default=False),
+    ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Try also to prune heads and inner units first; takes as long for each share."),
+    ] = False,
     columns: options.Columns = None,
     task: options.Task = None,
     overrides: options.Set = None,
@@ -57,6 +73,7 @@ def plan(
     from abridged.recipe import PLANNED, Recipe
 
     Recipe.load(recipe or PLANNED, overrides or ())  # a misspelt key is reported before torch is imported
+    options.check_there(model, data)
     file, picture = (
         check_output(path, directory=False, overwrite=overwrite, inputs=(model, data, recipe))
         for path in (output, output.with_suffix(".svg"))
@@ -75,6 +92,9 @@ def plan(
         overrides=overrides or (),
         way=way.value,
         tokens=tokens,
+        speed=speed,
+        memory=memory,
+        prune=prune,
         columns=options.columns_of(columns),
         task=task,
     )
@@ -94,42 +114,54 @@ def show(found: "Plan") -> None:
     from math import exp
 
     from abridged.core.progress import duration
-    from abridged.planning.plan import described, groups
+    from abridged.planning.plan import groups
 
     print_table(
-        ["size", "ratio", "bits", "embedding", "loss", "perplexity", ""],
+        ["size", "ratio", "pruned to", "bits", "embedding", "loss", "perplexity", *_here(found.point), ""],
         [
             [
                 megabytes(point.file_bytes),
                 f"{found.dense_bytes / point.file_bytes:.1f}x",
+                "-" if point.share == 1 else f"{point.share:.0%}",
                 f"{point.bits(found.matrices, embedding=False):.2f}",
                 f"{point.bits(found.matrices, embedding=True):.2f}",
                 f"{point.loss:.4f}",
                 f"×{exp(min(point.loss, 99)):,.{2 if point.loss < 5 else 0}f}",
+                *_here(point).values(),
                 "<- planned" if point == found.point else "",
             ]
             for point in found.front
         ],
-        left=(0, 6),
+        left=(0, 7 + len(_here(found.point))),
     )
     typer.echo(
         f"loss: divergence in nats a token before any training, {found.way} on {found.tokens:,} tokens; bits: of a "
         "weight, scales aside"
     )
+    if _here(found.point):
+        typer.echo("tokens/s, memory: of one text on this machine, from its kernels as measured; see `abridged bench`")
     if found.seconds:
         typer.echo(f"time: about {duration(found.seconds)} of training on this machine")
     typer.echo()
     for form, names in groups(found.matrices, found.point.assignment).items():
-        typer.echo(f"{described(form)}: {', '.join(names)}")
+        typer.echo(f"{form.words}: {', '.join(names)}")
+
+
+def _here(point: "Point") -> dict[str, str]:
+    """What a plan takes on this machine, where that was measured, by the heads of a table."""
+    speed, memory = point.tokens_per_second, point.memory
+    return ({} if speed is None else {"tokens/s": f"{speed:,.1f}"}) | (
+        {} if memory is None else {"memory": megabytes(memory)}
+    )
 
 
 def as_json(found: "Plan") -> dict[str, Any]:
     """A plan for a program."""
-    from abridged.planning.plan import stored_bits
 
     def told(point: Any) -> dict[str, Any]:
-        bits = {name: stored_bits(form) for name, form in point.assignment.items()}
-        return {"file_bytes": point.file_bytes, "loss": point.loss, "bits": bits}
+        bits = {name: form.bits for name, form in point.assignment.items()}
+        here = {"tokens_per_second": point.tokens_per_second, "memory": point.memory}
+        return {"file_bytes": point.file_bytes, "loss": point.loss, "share": point.share, "bits": bits, **here}
 
     return {
         "size": found.size,

@@ -68,9 +68,8 @@ def load_text(data: str | Path) -> TextData:
         loaded = _without_splits(name, _read(path))
     elif path.is_dir():
         loaded = _folder(name, path)
-    elif name not in _HUB and (path.suffix in TEXT_SUFFIXES or name.startswith((".", "/", "~"))):
-        raise AbridgedError(f"no such file or folder: {name}")
     else:
+        check_there(name)
         loaded = _from_datasets(name)
     return _not_empty(loaded)
 
@@ -156,6 +155,15 @@ def text_of_rows(name: str, parts: dict[str, list[Row]]) -> TextData:
         AbridgedError: there is no such column, or nothing in it.
     """
     return _not_empty(_with_splits(name, {split: _text_of(some) for split, some in parts.items()}))
+
+
+def check_there(name: str | Path) -> None:
+    """Raise AbridgedError for what can only be a file or a folder, and is not there; a hub may have other names."""
+    told, path = str(name), Path(name).expanduser()
+    if told in BUILT_IN or path.exists():
+        return
+    if path.suffix in TEXT_SUFFIXES or told.startswith((".", "/", "~")):
+        raise AbridgedError(f"no such file or folder: {told}")
 
 
 def not_found(what: str, name: str) -> str:

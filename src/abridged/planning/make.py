@@ -13,10 +13,15 @@ from abridged.data.examples import Examples
 from abridged.data.opening import open_data
 from abridged.models.described import described
 from abridged.models.load import load_dense, load_tokenizer
-from abridged.planning.plan import Plan, Planner, made_before, make_recipe, size_in_bytes
+from abridged.planning.limits import Limits
+from abridged.planning.machine import measure
+from abridged.planning.plan import Plan, Planner, best, check_compresses, front_of, made_before, make_recipe
+from abridged.planning.pruned import SHARES, pruned, pruning
 from abridged.planning.sensitivity import Text, Way
+from abridged.planning.words import size_in_bytes
 from abridged.recipe import Recipe
 from abridged.tasks import Task, task_for
+from abridged.training import gates
 from abridged.training.job import Job
 from abridged.training.plan import Work, seconds_per_token
 from abridged.training.workspace import Workspace
@@ -52,34 +57,57 @@ def make_plan(
     *,
     way: Way = "interpolated",
     tokens: int = TOKENS,
+    speed: str | float | None = None,
+    memory: str | int | None = None,
+    prune: bool = False,
     columns: tuple[str, ...] | None = None,
     task: str | None = None,
 ) -> Plan:
     """See `abridged.pipeline.plan`."""
-    size_in_bytes(size)
+    wanted, limits = size_in_bytes(size), Limits.of(speed, memory)
     if tokens < 1:
         raise AbridgedError(f"a plan reads at least one token, not {tokens}")
     kind, config = described(model)
-    planner = Planner(kind, config, families.view_of_config(kind, config), recipe)
-    wanted = size_in_bytes(size, planner.dense_bytes)
-    planner.check(wanted)
+    view = families.view_of_config(kind, config)
+    planner = Planner(kind, config, view, recipe)
+    check_compresses(wanted, planner.dense_bytes)
+    if not prune:
+        planner.check(wanted)
     opened = open_data(data, columns, task)
     if opened.kind == "videos":
         raise AbridgedError("a plan compares what models answer to texts: it is not for videos yet")
     dense = load_dense(model)
+    if (own := families.view(dense)).matrices != view.matrices:  # such as a head of its own that the config calls tied
+        planner = Planner(kind, config, own, recipe, dense)
     read = task_for(dense, load_tokenizer(model, dense), opened)
     read.data.check_to_learn()
     read.data.announce()
-    planner.learn(Text(dense, batches(read.examples(recipe.stages[-1].training), tokens)), way)
-    point = planner.at(wanted)
-    front = planner.front(more=(wanted,))
+    examples = read.examples(recipe.stages[-1].training)
+    text = Text(dense, batches(examples, tokens))
+    planner.learn(text, way)
+    models = {1.0: dense}
+    planners = [planner]
+    if prune:
+        gates.refuse(kind, config, [pruning(SHARES[0])])
+        fit = batches(examples, pruning(SHARES[0]).fit_tokens)
+        models |= {share: pruned(dense, share, fit) for share in SHARES}
+    for share, small in models.items():
+        if share < 1:
+            loss = text.divergence(small)
+            planners.append(Planner(kind, config, families.view(small), recipe, small, share, loss))
+            planners[-1].learn(Text(small, text.batches), way)
+    for one in planners if limits.given else ():
+        small, of = models[one.share], one.at(max(wanted, one.smallest.file_bytes)).assignment
+        one.limit(limits, measure(dense, recipe, one.sizes, one.forms, of, speed=limits.of_speed, small=small))
+    planner, point = best(planners, wanted)
+    front = front_of(planners, more=(wanted,))
     return Plan(
         size=wanted,
         point=point,
         front=front,
         matrices=planner.matrices,
         recipe=make_recipe(planner, wanted, point, front),
-        dense_bytes=planner.dense_bytes,
+        dense_bytes=planners[0].dense_bytes,
         way=way,
         tokens=planner.tokens,
         seconds=_seconds(dense, read, recipe),

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from abridged.core import amounts
 from abridged.core.errors import AbridgedError
+from abridged.families.standin import plain_config, skeleton
+from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.quantization.attached import settings_of
-from abridged.methods.quantization.forms import forms
 from abridged.methods.quantization.method import Quantize
-from abridged.methods.quantization.modules import count_scales
-from abridged.methods.quantization.settings import WeightSettings
-from abridged.planning.knapsack import Choice, Knapsack
+from abridged.planning.forms import Assignment, Form, assigned, assignment_of, forms_of, quantizing
+from abridged.planning.knapsack import Choice, Knapsack, least, solve_within
+from abridged.planning.limits import Limits
+from abridged.planning.machine import Machine
+from abridged.planning.pruned import on_meta, with_pruning
 from abridged.planning.sensitivity import Costs, Text, Way, find_costs
-from abridged.planning.sizes import Assignment, Sizes, assigned, last_quantize
+from abridged.planning.sizes import Sizes
+from abridged.planning.words import megabytes
 from abridged.recipe import Expected, Recipe
-from abridged.storage.code_books import storage_bits
 from abridged.storage.view import Matrix, View
-from abridged.training.dry import made_of
+from abridged.training import gates
 
-GROUP_SIZES = (None, 128, 64, 32)
-"""Neighbours in a row that may share a scale; None is a row."""
 FRONT = 12
 """Sizes of a front, beside the one that was asked for."""
-_MOST_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -35,33 +36,53 @@ class Point:
     """One size: which form each matrix has, the bytes of the weights' file, and the loss that is expected.
 
     The loss is the divergence from the original's answers before any training, in nats a token; e to it is by how much
-    perplexity grows.
+    perplexity grows. Tokens a second and bytes in memory are those on a machine that was measured.
     """
 
     assignment: Assignment
     file_bytes: int
     loss: float
+    share: float = 1.0  #: of the parameters, to which the model is pruned first
+    tokens_per_second: float | None = None
+    memory: int | None = None
 
     def bits(self, matrices: Sequence[Matrix], embedding: bool) -> float:
         """Mean bits of a weight, scales aside, of embeddings and heads, or of all other matrices; 0 of none."""
-        own = [m for m in matrices if (m.part in ("embedding", "head")) == embedding]
+        there = [m for m in matrices if m.name in self.assignment]  # of a pruned model's some may be gone
+        own = [m for m in there if (m.part in ("embedding", "head")) == embedding]
         weights = [m.rows * m.columns for m in own]
-        bits = [stored_bits(self.assignment[m.name]) for m in own]
+        bits = [self.assignment[m.name].bits for m in own]
         return float(np.average(bits, weights=weights)) if own else 0.0
 
 
 class Planner:
     """Knows what each form of each matrix takes and costs, and finds the best choice for any size.
 
-    1. The forms of each matrix are all that the recipe's quantiser offers, in several group sizes.
+    1. The forms of each matrix are all that the recipe's quantiser offers, in several group sizes, whole or in factors.
     2. The format counts the bytes of each.
     3. Sensitivity says what each costs.
     4. A knapsack over the two gives the choice for a size; the file is then counted whole.
+    5. Where speed or memory are limited too, a machine says what each form takes there, and the knapsack keeps to it.
     """
 
-    def __init__(self, kind: type, config: Any, view: View, recipe: Recipe) -> None:
-        """Raises AbridgedError for a recipe that does more than to quantise, or quantises nothing."""
+    def __init__(
+        self,
+        kind: type,
+        config: Any,
+        view: View,
+        recipe: Recipe,
+        small: Any = None,
+        share: float = 1.0,
+        loss: float = 0.0,
+    ) -> None:
+        """For a model of a class and a config; or for `small`, one such as it was loaded, or pruned to a `share` at a
+        `loss`.
+
+        Raises AbridgedError for a recipe that does more than to quantise, or quantises nothing.
+        """
         self.recipe, quantize = recipe, _only_quantize(recipe)
+        self.share, self.loss = share, loss
+        self.machine: Machine | None = None
         usual = settings_of(view, quantize)
         self.matrices = [
             matrix
@@ -72,12 +93,10 @@ class Planner:
         ]
         if not self.matrices:
             raise AbridgedError(f"recipe {recipe.name} leaves nothing to plan: no matrix of the model is quantised")
-        offered = {
-            settings: forms(settings, GROUP_SIZES) for settings in dict.fromkeys(usual[m.name] for m in self.matrices)
-        }
-        self.forms = {m.name: [form for form in offered[usual[m.name]] if _fits(m, form)] for m in self.matrices}
-        self.sizes = Sizes(kind, config, recipe, self.matrices, self.forms)
-        self.dense_bytes = made_of(kind, config, view)["dense_bytes"]
+        self.forms = forms_of(self.matrices, usual, factors=_can_be_factored(kind, config))
+        model = skeleton(kind, plain_config(config)) if small is None else on_meta(small)
+        self.sizes = Sizes(model, recipe, self.matrices, self.forms)
+        self.dense_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
 
     def check(self, size: int) -> None:
         """Raise AbridgedError for a size that cannot be had, before anything is read to plan it."""
@@ -98,50 +117,101 @@ class Planner:
     def take(self, costs: Costs, way: Way, tokens: int) -> None:
         """Plan by costs that are known; see `learn`."""
         self.costs, self.way, self.tokens = costs, way, tokens
-        self._knapsack = Knapsack(
+        self.limits, self.machine = Limits(), None
+        self._things = [
             [
-                [
-                    Choice(self.sizes.of(m.name, f), cost)
-                    for f, cost in zip(self.forms[m.name], costs[m.name], strict=True)
-                ]
-                for m in self.matrices
+                Choice(self.sizes.of(m.name, form), cost)
+                for form, cost in zip(self.forms[m.name], costs[m.name], strict=True)
             ]
-        )
+            for m in self.matrices
+        ]
+        self._knapsack = Knapsack(self._things)
         self.smallest = self._point(self._knapsack.smallest)
         self.largest = self._point(self._knapsack.largest)
+
+    def limit(self, limits: Limits, machine: Machine) -> None:
+        """Plan within limits on a machine from now on."""
+        self.limits, self.machine = limits, machine
+        self._things = [
+            [
+                Choice(choice.size, choice.cost, (machine.bytes[m.name][form], machine.seconds[m.name][form]))
+                for form, choice in zip(self.forms[m.name], choices, strict=True)
+            ]
+            for m, choices in zip(self.matrices, self._things, strict=True)
+        ]
 
     def at(self, size: int) -> Point:
         """The best choice whose file has at most `size` bytes.
 
-        Raises AbridgedError where there is none; the sentence says what the smallest is.
+        Raises AbridgedError where there is none; the sentence says what the smallest is, or what comes nearest to the
+        limits of speed and memory.
         """
         self._refuse_below(self.smallest.file_bytes, size)
-        room = size - (self.largest.file_bytes - self._knapsack.largest)  # the header of the largest is the longest
+        room = size - (self.largest.file_bytes - self._knapsack.largest)
         while (point := self._point(max(room, self._knapsack.smallest))).file_bytes > size:
             room -= point.file_bytes - size
         return point
 
-    def front(self, count: int = FRONT, more: Sequence[int] = ()) -> list[Point]:
-        """Points between the smallest and the largest size, in equal ratios, and those of `more` sizes; by size, each
-        larger one with a smaller loss."""
-        ends = self.smallest.file_bytes, self.largest.file_bytes
-        wanted = sorted({*np.geomspace(*ends, count).round().astype(int).tolist(), *more} | {*ends})
-        points = [self.at(size) for size in wanted if size >= ends[0]]
-        front = [points[0]]
-        for point in points[1:]:
-            if point.loss < front[-1].loss and point.file_bytes > front[-1].file_bytes:
-                front.append(point)
-        return front
-
     def assess(self, assignment: Assignment) -> Point:
         """Any assignment: its exact bytes, and the loss that is expected."""
         loss = sum(self.costs[name][self.forms[name].index(form)] for name, form in assignment.items())
-        return Point(assignment, self.sizes.file_bytes(assignment), loss)
+        point = Point(assignment, self.sizes.file_bytes(assignment), self.loss + loss, self.share)
+        if self.machine is None:
+            return point
+        speed, memory = self.machine.tokens_per_second(assignment), self.machine.memory(assignment)
+        return replace(point, tokens_per_second=speed, memory=memory)
 
     def _point(self, size: int) -> Point:
-        chosen = self._knapsack.solve(size)
+        chosen = self._knapsack.solve(size) if self.machine is None else self._within_limits(size, self.machine)
         assert chosen is not None
-        return self.assess({m.name: self.forms[m.name][i] for m, i in zip(self.matrices, chosen, strict=True)})
+        return self.assess(self._named(chosen))
+
+    def _named(self, chosen: Sequence[int]) -> dict[str, Form]:
+        return {m.name: self.forms[m.name][i] for m, i in zip(self.matrices, chosen, strict=True)}
+
+    def _within_limits(self, size: int, machine: Machine) -> list[int]:
+        """Choices of at most `size` that keep to the limits. Raises AbridgedError where there are none."""
+        limits = self.limits.within(machine)
+        found = solve_within(self._things, size, limits)
+        for which, limit in enumerate(limits) if found is None else ():
+            found = least(self._things, size, [*limits[:which], math.inf, math.inf][:2], which)
+            assert found is not None
+            if sum(choices[i].more[which] for choices, i in zip(self._things, found, strict=True)) > limit:
+                nearest = self.assess(self._named(found))
+                told = nearest.memory, nearest.tokens_per_second
+                raise AbridgedError(self.limits.refusal(which, size, *told, machine))
+        assert found is not None
+        return found
+
+
+def best(planners: Sequence[Planner], size: int) -> tuple[Planner, Point]:
+    """Of several shares that a model may be pruned to, the one whose plan of a size loses the least.
+
+    Raises AbridgedError where none has one, as that says which has the smallest.
+    """
+    found, faults = [], []
+    for planner in sorted(planners, key=lambda one: -one.smallest.file_bytes):
+        try:
+            found.append((planner, planner.at(size)))
+        except AbridgedError as error:
+            faults.append(error)
+    if not found:
+        raise faults[-1]
+    return min(found, key=lambda one: one[1].loss)
+
+
+def front_of(planners: Sequence[Planner], count: int = FRONT, more: Sequence[int] = ()) -> list[Point]:
+    """The best points between the smallest and the largest size, in equal ratios, and those of `more` sizes; by size,
+    each larger one with a smaller loss."""
+    ends = min(p.smallest.file_bytes for p in planners), max(p.largest.file_bytes for p in planners)
+    wanted = sorted({*np.geomspace(*ends, count).round().astype(int).tolist(), *more} | {*ends})
+    front: list[Point] = []
+    for size in wanted:
+        with suppress(AbridgedError):  # it is too small, or not within the limits
+            point = best(planners, size)[1]
+            if not front or (point.loss < front[-1].loss and point.file_bytes > front[-1].file_bytes):
+                front.append(point)
+    return front
 
 
 @dataclass(frozen=True)
@@ -179,66 +249,36 @@ def make_recipe(planner: Planner, size: int, point: Point, front: Sequence[Point
         way=planner.way,
         tokens=planner.tokens,
         front=[(one.file_bytes, one.loss) for one in front],
+        tokens_per_second=point.tokens_per_second,
+        memory=point.memory,
     )
     told = f"{planner.recipe.name} with bits for each matrix, in {megabytes(point.file_bytes)}"
     changed = {"name": f"plan-{size / 2**20:.2f}MB", "description": told, "expected": expected}
-    return assigned(planner.recipe, point.assignment).model_copy(update=changed)
+    made = assigned(planner.recipe, point.assignment).model_copy(update=changed)
+    return made if planner.share == 1 else with_pruning(made, planner.share)
 
 
 def made_before(data: Mapping[str, Any] | None, recipe: Recipe, size: int) -> Recipe | None:
     """The recipe, as JSON, that a plan has made before, where it was for this size and from this recipe; else None."""
     made = Recipe.load(data) if data else None
-    found = last_quantize(made) if made else None
-    if made is None or found is None or made.expected is None or made.expected.size != size:
+    if made is None or not quantizing(made) or made.expected is None or made.expected.size != size:
         return None
     told = {name: getattr(made, name) for name in ("name", "description", "expected")}
-    return made if assigned(recipe, found[1].exceptions).model_copy(update=told) == made else None
+    return made if assigned(recipe, assignment_of(made)).model_copy(update=told) == made else None
 
 
-def size_in_bytes(size: int | str, dense_bytes: int | None = None) -> int:
-    """A size as people write it, in bytes.
-
-    Raises AbridgedError for what is no size, or one that a model of `dense_bytes` has without compression.
-    """
-    try:
-        count = round(amounts.amount(size, "numbers", "40MB"))
-    except ValueError as error:
-        raise AbridgedError(f"--size {error}") from None
-    except OverflowError:
-        count = _MOST_BYTES + 1
-    if isinstance(size, str) and size.strip().isdecimal():
-        raise AbridgedError(f"--size needs a unit: {size.strip()}MB, or {size.strip()}B for bytes")
-    if count > _MOST_BYTES:
-        raise AbridgedError(f"--size {size} is more than any model takes (such as 40MB)")
-    if dense_bytes is not None and count >= dense_bytes:
+def check_compresses(size: int, dense_bytes: int) -> None:
+    """Raise AbridgedError for a size that a model of `dense_bytes` has without compression."""
+    if size >= dense_bytes:
         raise AbridgedError(
-            f"{megabytes(count)} needs no compression: the model takes {megabytes(dense_bytes)} as it is, in FP32"
+            f"{megabytes(size)} needs no compression: the model takes {megabytes(dense_bytes)} as it is, in FP32"
         )
-    return count
 
 
-def stored_bits(form: WeightSettings) -> float:
-    """Bits of a weight in a file, scales aside."""
-    assert form.bits is not None
-    return storage_bits(form.kind.grid_of(form.grid, form.bits).code_book, form.packing)
-
-
-def described(form: WeightSettings) -> str:
-    """A form in a few words, such as "4 bits, groups of 64"."""
-    share = {"per_tensor": "a scale a matrix", "per_channel": "a scale a row"}.get(form.granularity)
-    grid = "" if form.grid in ("binary", "integer") else f" ({form.grid})"
-    return f"{stored_bits(form):g} bits{grid}, {share or f'groups of {form.group_size}'}"
-
-
-def megabytes(count: float) -> str:
-    """Bytes as MB of 2^20."""
-    return f"{count / 2**20:,.2f} MB"
-
-
-def groups(matrices: Sequence[Matrix], assignment: Assignment) -> dict[WeightSettings, list[str]]:
+def groups(matrices: Sequence[Matrix], assignment: Assignment) -> dict[Form, list[str]]:
     """The names of the matrices by the form that they have, fewest bits first."""
-    found: dict[WeightSettings, list[str]] = {}
-    for matrix in sorted(matrices, key=lambda m: stored_bits(assignment[m.name])):
+    found: dict[Form, list[str]] = {}
+    for matrix in sorted(matrices, key=lambda m: assignment[m.name].bits):
         found.setdefault(assignment[matrix.name], []).append(matrix.name)
     return found
 
@@ -247,17 +287,17 @@ def _only_quantize(recipe: Recipe) -> Quantize:
     others = sorted(
         {name for stage in recipe.stages for name, m in stage.methods.items() if not isinstance(m, Quantize)}
     )
-    found = last_quantize(recipe)
-    if others or found is None:
+    found = quantizing(recipe)
+    if others or not found:
         does = f"has the methods {', '.join(others)}" if others else "quantises nothing"
         raise AbridgedError(f"a plan is for a recipe that quantises and does nothing else, and {recipe.name} {does}")
-    return found[1]
+    return found[-1][1]
 
 
-def _fits(matrix: Matrix, form: WeightSettings) -> bool:
-    """Whether the groups of a form divide a matrix's rows."""
+def _can_be_factored(kind: type, config: Any) -> bool:
+    """Whether matrices of such a model may be replaced by factors."""
     try:
-        count_scales(matrix.rows, matrix.columns, matrix.fused, form)
+        gates.refuse(kind, config, [Kronecker()])
     except AbridgedError:
         return False
     return True

@@ -6,7 +6,8 @@ section 3) gives for small errors. There are three ways to know them, from dear 
 
 - measured: every form of every matrix is put in and the text read again.
 - interpolated: a few forms of each matrix are measured, from fine to coarse; the others follow by their squared errors,
-  as HIGGS has it (equation 3) but for the power, which is what lies between those that are measured.
+  as HIGGS has it (equation 3) but for the power, which is what lies between those that are measured. What factors leave
+  out of a matrix moves the answers otherwise than as much rounding error does, and is measured too.
 - fisher: nothing is measured. One backward pass for answers drawn from the model itself gives the curvature of the
   divergence, which is the Fisher matrix (Martens, arXiv:1412.1193, section 5): a token with input x and gradient g at a
   matrix costs ½s² for s = g·ΔW x (as HAWQ does with a Hessian's trace, arXiv:1911.03852, and without its averaging).
@@ -30,12 +31,15 @@ from abridged.core.errors import AbridgedError
 from abridged.core.modes import evaluating
 from abridged.core.progress import counter
 from abridged.data.batch import Batch
+from abridged.methods.kronecker.decomposition import nearest
+from abridged.methods.quantization.importance import importances
 from abridged.methods.quantization.modules import QuantizedWeight
-from abridged.methods.quantization.settings import WeightSettings
+from abridged.planning.forms import Assignment, Form
+from abridged.runtime.kronecker import layout, multiply_out
 from abridged.storage.view import Matrix
 
 Way = Literal["measured", "interpolated", "fisher"]
-Forms = Mapping[str, Sequence[WeightSettings]]  #: of each matrix, by its name
+Forms = Mapping[str, Sequence[Form]]  #: of each matrix, by its name
 Costs = dict[str, list[float]]  #: nats a token of each of a matrix's forms, by its name
 
 ANCHORS = (0.3, 0.55, 0.8)  #: which forms of a matrix are measured, as shares of all, by their squared errors
@@ -50,10 +54,17 @@ class Text:
     def __init__(self, model: Any, batches: Sequence[Batch]) -> None:
         """Raises AbridgedError for a model that does not answer with logits, or whose answers are no numbers."""
         self.model, self.batches = model, [batch.to(next(model.parameters()).device) for batch in batches]
+        self.counts: dict[str, Tensor] = {}  # how much errors of a matrix count where its scales start, by its name
         self._answers = [F.log_softmax(self._logits(batch), -1) for batch in self.batches]
         self.tokens = sum(len(answers) for answers in self._answers)
         if not all(bool(torch.isfinite(answers).all()) for answers in self._answers):
             raise AbridgedError("what the model answers are not numbers (NaN or infinity)")
+
+    @torch.no_grad()
+    def read(self, model: Any, tokens: int | None = None) -> None:
+        """Let a model read all of it."""
+        for batch in self.batches:
+            model(**batch.model_inputs, use_cache=False)
 
     @torch.no_grad()
     def _logits(self, batch: Batch) -> Tensor:
@@ -81,12 +92,38 @@ def logits_of(model: Any, batch: Batch) -> Tensor:
     return (logits[counted] if logits.shape[:-1] == counted.shape else logits.flatten(0, -2)).float()
 
 
-@torch.no_grad()
-def quantized(weight: Tensor, matrix: Matrix, form: WeightSettings) -> Tensor:
-    """A weight as a form stores it before any training; both as the module has it, transposed or not."""
-    own = weight.t() if matrix.transposed else weight
-    stored: Tensor = QuantizedWeight(own, matrix.fused, form, matrix.name)()
-    return stored.t() if matrix.transposed else stored
+class Stored:
+    """A weight as forms store it before any training, as the module has it, transposed or not."""
+
+    def __init__(self, weight: Tensor, matrix: Matrix, counts: Tensor | None = None) -> None:
+        """counts: see `Importance.squares`."""
+        self.matrix, self.counts = matrix, counts
+        self.weight = weight.t() if matrix.transposed else weight
+        self._pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}  # of each block of rows, by factor
+
+    @torch.no_grad()
+    def __call__(self, form: Form) -> Tensor:
+        """The values of a form."""
+        own, name = form.weights, self.matrix.name
+        if form.whole:
+            return self._turned(QuantizedWeight(self.weight, self.matrix.fused, own, name, self.counts)())
+        return self._product(form, lambda weight: QuantizedWeight(weight, 1, own, name)())
+
+    @torch.no_grad()
+    def in_full(self, form: Form) -> Tensor:
+        """What a form with factors would be, were they in full precision."""
+        return self._product(form, lambda weight: weight)
+
+    def _product(self, form: Form, values: Callable[[Tensor], Tensor]) -> Tensor:
+        shapes = form.factors_of(self.matrix)
+        if form.factor not in self._pairs:
+            blocks = self.weight.chunk(shapes.fused)
+            self._pairs[form.factor] = [layout(shapes, *nearest(block, shapes)[:2]) for block in blocks]
+        pairs = self._pairs[form.factor]
+        return self._turned(torch.cat([multiply_out(shapes, values(left), values(right)) for left, right in pairs]))
+
+    def _turned(self, found: Tensor) -> Tensor:
+        return found.t() if self.matrix.transposed else found
 
 
 @contextmanager
@@ -101,12 +138,12 @@ def weight_of(model: nn.Module, matrix: Matrix) -> Iterator[Tensor]:
 
 
 @contextmanager
-def stored_so(model: nn.Module, matrices: Sequence[Matrix], assignment: Mapping[str, WeightSettings]) -> Iterator[None]:
+def stored_so(model: nn.Module, matrices: Sequence[Matrix], assignment: Assignment) -> Iterator[None]:
     """A model whose matrices are stored in the forms that they are given; afterwards it is what it was."""
     with ExitStack() as stack:
         for matrix in matrices:
             weight = stack.enter_context(weight_of(model, matrix))
-            weight.copy_(quantized(weight.clone(), matrix, assignment[matrix.name]))
+            weight.copy_(Stored(weight.clone(), matrix)(assignment[matrix.name]))
         yield
 
 
@@ -114,6 +151,9 @@ def find_costs(text: Text, matrices: Sequence[Matrix], forms: Forms, way: Way) -
     """What each form of each matrix costs, in one of the three ways."""
     with evaluating(text.model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
+        weighted = [m for m in matrices if any(f.weights.initialization == "weighted" for f in forms[m.name])]
+        found = importances(text.model, weighted, text.read) if weighted else {}
+        text.counts = {name: importance.squares for name, importance in found.items()}
         return WAYS[way](text, matrices, forms)
 
 
@@ -124,33 +164,42 @@ def measured(text: Text, matrices: Sequence[Matrix], forms: Forms) -> Costs:
     with counter("sensitivity") as show:
         for matrix in matrices:
             with weight_of(text.model, matrix) as weight:
-                original, found = weight.clone(), {}
-                for key, form in _distinct(forms[matrix.name]).items():
-                    weight.copy_(quantized(original, matrix, form))
-                    found[key] = text.divergence()
+                stored, found = Stored(weight.clone(), matrix, text.counts.get(matrix.name)), {}
+                for form in _distinct(forms[matrix.name]):
+                    weight.copy_(stored(form))
+                    found[form] = text.divergence()
                     done += 1
                     show(done, of)
-            costs[matrix.name] = [found[_values_of(form)] for form in forms[matrix.name]]
+            costs[matrix.name] = [found[form.values] for form in forms[matrix.name]]
     return costs
 
 
 def interpolated(text: Text, matrices: Sequence[Matrix], forms: Forms) -> Costs:
-    """The divergence with a few forms of each matrix; of the others what a power of the squared error between these
-    says."""
+    """The divergence with a few whole forms of each matrix; of the others what a power of the squared error between
+    these says. One with factors costs what these do in full precision, which is measured, and what the error beside
+    that does.
+    """
     costs: Costs = {}
     with counter("sensitivity") as show:
         for number, matrix in enumerate(matrices, 1):
             with weight_of(text.model, matrix) as weight:
                 original, distinct = weight.clone(), _distinct(forms[matrix.name])
+                stored = Stored(original, matrix, text.counts.get(matrix.name))
+                factored = {form.factor: stored.in_full(form) for form in distinct if not form.whole}
                 errors = {
-                    key: float((quantized(original, matrix, form) - original).square().sum())
-                    for key, form in distinct.items()
+                    form: float((stored(form) - factored.get(form.factor, original)).square().sum())
+                    for form in distinct
                 }
-                order, known = sorted(errors, key=lambda key: errors[key]), {}
-                for key in {order[int(len(order) * share)] for share in ANCHORS}:
-                    weight.copy_(quantized(original, matrix, distinct[key]))
-                    known[errors[key]] = text.divergence()
-            costs[matrix.name] = [between(known, errors[_values_of(form)]) for form in forms[matrix.name]]
+                order, known = sorted((f for f in distinct if f.whole), key=lambda form: errors[form]), {}
+                for form in {order[int(len(order) * share)] for share in ANCHORS}:
+                    weight.copy_(stored(form))
+                    known[errors[form]] = text.divergence()
+                lost = {1: 0.0}
+                for factor, values in factored.items():
+                    weight.copy_(values)
+                    lost[factor] = text.divergence()
+            found = {form: lost[form.factor] + between(known, errors[form]) for form in distinct}
+            costs[matrix.name] = [found[form.values] for form in forms[matrix.name]]
             show(number, len(matrices))
     return costs
 
@@ -173,13 +222,13 @@ def fisher(text: Text, matrices: Sequence[Matrix], forms: Forms) -> Costs:
     with counter("sensitivity") as show, torch.no_grad():
         for number, matrix in enumerate(matrices, 1):
             weight = text.model.get_submodule(matrix.name).get_parameter("weight").detach()
-            found = {}
-            for key, form in _distinct(forms[matrix.name]).items():
-                change = quantized(weight, matrix, form) - weight
+            stored, found = Stored(weight, matrix, text.counts.get(matrix.name)), {}
+            for form in _distinct(forms[matrix.name]):
+                change = stored(form) - weight
                 change = change.t() if matrix.transposed else change
                 read = (moved for path in (matrix.name, *matrix.tied) for moved in traces[path])
-                found[key] = sum(_moved(change, x, g) for x, g in read) / text.tokens
-            costs[matrix.name] = [found[_values_of(form)] for form in forms[matrix.name]]
+                found[form] = sum(_moved(change, x, g) for x, g in read) / text.tokens
+            costs[matrix.name] = [found[form.values] for form in forms[matrix.name]]
             show(number, len(matrices))
     return costs
 
@@ -232,11 +281,6 @@ WAYS: dict[Way, Callable[[Text, Sequence[Matrix], Forms], Costs]] = {
 }
 
 
-def _values_of(form: WeightSettings) -> WeightSettings:
-    """A form but for its packing, which changes no value."""
-    return form.model_copy(update={"packing": "bits"})
-
-
-def _distinct(forms: Sequence[WeightSettings]) -> dict[WeightSettings, WeightSettings]:
+def _distinct(forms: Sequence[Form]) -> list[Form]:
     """One form of each set of values."""
-    return {_values_of(form): form for form in forms}
+    return list(dict.fromkeys(form.values for form in forms))

@@ -42,7 +42,7 @@ class Matrix:
         if pattern == self.name:  # which may begin as a part is called: pooler.dense
             return True
         part, _, factor = pattern.partition(".")
-        if part in get_args(PartName):
+        if part in get_args(PartName) and factor in ("", "left", "right"):
             side = self.name.rpartition(".")[2] if self.factor_of else ""
             return part == self.part and factor in ("", side)
         return fnmatch(self.name, pattern)

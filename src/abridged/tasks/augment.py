@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from abridged.core.cache import cache_folder
 from abridged.core.errors import AbridgedError
 from abridged.core.text import lines_of
 from abridged.data.labelled import Labelled
@@ -163,7 +163,7 @@ def augmented(
 
     source = settings.model or str(model)
     asked = [settings.model_dump(), source, seed, [asdict(row) for row in rows]]
-    path = cache_folder() / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]}.jsonl"
+    path = cache_folder("augmented") / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]}.jsonl"
     if path.exists():
         return [Labelled(**json.loads(line)) for line in lines_of(path.read_text(encoding="utf-8"))]
     with progress("augment", len(rows), show=show) as update:
@@ -195,8 +195,3 @@ def proposals_of(settings: Augmentation, source: str | Path) -> Proposals:
     if settings.by == "masks":
         return Masked(load_masked(source), tokenizer, settings.candidates)
     return Neighbours(load_base(source), tokenizer, settings.candidates)
-
-
-def cache_folder() -> Path:
-    """Where augmented texts are kept: $ABRIDGED_CACHE, else ~/.cache/abridged."""
-    return Path(os.environ.get("ABRIDGED_CACHE") or Path.home() / ".cache" / "abridged") / "augmented"

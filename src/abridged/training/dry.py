@@ -34,6 +34,7 @@ from abridged.storage.compressed import compressed_of
 from abridged.storage.format import (
     AttentionSpec,
     KroneckerSpec,
+    ModuleSpec,
     QuantizationSpec,
 )
 from abridged.storage.view import View
@@ -111,12 +112,13 @@ def stored_size(kind: type, config: Any, recipe: Recipe) -> dict[str, Any]:
     dense = sum(p.numel() for p in model.parameters())
     prunes = [m for stage in recipe.stages for m in stage.methods.values() if isinstance(m, Prune)]
     left = _share_left(prunes[-1], dense) if prunes else 1.0
-    count = round(left * file_bytes(stored_tensors(model, recipe)))
+    count = round(left * file_bytes(stored(model, recipe)[1]))
     return {"file_bytes": count, "ratio": 4 * dense / count, "exact": left == 1.0}
 
 
-def stored_tensors(model: Any, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The safetensors dtype and shape of every tensor of the file that a recipe makes, nothing pruned away.
+def stored(model: Any, recipe: Recipe) -> tuple[dict[str, ModuleSpec], dict[str, tuple[str, tuple[int, ...]]]]:
+    """How each module is stored that a recipe changes, and the safetensors dtype and shape of every tensor of the file,
+    nothing pruned away.
 
     model: as it comes, on the meta device (`skeleton`); it is changed.
 
@@ -127,7 +129,7 @@ def stored_tensors(model: Any, recipe: Recipe) -> dict[str, tuple[str, tuple[int
         for stage in recipe.stages:
             for method in stage.methods.values():
                 if isinstance(method, DropLayers | Quantize):
-                    _without_data(method).build(model, families.view(model), lambda model, tokens=None: None)
+                    without_data(method).build(model, families.view(model), lambda model, tokens=None: None)
                 elif isinstance(method, Kronecker):
                     _factor(model, method)
         modules, unquantized = specs_of(model), compressed_of(model).unquantized_dtype or "float32"
@@ -142,10 +144,10 @@ def stored_tensors(model: Any, recipe: Recipe) -> dict[str, tuple[str, tuple[int
     tensors = expected_tensors(model, spec)
     for name in may_be_missing(model):
         tensors.pop(name, None)
-    return tensors
+    return modules, tensors
 
 
-def _without_data(method: Method) -> Method:
+def without_data(method: Method) -> Method:
     """A method that stores the same by a rule that looks for nothing, neither in weights nor in data."""
     if not isinstance(method, Quantize):
         return method

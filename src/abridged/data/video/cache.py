@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from abridged.core.cache import cache_folder
 from abridged.core.digest import file_sha256
 from abridged.data.video.clips import Clip
 from abridged.data.video.decode import sample
@@ -22,8 +23,7 @@ class FrameCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         """In `folder`; None = $ABRIDGED_CACHE, else ~/.cache/abridged."""
-        base = Path(os.environ.get("ABRIDGED_CACHE") or Path.home() / ".cache" / "abridged")
-        self.folder = folder or base / "frames"
+        self.folder = folder or cache_folder("frames")
         self._digests: dict[tuple[str, int, int], str] = {}
 
     def sample(self, clip: Clip, count: int, side: int | None) -> np.ndarray:

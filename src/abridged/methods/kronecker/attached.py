@@ -92,6 +92,7 @@ def candidates(matrix: Matrix, settings: Kronecker) -> list[Factors]:
     """The factors that a matrix may get; of several, the nearest to its weights are taken."""
     sizes = (matrix.rows, matrix.columns)
     looked_up = matrix.kind == "embedding" or matrix.part == "head"
+    factor = next((own for pattern, own in settings.factors.items() if matrix.is_called(pattern)), settings.factor)
     for pattern, shape in settings.shapes.items():
         if fnmatch(matrix.name, pattern):
             if looked_up and shape[0] != 1:
@@ -99,9 +100,9 @@ def candidates(matrix: Matrix, settings: Kronecker) -> list[Factors]:
             return [factors_of(*sizes, shape, settings.rank, matrix.fused, matrix.name)]
     if settings.form == "low_rank":
         block = matrix.rows // matrix.fused
-        rank = low_rank(block, matrix.columns, settings.factor, matrix.name)
+        rank = low_rank(block, matrix.columns, factor, matrix.name)
         return [Factors((block, 1), (1, matrix.columns), rank, matrix.fused)]
-    size = right_size(settings.factor, settings.rank)
+    size = right_size(factor, settings.rank)
     shapes = {"columns": [(1, size)], "rows": [(size, 1)], "nearest": [(1, size), (size, 1)]}[settings.form]
     found, faults = [], []
     for shape in [(1, size)] if looked_up else shapes:

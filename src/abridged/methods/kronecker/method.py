@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,10 @@ class Kronecker(Method):
     by_parts: ClassVar[bool] = True
 
     factor: float = Field(default=2.0, gt=1, description="how many times fewer parameters a factored matrix has")
+    factors: dict[str, Annotated[float, Field(gt=1)]] = Field(
+        default_factory=dict,
+        description="factors of their own for matrices by part or pattern of their path, such as {embedding: 4}",
+    )
     rank: int = Field(
         default=1, ge=1, description="products that are summed; B grows with their number, so that the factor holds"
     )
