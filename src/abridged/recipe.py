@@ -40,10 +40,11 @@ class Stage(Settings):
         description="whom the student learns from: the full-precision model, or what the stage before has made of it "
         "(distillation through falling precision, as in BiT)",
     )
-    runner: Literal["whole", "blocks"] = Field(
+    runner: Literal["whole", "blocks", "frozen"] = Field(
         default="whole",
         description="who carries the stage out: whole holds the model in memory; blocks has one block of it at a time, "
-        "from safetensors on disk, and trains it, if at all, to put out what the teacher's block does",
+        "from safetensors on disk, and trains it, if at all, to put out what the teacher's block does; frozen trains "
+        "masks or adapters alone, with weights that a block is lent from disk while it runs",
     )
     blocks: BlockSettings = Field(default_factory=BlockSettings, description="what the runner blocks reads")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="optimisation settings")
@@ -74,7 +75,9 @@ class Stage(Settings):
             raise ValueError(
                 "a stage of the runner blocks learns from the original teacher's blocks alone: it has no objectives"
             )
-        if self.trains and not self.objectives and self.runner == "whole":
+        if self.runner == "frozen" and self.teacher != "original":
+            raise ValueError("a stage of the runner frozen learns from the original teacher alone")
+        if self.trains and not self.objectives and self.runner != "blocks":
             raise ValueError("a stage that trains needs at least one objective (training.steps: 0 does not train)")
         return self
 
@@ -120,6 +123,8 @@ class Recipe(Settings):
             raise AbridgedError(f"{_where(info)}stages.0.teacher: the first stage has none before it")
         if len(stages) > 1 and any(stage.runner == "blocks" for stage in stages):
             raise AbridgedError(f"{_where(info)}stages: a stage of the runner blocks must be the only one")
+        if len({stage.runner == "frozen" for stage in stages}) > 1:
+            raise AbridgedError(f"{_where(info)}stages: the runner frozen is that of all stages, or of none")
         return stages
 
     @classmethod
@@ -166,9 +171,9 @@ class Recipe(Settings):
         return any(method.stores for stage in self.stages for method in stage.methods.values())
 
     @property
-    def by_blocks(self) -> bool:
-        """Whether the model is never held whole."""
-        return any(stage.runner == "blocks" for stage in self.stages)
+    def streamed(self) -> bool:
+        """Whether the model is never held whole, but read from disk."""
+        return any(stage.runner != "whole" for stage in self.stages)
 
     @property
     def needs_teacher(self) -> bool:

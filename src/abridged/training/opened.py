@@ -35,6 +35,7 @@ from abridged.training import gates
 from abridged.training.dry import stored_size
 from abridged.training.job import Job
 from abridged.training.modes import make_trainable
+from abridged.training.plan import check_frozen
 from abridged.training.processes import check_trackers, together
 from abridged.training.runners import runner_of
 from abridged.training.workspace import Workspace
@@ -71,7 +72,7 @@ class Opened:
         for number, stage in enumerate(recipe.stages if recipe else ()):
             where = f"stage {number + 1}" if stage.trains else f"stage {number + 1}, which takes no steps,"
             check_needs(
-                stage.methods, runner_of(stage).gives(stage), where if stage.runner == "whole" else "the runner blocks"
+                stage.methods, runner_of(stage).gives(stage), "the runner blocks" if stage.runner == "blocks" else where
             )
             if stage.runner == "blocks":
                 check_by_parts(stage.methods)
@@ -112,13 +113,17 @@ class Opened:
     def _open_model(self, recipe: Recipe | None) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The model, or where it is never held whole one without weights; and the settings that come with it."""
         self.weights = None
-        if recipe is None or not recipe.by_blocks:
+        if recipe is None or not recipe.streamed:
             self._teacher, self.tokenizer, settings = self._load()
             return self._teacher.to(self.device).requires_grad_(False), settings
         if PartialState().num_processes > 1 or self.job.kind != "compress" or self.data.kind == "videos":
-            raise AbridgedError("the runner blocks compresses models of texts, in one process")
+            runner = recipe.stages[0].runner
+            raise AbridgedError(f"the runner {runner} compresses models of texts, in one process")
         self.weights, self._teacher = Weights(self.job.model, self.device), None
-        stored_size(type(self.weights.model), self.weights.model.config, recipe)  # a recipe that does not fit ends here
+        if recipe.stages[0].runner == "frozen":
+            check_frozen(recipe, self.weights.parameters)
+        else:
+            stored_size(type(self.weights.model), self.weights.model.config, recipe)  # what does not fit ends here
         self.tokenizer = load_tokenizer(self.job.model, self.weights.model)
         return self.weights.model, {}
 
@@ -201,8 +206,12 @@ class Opened:
 
     def student(self) -> PreTrainedModel:
         """What is to be trained: a copy of the teacher, or itself where nobody will ask for the teacher again."""
-        if self.weights is not None:  # of which parts will take their places
-            return copy.deepcopy(self.weights.model)
+        if self.weights is not None:
+            student = copy.deepcopy(self.weights.model)
+            student.config.use_cache = False
+            if self.recipe.stages[0].runner == "blocks":  # of which parts will take their places
+                return student
+            return self.weights.on_demand(student, self.view.blocks)
         teacher = self.teacher
         needed = self.job.kind == "compress" or self.recipe.has_methods or self.recipe.needs_teacher
         if not needed:

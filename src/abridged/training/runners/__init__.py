@@ -3,11 +3,14 @@
 from abridged.recipe import Stage
 from abridged.training.runners.base import Pass, Runner
 from abridged.training.runners.blocks import Blocks
+from abridged.training.runners.frozen import Frozen
 from abridged.training.runners.whole import Whole
 
-__all__ = ["Blocks", "Pass", "Runner", "Whole", "runner_of"]
+__all__ = ["Blocks", "Frozen", "Pass", "Runner", "Whole", "runner_of"]
+
+_RUNNERS: dict[str, type[Runner]] = {"whole": Whole, "blocks": Blocks, "frozen": Frozen}
 
 
 def runner_of(stage: Stage) -> type[Runner]:
     """The runner that a stage says."""
-    return Blocks if stage.runner == "blocks" else Whole
+    return _RUNNERS[stage.runner]
