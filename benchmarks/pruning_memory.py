@@ -3,10 +3,10 @@
     python benchmarks/pruning_memory.py [--layers 1 2] [--recipe best-vtrans] [--set KEY=VALUE …]
 
 Each row is the real command, `abridged compress --set 'stages.*.runner=frozen'`, in a process of its own on random bf16
-weights of LLaMA-2-7B's sizes with so many layers (`benchmarks/blocks.py make`): masks in a few steps, the cut to half of
-the layers' parameters, the fit, the file. Peaks are VmHWM, mapped pages included. What a layer adds is the difference of
-two rows; with it the JSON in benchmarks/results/pruning_memory.json says what 32 layers come to, where they were not run.
-Random weights measure memory and time, not quality. GB = 2^30 bytes.
+weights of LLaMA-2-7B's sizes with so many layers (`benchmarks/blocks.py make`): masks in a few steps, the cut to half
+of the layers' parameters, the fit, the file. Peaks are VmHWM, mapped pages included. What a layer adds is the
+difference of two rows; with it the JSON in benchmarks/results/pruning_memory.json says what 32 layers come to. Random
+weights measure memory and time, not quality. GB = 2^30 bytes.
 """
 
 import argparse

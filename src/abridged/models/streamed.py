@@ -3,14 +3,15 @@
 Instead of `from_pretrained`, which holds all weights at once. Files are memory-mapped, so that what is read is what was
 asked for; a part is turned into FP32 when it is taken, whatever the file has.
 
-A streamed model (`Weights.on_demand`) has its vectors and what stands outside of its blocks at all times. A block has the
-values of its matrices while it runs. A matrix that was changed is kept in memory, in the type that the files have.
+A streamed model (`Weights.on_demand`) has its vectors and what stands outside of its blocks at all times. A block has
+the values of its matrices while it runs. A matrix that was changed is kept in memory, in the type that the files have.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -117,13 +118,18 @@ class Weights:
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
         return self  # of which copies of a streamed model have theirs, too
 
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """What the files have most of their tensors in."""
+        return Counter(map(self.dtype, self._entries)).most_common(1)[0][0]
+
     def dtype(self, name: str) -> torch.dtype:
         """What the files have a parameter in; FP32 for one that is not theirs."""
         return _DTYPES.get(self._entries[name].dtype, torch.float32) if name in self._entries else torch.float32
 
     def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """What `torch.utils.checkpoint` asks for where a block begins (`context_fn`): contexts for its pass, and for the
-        one in which it is computed again, which goes past the hooks of modules."""
+        """What `torch.utils.checkpoint` asks for where a block begins (`context_fn`): contexts for its pass, and for
+        the one in which it is computed again, which goes past the hooks of modules."""
         return nullcontext(), nullcontext() if self._running is None else self._lent(*self._running)
 
     @contextmanager
@@ -152,7 +158,7 @@ class Weights:
             else:  # in FP32, which goes back to what it was
                 value = parameter.detach().float()
             given = module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-            lent[name] = parameter, given._version
+            lent[name] = parameter, _changes(given)
         setattr(block, _LENT, lent)
         self._running = block, path
 
@@ -162,7 +168,7 @@ class Weights:
         for name, (parameter, version) in block.__dict__.pop(_LENT, {}).items():
             module, leaf = _place(block, name)
             lent = module._parameters[leaf]
-            if not parameter.is_meta and lent is not None and lent._version != version:
+            if not parameter.is_meta and lent is not None and _changes(lent) != version:
                 parameter.data.copy_(lent)
             module._parameters[leaf] = parameter
 
@@ -234,19 +240,16 @@ def changing(model: nn.Module, path: str) -> Iterator[None]:
     """Within, a module has its values, in FP32, and may be given others; a streamed model's keeps those it ends with,
     in the type that the files have them in. Of other models nothing is to be done."""
     source: Weights | None = getattr(model, _SOURCE, None)
-    names = [name for name, _ in _matrices(model, path) if source is not None and name in source._late]
+    if source is None:
+        yield
+        return
+    names = [name for name, _ in _matrices(model, path) if name in source._late]
     for name in names:
-        module, leaf = _place(model, name)
-        parameter = module._parameters[leaf]
-        assert source is not None and parameter is not None
-        value = source._read(name, copy=True) if parameter.is_meta else parameter.detach().float()
-        module._parameters[leaf] = nn.Parameter(value, parameter.requires_grad)
+        before = model.get_parameter(name)
+        _put(model, name, source._read(name, copy=True) if before.is_meta else before.detach().float())
     yield
     for name in names:
-        module, leaf = _place(model, name)
-        parameter = module._parameters[leaf]
-        assert source is not None and parameter is not None
-        module._parameters[leaf] = nn.Parameter(parameter.detach().to(source.dtype(name)), parameter.requires_grad)
+        _put(model, name, model.get_parameter(name).detach().to(source.dtype(name)))
 
 
 def with_values(model: nn.Module, path: str) -> Any:
@@ -259,28 +262,22 @@ def with_values(model: nn.Module, path: str) -> Any:
     return SimpleNamespace(weight=source._read(name), bias=getattr(module, "bias", None))
 
 
-def stored_dtype(model: nn.Module) -> torch.dtype | None:
-    """What the files of a streamed model have most of it in; None of another model."""
-    source: Weights | None = getattr(model, _SOURCE, None)
-    if source is None:
-        return None
-    return max(map(source.dtype, source._entries), key=[*map(source.dtype, source._entries)].count)
-
-
-def round_as_stored(model: nn.Module) -> torch.dtype | None:
-    """Round what a streamed model has in FP32 to the type of its files, in place, and return that; None: nothing done."""
-    dtype = stored_dtype(model)
-    for parameter in model.parameters() if dtype is not None else ():
-        if not parameter.is_meta:
-            parameter.data = parameter.data.to(dtype).to(parameter.dtype)
-    return dtype
-
-
 def _matrices(model: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:
     """Parameters of two dimensions and more, of a module or below it."""
     prefix = f"{path}." if path else ""
     found = model.get_submodule(path).named_parameters()
     return [(prefix + name, one) for name, one in found if one.dim() > 1]
+
+
+def _changes(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; never where torch does not count, since nobody may."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _put(model: nn.Module, name: str, value: Tensor) -> None:
+    """Let a parameter that does not learn have another value, and type."""
+    module, leaf = _place(model, name)
+    module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:

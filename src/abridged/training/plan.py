@@ -20,7 +20,6 @@ from abridged.data.dataset import Dataset
 from abridged.data.examples import Examples
 from abridged.families.kinds import context_of, reads_videos
 from abridged.methods.pruning.method import Prune
-from abridged.models.streamed import stored_dtype
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import together
 
@@ -144,8 +143,8 @@ def check_frozen(recipe: Recipe, parameters: int) -> None:
     """Refuse what the runner frozen does not do, before any weight is read.
 
     Raises:
-        AbridgedError: the first stage does not prune, a method is none that it serves, or a stage trains all weights; the
-            sentence says what memory that would take.
+        AbridgedError: the first stage does not prune, a method is none that it serves, or a stage trains all weights;
+            the sentence says what memory that would take.
     """
     if not isinstance(recipe.stages[0].methods.get("prune"), Prune):
         raise AbridgedError("the runner frozen prunes in its first stage (methods.prune)")
@@ -157,9 +156,10 @@ def check_frozen(recipe: Recipe, parameters: int) -> None:
             needed, free = gigabytes(_TRAINED * left * parameters + 4 * parameters), free_memory()
             there = "" if free is None else f", and {gigabytes(free)} are free"
             raise AbridgedError(
-                f"stage {number + 1} trains all weights, which takes about {needed} of memory{there}: the runner frozen "
-                f"trains adapters (--set stages.{number}.methods.lora.rank=8 --set stages.{number}.freeze_weights=true "
-                f"--set stages.{number}.learning_rates.adapter=2e-3) or leaves it out (--set stages.{number}.steps=0)"
+                f"stage {number + 1} trains all weights, which takes about {needed} of memory{there}: with the runner "
+                f"frozen train adapters (--set stages.{number}.methods.lora.rank=8 "
+                f"--set stages.{number}.freeze_weights=true --set stages.{number}.learning_rates.adapter=2e-3), or "
+                f"leave it out (--set stages.{number}.steps=0)"
             )
 
 
@@ -169,28 +169,28 @@ def share_left(recipe: Recipe) -> float:
     return budget.value if budget.is_share and budget.measure in ("parameters", "bytes") else 1.0
 
 
-def memory_of_frozen(view: View, recipe: Recipe, parameters: int, works: Sequence[Work], bytes_each: int) -> int:
-    """The memory that a recipe of the runner frozen needs, in bytes: what stands outside of the blocks, of the teacher,
-    the student and one that is cut; what the cut leaves, in `bytes_each`; and with it the larger of a block in FP32 with
-    what a step keeps of it, and of what the fit makes of the widest matrix.
+def memory_of_frozen(view: View, recipe: Recipe, parameters: int, work: Work, bytes_each: int) -> int:
+    """The memory that a stage of the runner frozen needs, in bytes: what stands outside of the blocks, of the teacher,
+    the student and one that is cut; what the cut leaves, in `bytes_each`; two blocks in FP32; and the larger of what a
+    step keeps and of what the fit makes of the widest matrix.
 
     Raises:
         AbridgedError: it is more than there is.
     """
-    whole = [m.rows * m.columns for m in view.whole if m.layer is None]
+    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
     block = max(sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers))
     widest = max(m.columns for m in view.whole if m.kind == "linear")
-    inner = max(max(m.rows, m.columns) for m in view.whole)
-    tokens = recipe.stages[0].methods["prune"].fit_tokens if recipe.stages[0].methods["prune"].reconstruct else 0
-    step = max(activation_bytes(view, work.at_once, checkpointing=True) for work in works)
+    inner, prune = max(max(m.rows, m.columns) for m in view.whole), recipe.stages[0].methods["prune"]
+    tokens = prune.fit_tokens if prune.reconstruct else 0
+    step = activation_bytes(view, work.at_once, checkpointing=True)
     fit = 5 * 8 * widest**2 + 4 * 2 * _COPIES * tokens * (inner + view.hidden_size)
     left = share_left(recipe)
-    most = 4 * round((2 + left) * sum(whole)) + round(bytes_each * left * parameters) + 8 * block + max(step, fit)
+    most = 4 * round((2 + left) * loose) + round(bytes_each * left * parameters) + 8 * block + max(step, fit)
     free = free_memory()
     if free is not None and most > free:
         raise AbridgedError(
-            f"with weights on disk this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: a smaller "
-            "batch_size or context, or fewer methods.prune.fit_tokens, take less"
+            f"with weights on disk this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: a "
+            "smaller batch_size or context, or fewer methods.prune.fit_tokens, take less"
         )
     return most
 
@@ -221,10 +221,11 @@ def announce(opened: Opened) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     memory = 0
     with together():
-        frozen = streamed is not None and stages[0][0].runner == "frozen"
-        if frozen:
-            memory = memory_of_frozen(view, opened.recipe, parameters, works, stored_dtype(opened.teacher).itemsize)
-        for (stage, examples), work in zip(() if frozen else stages, () if frozen else works, strict=True):
+        for (stage, examples), work in zip(stages, works, strict=True):
+            if streamed is not None and stage.runner == "frozen":
+                each = streamed.main_dtype.itemsize
+                memory = max(memory, memory_of_frozen(view, opened.recipe, parameters, work, each))
+                continue
             if streamed is not None:
                 memory = max(memory, memory_of_blocks(view, stage, examples))
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from abridged.methods.base import Attached
-from abridged.models.streamed import round_as_stored
 from abridged.storage.compressed import record
 from abridged.training.runners.base import Pass
 from abridged.training.runners.rehearsal import rehearse
@@ -17,13 +16,14 @@ class Frozen(Whole):
 
     Teacher and student are streamed models (`Weights.on_demand`): both are lent the matrices of a block from the same
     memory-mapped files while it runs, forward and, since blocks are checkpointed, once more backward. Gradients and
-    AdamW's averages are those of masks or adapters alone. What a cut leaves is kept in memory, in the type of the files.
-    Its results are those of `Whole` with the same settings: a block computes in the same precision.
+    AdamW's averages are those of masks or adapters alone. What a cut leaves is kept in memory, in the files' type. Its
+    results are those of `Whole` with the same settings: a block computes in the same precision.
     """
 
     def __init__(self, given: Pass) -> None:
         super().__init__(given)
         assert given.weights is not None
+        self.weights = given.weights
         self.settings = self.settings.model_copy(update={"gradient_checkpointing": True, "compile": "no"})
         self.recomputing = {"context_fn": given.weights.contexts}
 
@@ -34,5 +34,7 @@ class Frozen(Whole):
 
     def finish(self, student: Any, methods: list[Attached]) -> None:
         super().finish(student, methods)
-        dtype = round_as_stored(student)
+        dtype = self.weights.main_dtype
+        for parameter in student.parameters():  # what is measured is what is stored
+            parameter.data = parameter.data.to(dtype).to(parameter.dtype)
         record(student, unquantized_dtype=str(dtype).removeprefix("torch."))
