@@ -9,7 +9,15 @@ from abridged.core.errors import AbridgedError
 from abridged.core.settings import TrainingSettings
 from abridged.data.blocks import Blocks
 from abridged.training import plan
-from abridged.training.plan import Work, activation_bytes, describe, memory_of_stage, seconds_per_token, training_bytes
+from abridged.training.plan import (
+    Work,
+    activation_bytes,
+    check_whole,
+    describe,
+    memory_of_stage,
+    seconds_per_token,
+    training_bytes,
+)
 
 CONFIG = GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=3, n_head=4, resid_pdrop=0, attn_pdrop=0)
 
@@ -73,6 +81,13 @@ def test_a_model_that_is_itself_too_large(model, monkeypatch):
     monkeypatch.setattr(plan, "free_memory", lambda: 10_000)
     with pytest.raises(AbridgedError, match="the model, its gradients and the optimiser"):
         memory_of_stage(families.view(model), 10_000, TrainingSettings(), Work(1, 64, 64), teacher=True)
+
+
+def test_a_model_that_does_not_fit_twice(monkeypatch):
+    monkeypatch.setattr(plan, "free_memory", lambda: 24 * 2**30)
+    check_whole(3 * 2**30)
+    with pytest.raises(AbridgedError, match=r"take 50.2 GB in FP32, and 24.0 GB are free: .*runner=frozen' prunes"):
+        check_whole(6_738_415_616)
 
 
 def test_without_training_there_is_no_optimiser(model):

@@ -22,6 +22,7 @@ from abridged.core.text import printable
 from abridged.data.examples import Examples, Subset
 from abridged.data.opening import open_data
 from abridged.families.kinds import LabelSet
+from abridged.families.standin import plain_config, skeleton
 from abridged.methods.base import check_by_parts, check_needs
 from abridged.models.create import create_from_config
 from abridged.models.described import described
@@ -35,7 +36,7 @@ from abridged.training import gates
 from abridged.training.dry import stored_size
 from abridged.training.job import Job
 from abridged.training.modes import make_trainable
-from abridged.training.plan import check_frozen
+from abridged.training.plan import check_frozen, check_whole
 from abridged.training.processes import check_trackers, together
 from abridged.training.runners import runner_of
 from abridged.training.workspace import Workspace
@@ -95,7 +96,7 @@ class Opened:
         self.from_scratch = job.kind == "finetune" and str(job.model).endswith((".yaml", ".yml"))
         self.data = open_data(job.data, job.columns, job.task)
         self._teacher: PreTrainedModel | None
-        self._refuse_uncompressed(recipe)
+        self._refuse_unread(recipe)
         model, settings = self._open_model(recipe)
         self.view = families.view(model)
         self.task = task_for(model, self.tokenizer, self.data)
@@ -127,15 +128,19 @@ class Opened:
         self.tokenizer = load_tokenizer(self.job.model, self.weights.model)
         return self.weights.model, {}
 
-    def _refuse_uncompressed(self, recipe: Recipe | None) -> None:
-        """Raise AbridgedError for a model that would be left half as it is, before its weights are read."""
-        if self.job.allow_uncompressed or recipe is None or not recipe.has_methods or self.from_scratch:
+    def _refuse_unread(self, recipe: Recipe | None) -> None:
+        """Raise AbridgedError, before weights are read, for a model that is too large to be held twice where it would
+        be, or that would be left half as it is."""
+        if recipe is None or not recipe.has_methods or self.from_scratch:
             return
         try:
             kind, config = described(self.job.model)
         except AbridgedError:  # loading says what is wrong
             return
-        families.refuse_uncompressed(families.view_of_config(kind, config))
+        if not recipe.streamed:
+            check_whole(sum(p.numel() for p in skeleton(kind, plain_config(config)).parameters()))
+        if not self.job.allow_uncompressed:
+            families.refuse_uncompressed(families.view_of_config(kind, config))
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
         """The model, its tokenizer, and the settings that come with it: those of a .yaml file, none else."""

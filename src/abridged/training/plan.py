@@ -139,6 +139,20 @@ def memory_of_blocks(view: View, stage: Stage, examples: Examples) -> int:
     return most
 
 
+def check_whole(parameters: int) -> None:
+    """Refuse a model that does not fit twice, as teacher and as student, before any weight is read.
+
+    Raises:
+        AbridgedError: the sentence says what memory that would take, and which runners do with less.
+    """
+    free = free_memory()
+    if free is not None and 8 * parameters > free:
+        raise AbridgedError(
+            f"teacher and student take {gigabytes(8 * parameters)} in FP32, and {gigabytes(free)} are free: with weights "
+            "on disk, --set 'stages.*.runner=frozen' prunes, and runner=blocks quantises"
+        )
+
+
 def check_frozen(recipe: Recipe, parameters: int) -> None:
     """Refuse what the runner frozen does not do, before any weight is read.
 
