@@ -148,8 +148,8 @@ def check_whole(parameters: int) -> None:
     free = free_memory()
     if free is not None and 8 * parameters > free:
         raise AbridgedError(
-            f"teacher and student take {gigabytes(8 * parameters)} in FP32, and {gigabytes(free)} are free: with weights "
-            "on disk, --set 'stages.*.runner=frozen' prunes, and runner=blocks quantises"
+            f"teacher and student take {gigabytes(8 * parameters)} in FP32, and {gigabytes(free)} are free: with "
+            "weights on disk, --set 'stages.*.runner=frozen' prunes, and runner=blocks quantises"
         )
 
 
@@ -203,8 +203,8 @@ def memory_of_frozen(view: View, recipe: Recipe, parameters: int, work: Work, by
     free = free_memory()
     if free is not None and most > free:
         raise AbridgedError(
-            f"with weights on disk this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: a "
-            "smaller batch_size or context, or fewer methods.prune.fit_tokens, take less"
+            f"with weights on disk this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: "
+            "more gradient_accumulation, a shorter context, or fewer methods.prune.fit_tokens take less"
         )
     return most
 
