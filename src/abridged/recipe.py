@@ -40,11 +40,12 @@ class Stage(Settings):
         description="whom the student learns from: the full-precision model, or what the stage before has made of it "
         "(distillation through falling precision, as in BiT)",
     )
-    runner: Literal["whole", "blocks", "scales"] = Field(
+    runner: Literal["whole", "blocks", "scales", "frozen"] = Field(
         default="whole",
         description="who carries the stage out: whole holds the model in memory; blocks has one block of it at a time, "
         "from safetensors on disk, and trains it, if at all, to put out what the teacher's block does; scales goes on "
-        "with what blocks has packed, whose codes stay, and trains scales, norms and biases through all of it",
+        "with what blocks has packed, whose codes stay, and trains scales, norms and biases through all of it; frozen "
+        "trains masks or adapters alone, with weights that a block is lent from disk while it runs",
     )
     blocks: BlockSettings = Field(default_factory=BlockSettings, description="what the runner blocks reads")
     training: TrainingSettings = Field(default_factory=TrainingSettings, description="optimisation settings")
@@ -77,6 +78,8 @@ class Stage(Settings):
             )
         if self.runner == "scales" and (self.methods or self.teacher != "original"):
             raise ValueError("a stage of the runner scales has no methods, and learns from the original teacher")
+        if self.runner == "frozen" and self.teacher != "original":
+            raise ValueError("a stage of the runner frozen learns from the original teacher alone")
         if self.trains and not self.objectives and self.runner != "blocks":
             raise ValueError("a stage that trains needs at least one objective (training.steps: 0 does not train)")
         return self
@@ -132,7 +135,9 @@ class Recipe(Settings):
         if stages and stages[0].teacher == "previous":
             raise AbridgedError(f"{_where(info)}stages.0.teacher: the first stage has none before it")
         runners = [stage.runner for stage in stages]
-        if set(runners) - {"whole"} and runners not in (["blocks"], ["blocks", "scales"]):
+        if len({runner == "frozen" for runner in runners}) > 1:
+            raise AbridgedError(f"{_where(info)}stages: the runner frozen is that of all stages, or of none")
+        if set(runners) & {"blocks", "scales"} and runners not in (["blocks"], ["blocks", "scales"]):
             raise AbridgedError(
                 f"{_where(info)}stages: a stage of the runner blocks must be the only one, but for one of the runner "
                 "scales after it"
@@ -183,9 +188,9 @@ class Recipe(Settings):
         return any(method.stores for stage in self.stages for method in stage.methods.values())
 
     @property
-    def by_blocks(self) -> bool:
-        """Whether the model is never held whole."""
-        return any(stage.runner == "blocks" for stage in self.stages)
+    def streamed(self) -> bool:
+        """Whether the model is never held whole, but read from disk."""
+        return any(stage.runner != "whole" for stage in self.stages)
 
     @property
     def needs_teacher(self) -> bool:

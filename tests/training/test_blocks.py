@@ -1,7 +1,6 @@
 """Block by block: the same student as of the whole model, resumed at any block, of many families."""
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ import tiny
 from abridged import families
 from abridged.checkpoint.pack import pack_model
 from abridged.core.errors import AbridgedError
-from abridged.data.batch import Batch
-from abridged.data.examples import Order
 from abridged.models.load import load_dense
 from abridged.models.streamed import Weights
 from abridged.recipe import Recipe
@@ -24,6 +21,7 @@ from abridged.training.runners import Pass, blocks, runner_of
 from abridged.training.runners.block_training import relative_error
 from abridged.training.runners.kept import KeptOutputs
 from abridged.training.workspace import Workspace
+from texts import Texts, saved
 
 FOUR = {
     "bits": 4,
@@ -37,36 +35,6 @@ PLAIN = {"weights": FOUR, "embeddings": FOUR, "activations": {"bits": None}, "gp
 LEARNED = {**PLAIN, "activations": {"bits": 8}}
 DYNAMIC = {**PLAIN, "activations": {"bits": 8, "quantizer": "dynamic"}}
 FACTORS = {"factor": 2, "initialization": "inputs", "matrices": ["attention", "ffn"]}
-
-
-@dataclass
-class Texts:
-    """Random texts for a model, some of them padded."""
-
-    model: object
-    count: int = 12
-    length: int = 10
-    context = tokens_in_example = 10
-    same_length = True
-
-    def __len__(self):
-        return self.count
-
-    def order(self, seed, batch_size):
-        return Order(self.count, seed)
-
-    def fingerprint(self):
-        return "random"
-
-    def batch(self, index):
-        draw = torch.Generator().manual_seed(3)
-        ids = torch.randint(3, tiny.TOKENS, (self.count, self.length), generator=draw)[index]
-        mask = torch.ones_like(ids)
-        mask[ids[:, 0] % 3 == 0, 7:] = 0
-        given = {"input_ids": ids, "attention_mask": mask}
-        if self.model.config.is_encoder_decoder:
-            given |= {"decoder_input_ids": ids.flip(1)[:, :6]}
-        return Batch(given, ids, index)
 
 
 def stage_of(runner, methods, **more):
@@ -90,13 +58,6 @@ def given_of(directory, model, stage, output, resume=False):
         validate=lambda student: lambda: None,
         weights=weights,
     )
-
-
-def saved(name, folder):
-    model = tiny.build(name)
-    model.config.architectures = [type(model).__name__]
-    model.save_pretrained(folder / name)
-    return folder / name, model
 
 
 def carried_out(directory, model, stage, output, resume=False):

@@ -8,8 +8,18 @@ from abridged import families
 from abridged.core.errors import AbridgedError
 from abridged.core.settings import TrainingSettings
 from abridged.data.blocks import Blocks
+from abridged.recipe import Recipe
 from abridged.training import plan
-from abridged.training.plan import Work, activation_bytes, describe, memory_of_stage, seconds_per_token, training_bytes
+from abridged.training.plan import (
+    Work,
+    activation_bytes,
+    check_whole,
+    describe,
+    memory_of_frozen,
+    memory_of_stage,
+    seconds_per_token,
+    training_bytes,
+)
 
 CONFIG = GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=3, n_head=4, resid_pdrop=0, attn_pdrop=0)
 
@@ -73,6 +83,31 @@ def test_a_model_that_is_itself_too_large(model, monkeypatch):
     monkeypatch.setattr(plan, "free_memory", lambda: 10_000)
     with pytest.raises(AbridgedError, match="the model, its gradients and the optimiser"):
         memory_of_stage(families.view(model), 10_000, TrainingSettings(), Work(1, 64, 64), teacher=True)
+
+
+def test_a_model_that_does_not_fit_twice(monkeypatch):
+    monkeypatch.setattr(plan, "free_memory", lambda: 24 * 2**30)
+    check_whole(3 * 2**30)
+    with pytest.raises(AbridgedError, match=r"take 50.2 GB in FP32, and 24.0 GB are free: .*runner=frozen' prunes"):
+        check_whole(6_738_415_616)
+
+
+def test_what_weights_on_disk_need(model, monkeypatch):
+    """What a cut leaves in its two bytes, and the fit's arithmetic, which fewer tokens make smaller."""
+    view = families.view(model)
+    stage = {"runner": "frozen", "objectives": {"logits": {}}, "training": {"freeze_weights": True}}
+
+    def needed(tokens=1000, budget=0.5):
+        prune = {"budget": {"parameters": budget}, "reconstruct": True, "fit_tokens": tokens}
+        recipe = Recipe.load({"name": "t", "stages": [{**stage, "methods": {"prune": prune}}]})
+        return memory_of_frozen(view, recipe, 10_000_000, Work(1, 64, 64), bytes_each=2)
+
+    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
+    assert needed(budget=0.9) - needed() == pytest.approx(0.4 * (2 * 10_000_000 + 4 * loose), rel=1e-3)
+    assert needed(2000) > needed(1000)
+    monkeypatch.setattr(plan, "free_memory", lambda: 100)
+    with pytest.raises(AbridgedError, match="fewer methods.prune.fit_tokens take less"):
+        needed()
 
 
 def test_without_training_there_is_no_optimiser(model):

@@ -31,7 +31,7 @@ from abridged.storage.packing import pack, pack_zeros
 from abridged.storage.view import View
 
 
-def pack_model(student: Any) -> Any:
+def pack_model(student: Any, copied: bool = True) -> Any:
     """A packed copy of a trained model, in evaluation mode and on the same device; the student stays as it is.
 
     student: a ``PreTrainedModel`` with the modules of ``abridged.methods.quantization`` in it: whatever has a
@@ -39,7 +39,7 @@ def pack_model(student: Any) -> Any:
     never copied. Factored modules stay what they are, around factors that are packed or not. Parameters that are not
     quantised will be stored in the type that its record says (FP32 if none), a model that was cut at the sizes that it
     says (``Compressed``). The copy answers as the checkpoint will, and can be saved with ``save_pretrained`` or
-    ``save_checkpoint``.
+    ``save_checkpoint``. With ``copied`` false the student itself becomes it, for which there may be no room twice.
     Raises :class:`AbridgedError` if nothing in the model is compressed, or a weight is not finite.
     """
     if hasattr(student, "hf_quantizer") and student.hf_quantizer is not None:
@@ -47,8 +47,14 @@ def pack_model(student: Any) -> Any:
     specs, memo = _packed_modules(student)
     if not specs and not compressed_of(student).is_smaller:
         raise AbridgedError("nothing in this model is compressed, so there is nothing to pack")
+    spec = _spec(student, specs)
+    if not copied:
+        for path, module in [*student.named_modules()]:
+            if id(module) in memo:
+                student.set_submodule(path, memo[id(module)])
+        return _dressed(student, spec)
     # deepcopy takes what memo holds for the quantised modules instead of copying them
-    return _dressed(copy.deepcopy(student, memo), _spec(student, specs))
+    return _dressed(copy.deepcopy(student, memo), spec)
 
 
 def _packed_modules(student: Any) -> tuple[dict[str, ModuleSpec], dict[int, Any]]:

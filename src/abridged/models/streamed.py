@@ -2,19 +2,26 @@
 
 Instead of `from_pretrained`, which holds all weights at once. Files are memory-mapped, so that what is read is what was
 asked for; a part is turned into FP32 when it is taken, whatever the file has.
+
+A streamed model (`Weights.on_demand`) has its vectors and what stands outside of its blocks at all times. A block has
+the values of its matrices while it runs. A matrix that was changed is kept in memory, in the type that the files have.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from abridged.checkpoint.files import TensorEntry, read_bytes, read_tensors, weight_files
 from abridged.checkpoint.skeleton import put
@@ -25,6 +32,11 @@ from abridged.models.described import described
 
 #: What says that a model needs the other runner.
 ELSE = "use the whole-model runner (stages.*.runner=whole)"
+
+#: Under which name a streamed model carries its weights, and a block that runs what it is lent values for.
+_SOURCE, _LENT = "streamed_weights", "_lent"
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
 
 
 class Weights:
@@ -54,6 +66,9 @@ class Weights:
         self._take_generation_config(directory)
         self._entries = self._by_name(read_tensors(weight_files(directory)))
         self._seen = {entry.file: _looks(entry.file) for entry in self._entries.values()}
+        self._late: set[str] = set()  # matrices of blocks, where they are lent
+        self._finite: set[str] = set()  # what has been looked through
+        self._running: tuple[nn.Module, str] | None = None  # the block that was lent last, while it runs
 
     @property
     def parameters(self) -> int:
@@ -70,8 +85,7 @@ class Weights:
         for name in names:
             if name not in self._entries:
                 continue
-            tensor = self._read(name)
-            put(model, name, tensor)
+            put(model, name, self._read(name, copy=True))
             for other, owner in tied.items():
                 if owner == name:
                     _share(model, other, owner)
@@ -86,19 +100,80 @@ class Weights:
         return digest.hexdigest()[:16]
 
     def on_demand(self, model: Any, blocks: Iterable[str]) -> Any:
-        """Let `model`, one without weights, fetch each block's before it runs and let go of them after.
+        """Let `model`, one without weights, have those of a block's matrices while it runs; all else at once.
 
-        What stands outside of the blocks is filled at once.
+        Within autocast they are in its type, as a pass would have them anyway, else in FP32; a block that is run once
+        more in a backward pass has them once more. Copies of the model are lent weights in the same way.
         """
         blocks = list(blocks)
-        self.fill(model, outside(model, blocks))
+        self._late = {name for path in blocks for name, one in _matrices(model, path)}
+        self.fill(model, [name for name in model.state_dict() if name not in self._late])
         for path in blocks:
             block = model.get_submodule(path)
-            block.register_forward_pre_hook(lambda module, given, path=path: self.fill(model, within(model, path)))
-            block.register_forward_hook(lambda module, given, output, path=path: empty(model, within(model, path)))
+            block.register_forward_pre_hook(lambda module, given, path=path: self._lend(module, path))
+            block.register_forward_hook(lambda module, given, output: self._take_back(module), always_call=True)
+        setattr(model, _SOURCE, self)
         return model
 
-    def _read(self, name: str) -> Tensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
+        return self  # of which copies of a streamed model have theirs, too
+
+    @property
+    def main_dtype(self) -> torch.dtype:
+        """What the files have most of their tensors in."""
+        return Counter(map(self.dtype, self._entries)).most_common(1)[0][0]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What the files have a parameter in; FP32 for one that is not theirs."""
+        return _DTYPES.get(self._entries[name].dtype, torch.float32) if name in self._entries else torch.float32
+
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What `torch.utils.checkpoint` asks for where a block begins (`context_fn`): contexts for its pass, and for
+        the one in which it is computed again, which goes past the hooks of modules."""
+        return nullcontext(), nullcontext() if self._running is None else self._lent(*self._running)
+
+    @contextmanager
+    def _lent(self, block: nn.Module, path: str) -> Iterator[None]:
+        self._lend(block, path)
+        try:
+            yield
+        finally:
+            self._take_back(block)
+
+    def _lend(self, block: nn.Module, path: str) -> None:
+        """Give a block's matrices their values, in the type that this pass computes in."""
+        self._take_back(block)
+        lent = {}
+        tied: dict[str, str] = getattr(self.model, "all_tied_weights_keys", {})
+        for name, parameter in _matrices(block, ""):
+            module, leaf = _place(block, name)
+            dtype, linear = torch.float32, isinstance(module, (nn.Linear, Conv1D))
+            if linear and torch.is_autocast_enabled(self.device.type):
+                dtype = torch.get_autocast_dtype(self.device.type)
+            if parameter.is_meta:
+                full = f"{path}.{name}"
+                value = self._read(tied.get(full, full), dtype)
+            elif parameter.dtype in (torch.float32, dtype):
+                continue
+            else:  # in FP32, which goes back to what it was
+                value = parameter.detach().float()
+            given = module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+            lent[name] = parameter, _changes(given)
+        setattr(block, _LENT, lent)
+        self._running = block, path
+
+    def _take_back(self, block: nn.Module) -> None:
+        """Let go of what a block was lent; what became of a matrix that is kept in memory, in fewer bits, is kept."""
+        self._running = None
+        for name, (parameter, version) in block.__dict__.pop(_LENT, {}).items():
+            module, leaf = _place(block, name)
+            lent = module._parameters[leaf]
+            if not parameter.is_meta and lent is not None and _changes(lent) != version:
+                parameter.data.copy_(lent)
+            module._parameters[leaf] = parameter
+
+    def _read(self, name: str, dtype: torch.dtype = torch.float32, copy: bool = False) -> Tensor:
+        """One tensor; without `copy` it is not to be changed, since it may be the file's own memory."""
         entry = self._entries[name]
         if _looks(entry.file) != self._seen[entry.file]:
             raise AbridgedError(f"{entry.file} was changed while the run read it: begin anew with --overwrite")
@@ -107,11 +182,10 @@ class Weights:
                 stored = file.get_tensor(self._stored[name])
         except (OSError, SafetensorError) as error:
             raise AbridgedError(f"cannot read {entry.file}: {error}") from error
-        dtype = torch.float32 if stored.is_floating_point() else stored.dtype
-        found = stored.to(self.device, dtype, copy=True)
-        if not bool(torch.isfinite(found).all()):
+        if name not in self._finite and not bool(torch.isfinite(stored).all()):
             raise AbridgedError(f"the model '{self.name}' holds numbers that are not finite, in {name}")
-        return found
+        self._finite.add(name)
+        return stored.to(self.device, dtype if stored.is_floating_point() else stored.dtype, copy=copy)
 
     def _by_name(self, stored: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         """The files' tensors by the names that the model has for them."""
@@ -159,6 +233,57 @@ class Weights:
             from transformers import GenerationConfig
 
             self.model.generation_config = GenerationConfig.from_pretrained(directory)
+
+
+@contextmanager
+def changing(model: nn.Module, path: str) -> Iterator[None]:
+    """Within, a module has its values, in FP32, and may be given others; a streamed model's keeps those it ends with,
+    in the type that the files have them in. Of other models nothing is to be done."""
+    source: Weights | None = getattr(model, _SOURCE, None)
+    if source is None:
+        yield
+        return
+    names = [name for name, _ in _matrices(model, path) if name in source._late]
+    for name in names:
+        before = model.get_parameter(name)
+        _put(model, name, source._read(name, copy=True) if before.is_meta else before.detach().float())
+    yield
+    for name in names:
+        _put(model, name, model.get_parameter(name).detach().to(source.dtype(name)))
+
+
+def with_values(model: nn.Module, path: str) -> Any:
+    """What has the `weight` and the `bias` of a module: of a streamed model, whether it runs now or not."""
+    module: Any = model.get_submodule(path)
+    source: Weights | None = getattr(model, _SOURCE, None)
+    name = f"{path}.weight"
+    if source is None or name not in source._late:
+        return module
+    return SimpleNamespace(weight=source._read(name), bias=getattr(module, "bias", None))
+
+
+def _matrices(model: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:
+    """Parameters of two dimensions and more, of a module or below it."""
+    prefix = f"{path}." if path else ""
+    found = model.get_submodule(path).named_parameters()
+    return [(prefix + name, one) for name, one in found if one.dim() > 1]
+
+
+def _changes(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; never where torch does not count, since nobody may."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _put(model: nn.Module, name: str, value: Tensor) -> None:
+    """Let a parameter that does not learn have another value, and type."""
+    module, leaf = _place(model, name)
+    module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that has the parameter of that name, and what it calls it."""
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
 
 
 def within(model: nn.Module, path: str) -> list[str]:

@@ -37,7 +37,7 @@ class Compressed:
     """How many layers it had before some were left out."""
     kept_layers: tuple[int, ...] | None = None
     """Which of those it still has."""
-    unquantized_dtype: Literal["float32", "float16"] | None = None
+    unquantized_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """What everything that is not quantised is stored in, where a method has chosen."""
     errors: Mapping[str, float] = field(default_factory=dict)
     """‖W − ΣA⊗B‖ / ‖W‖ of each matrix that was factored, when it was, by path."""

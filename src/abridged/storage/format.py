@@ -26,6 +26,7 @@ FORMAT_VERSION: Literal[5] = 5
 QUANT_METHOD = "abridged"
 
 Float = Literal["float32", "float16"]
+Dense = Literal["float32", "float16", "bfloat16"]
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 _MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 FILE_NAMES = {"codes": "weight", "scales": "weight_scale", "zeros": "weight_zero_point"}
@@ -238,7 +239,7 @@ class QuantizationSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     quant_method: Literal["abridged"] = "abridged"
     version: Literal[1, 2, 3, 4, 5] = 5
-    unquantized_dtype: Float = "float32"
+    unquantized_dtype: Dense = "float32"
     """How position embeddings, norms and biases are stored."""
     sha256: Sha256 | None = None
     """Digest of the stored tensors and of this configuration, see :class:`ContentDigest`."""

@@ -80,9 +80,10 @@ class Trainer:
         self.passes = run.settings.gradient_accumulation
         self.sequences = self._sequences_per_pass()
         self.order = run.examples.order(run.settings.seed, run.settings.batch_size)
-        run.system.to(self.accelerator.device)
+        run.system._apply(lambda one: one if one.is_meta else one.to(self.accelerator.device))
         optimizer = make_optimizer(run.system, run.settings, run.groups)
-        self.system, self.optimizer = self.accelerator.prepare(run.system, optimizer)
+        there = [False, False]  # accelerate would move what lies on disk, too
+        self.system, self.optimizer = self.accelerator.prepare(run.system, optimizer, device_placement=there)
         self.parameters = list(self.system.parameters())
         self.state = TrainingState(run.stage, run.system, optimizer, run.work)
         self.log_every = max(1, min(20, self.steps // 50))
@@ -174,7 +175,8 @@ class Trainer:
         return self.run.examples.batch(index).to(self.accelerator.device)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        with autocast(self.settings), nullcontext() if self.compiled else attention_for(batch):
+        again = self.compiled or self.settings.gradient_checkpointing  # a backward pass computes outside of the context
+        with autocast(self.settings), nullcontext() if again else attention_for(batch):
             targets = self.run.targets(batch) if self.run.targets else None
             return self.system(batch, targets)
 

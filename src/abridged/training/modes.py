@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -44,10 +44,11 @@ def set_dropout(model: torch.nn.Module, probability: float) -> None:
             module.p = probability
 
 
-def set_checkpointing(model: "PreTrainedModel", enabled: bool) -> None:
-    """Recompute activations in the backward pass, or keep them."""
+def set_checkpointing(model: "PreTrainedModel", enabled: bool, **settings: Any) -> None:
+    """Recompute activations in the backward pass, or keep them. settings: those of `torch.utils.checkpoint`."""
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    getattr(model, f"{kind}_checkpointing_{'enable' if enabled else 'disable'}")()
+    given = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False, **settings}} if settings else {}
+    getattr(model, f"{kind}_checkpointing_{'enable' if enabled else 'disable'}")(**given)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from abridged.core.text import printable
 from abridged.data.examples import Examples, Subset
 from abridged.data.opening import open_data
 from abridged.families.kinds import LabelSet
+from abridged.families.standin import plain_config, skeleton
 from abridged.methods.base import check_by_parts, check_needs
 from abridged.models.create import create_from_config
 from abridged.models.described import described
@@ -35,6 +36,7 @@ from abridged.training import gates
 from abridged.training.dry import stored_size
 from abridged.training.job import Job
 from abridged.training.modes import make_trainable
+from abridged.training.plan import check_frozen, check_whole
 from abridged.training.processes import check_trackers, together
 from abridged.training.runners import runner_of
 from abridged.training.workspace import Workspace
@@ -71,7 +73,7 @@ class Opened:
         for number, stage in enumerate(recipe.stages if recipe else ()):
             where = f"stage {number + 1}" if stage.trains else f"stage {number + 1}, which takes no steps,"
             check_needs(
-                stage.methods, runner_of(stage).gives(stage), where if stage.runner == "whole" else "the runner blocks"
+                stage.methods, runner_of(stage).gives(stage), "the runner blocks" if stage.runner == "blocks" else where
             )
             if stage.runner == "blocks":
                 check_by_parts(stage.methods)
@@ -94,7 +96,7 @@ class Opened:
         self.from_scratch = job.kind == "finetune" and str(job.model).endswith((".yaml", ".yml"))
         self.data = open_data(job.data, job.columns, job.task)
         self._teacher: PreTrainedModel | None
-        self._refuse_uncompressed(recipe)
+        self._refuse_unread(recipe)
         model, settings = self._open_model(recipe)
         self.view = families.view(model)
         self.task = task_for(model, self.tokenizer, self.data)
@@ -112,30 +114,38 @@ class Opened:
     def _open_model(self, recipe: Recipe | None) -> tuple[PreTrainedModel, dict[str, Any]]:
         """The model, or where it is never held whole one without weights; and the settings that come with it."""
         self.weights = None
-        if recipe is None or not recipe.by_blocks:
+        if recipe is None or not recipe.streamed:
             self._teacher, self.tokenizer, settings = self._load()
             return self._teacher.to(self.device).requires_grad_(False), settings
+        runner = recipe.stages[0].runner
         if self.job.kind != "compress" or self.data.kind == "videos":
-            raise AbridgedError("the runner blocks compresses models of texts")
+            raise AbridgedError(f"the runner {runner} compresses models of texts")
         if PartialState().num_processes > 1 and not all(stage.in_any_order for stage in recipe.stages):
             raise AbridgedError(
                 "several processes share blocks out only where none waits for another, with one method, "
                 "training.steps=0 and blocks.inputs=full: run this recipe in one process"
             )
         self.weights, self._teacher = Weights(self.job.model, self.device), None
-        stored_size(type(self.weights.model), self.weights.model.config, recipe)  # a recipe that does not fit ends here
+        if recipe.stages[0].runner == "frozen":
+            check_frozen(recipe, self.weights.parameters)
+        else:
+            stored_size(type(self.weights.model), self.weights.model.config, recipe)  # what does not fit ends here
         self.tokenizer = load_tokenizer(self.job.model, self.weights.model)
         return self.weights.model, {}
 
-    def _refuse_uncompressed(self, recipe: Recipe | None) -> None:
-        """Raise AbridgedError for a model that would be left half as it is, before its weights are read."""
-        if self.job.allow_uncompressed or recipe is None or not recipe.has_methods or self.from_scratch:
+    def _refuse_unread(self, recipe: Recipe | None) -> None:
+        """Raise AbridgedError, before weights are read, for a model that is too large to be held twice where it would
+        be, or that would be left half as it is."""
+        if recipe is None or not recipe.has_methods or self.from_scratch:
             return
         try:
             kind, config = described(self.job.model)
         except AbridgedError:  # loading says what is wrong
             return
-        families.refuse_uncompressed(families.view_of_config(kind, config))
+        if not recipe.streamed:
+            check_whole(sum(p.numel() for p in skeleton(kind, plain_config(config)).parameters()))
+        if not self.job.allow_uncompressed:
+            families.refuse_uncompressed(families.view_of_config(kind, config))
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
         """The model, its tokenizer, and the settings that come with it: those of a .yaml file, none else."""
@@ -206,8 +216,12 @@ class Opened:
 
     def student(self) -> PreTrainedModel:
         """What is to be trained: a copy of the teacher, or itself where nobody will ask for the teacher again."""
-        if self.weights is not None:  # of which parts will take their places
-            return copy.deepcopy(self.weights.model)
+        if self.weights is not None:
+            student = copy.deepcopy(self.weights.model)
+            student.config.use_cache = False
+            if self.recipe.stages[0].runner == "blocks":  # of which parts will take their places
+                return student
+            return self.weights.on_demand(student, self.view.blocks)
         teacher = self.teacher
         needed = self.job.kind == "compress" or self.recipe.has_methods or self.recipe.needs_teacher
         if not needed:

@@ -19,12 +19,13 @@ from abridged.core.text import printable
 from abridged.data.dataset import Dataset
 from abridged.data.examples import Examples
 from abridged.families.kinds import context_of, reads_videos
+from abridged.methods.pruning.method import Prune
 from abridged.training.dry import stored_size
 from abridged.training.optimizer import total_steps
 from abridged.training.processes import together
 
 if TYPE_CHECKING:
-    from abridged.recipe import Stage
+    from abridged.recipe import Recipe, Stage
     from abridged.storage.view import View
     from abridged.training.opened import Opened
 
@@ -163,6 +164,76 @@ def memory_of_scales(view: View, stage: Stage, examples: Examples, packed: int) 
     return most
 
 
+def check_whole(parameters: int) -> None:
+    """Refuse a model that does not fit twice, as teacher and as student, before any weight is read.
+
+    Raises:
+        AbridgedError: the sentence says what memory that would take, and which runners do with less.
+    """
+    free = free_memory()
+    if free is not None and 8 * parameters > free:
+        raise AbridgedError(
+            f"teacher and student take {gigabytes(8 * parameters)} in FP32, and {gigabytes(free)} are free: with "
+            "weights on disk, --set 'stages.*.runner=frozen' prunes, and runner=blocks quantises"
+        )
+
+
+def check_frozen(recipe: Recipe, parameters: int) -> None:
+    """Refuse what the runner frozen does not do, before any weight is read.
+
+    Raises:
+        AbridgedError: the first stage does not prune, a method is none that it serves, or a stage trains all weights;
+            the sentence says what memory that would take.
+    """
+    if not isinstance(recipe.stages[0].methods.get("prune"), Prune):
+        raise AbridgedError("the runner frozen prunes in its first stage (methods.prune)")
+    left = share_left(recipe)
+    for number, stage in enumerate(recipe.stages):
+        for name in stage.methods.keys() - {"prune", "lora"}:
+            raise AbridgedError(f"methods.{name} has no place in the runner frozen: it has prune and lora")
+        if stage.trains and not stage.training.freeze_weights:
+            needed, free = gigabytes(_TRAINED * left * parameters + 4 * parameters), free_memory()
+            there = "" if free is None else f", and {gigabytes(free)} are free"
+            raise AbridgedError(
+                f"stage {number + 1} trains all weights, which takes about {needed} of memory{there}: with the runner "
+                f"frozen train adapters (--set stages.{number}.methods.lora.rank=8 "
+                f"--set stages.{number}.freeze_weights=true --set stages.{number}.learning_rates.adapter=2e-3), or "
+                f"leave it out (--set stages.{number}.steps=0)"
+            )
+
+
+def share_left(recipe: Recipe) -> float:
+    """The share of a model that its first stage's budget leaves; 1 where that says nothing of its size."""
+    budget = recipe.stages[0].methods["prune"].budget
+    return budget.value if budget.is_share and budget.measure in ("parameters", "bytes") else 1.0
+
+
+def memory_of_frozen(view: View, recipe: Recipe, parameters: int, work: Work, bytes_each: int) -> int:
+    """The memory that a stage of the runner frozen needs, in bytes: what stands outside of the blocks, of the teacher,
+    the student and one that is cut; what the cut leaves, in `bytes_each`; two blocks in FP32; and the larger of what a
+    step keeps and of what the fit makes of the widest matrix.
+
+    Raises:
+        AbridgedError: it is more than there is.
+    """
+    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
+    block = max(sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers))
+    widest = max(m.columns for m in view.whole if m.kind == "linear")
+    inner, prune = max(max(m.rows, m.columns) for m in view.whole), recipe.stages[0].methods["prune"]
+    tokens = prune.fit_tokens if prune.reconstruct else 0
+    step = activation_bytes(view, work.at_once, checkpointing=True)
+    fit = 5 * 8 * widest**2 + 4 * 2 * _COPIES * tokens * (inner + view.hidden_size)
+    left = share_left(recipe)
+    most = 4 * round((2 + left) * loose) + round(bytes_each * left * parameters) + 8 * block + max(step, fit)
+    free = free_memory()
+    if free is not None and most > free:
+        raise AbridgedError(
+            f"with weights on disk this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: "
+            "more gradient_accumulation, a shorter context, or fewer methods.prune.fit_tokens take less"
+        )
+    return most
+
+
 def seconds_per_token(model: Any, examples: Examples) -> float:
     """Of training, from the faster of two forward passes over one example."""
     batch = examples.batch(torch.zeros(1, dtype=torch.int64)).to(model.device)
@@ -190,6 +261,10 @@ def announce(opened: Opened) -> None:
     memory = 0
     with together():
         for (stage, examples), work in zip(stages, works, strict=True):
+            if streamed is not None and stage.runner == "frozen":
+                each = streamed.main_dtype.itemsize
+                memory = max(memory, memory_of_frozen(view, opened.recipe, parameters, work, each))
+                continue
             if stage.runner == "blocks":
                 memory = max(memory, memory_of_blocks(view, stage, examples))
                 continue

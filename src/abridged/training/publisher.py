@@ -88,7 +88,8 @@ class Publisher:
         matrices = picture_weights(stages.student, families.view(stages.student))
         models = {"teacher": opened.teacher, "untrained": stages.untrained(), "student": stages.student}
         found = {name: model for name, model in models.items() if model is not None}
-        models = {name: model if name == "teacher" else pack_model(model) for name, model in found.items()}
+        room = opened.weights is None  # for a model twice
+        models = {name: model if name == "teacher" else pack_model(model, room) for name, model in found.items()}
         metrics = {name: self.measure(model) for name, model in models.items()}
         account = {
             **self._account(),
@@ -113,7 +114,7 @@ class Publisher:
             metrics=opened.work.metrics(),
             matrices=matrices,
             tokens=picture_tokens(opened.tokenizer, token_ids(batch), states),
-            samples=opened.task.samples(models if opened.weights is None else {"student": models["student"]}),
+            samples=self._samples(models),
             heads=self._heads(),
             videos=opened.task.clips(models),
             auto_class=kind_of(record["data"])[0],
@@ -146,6 +147,13 @@ class Publisher:
             "peak_memory_bytes": peak_memory(),
             "environment": environment(),
         }
+
+    def _samples(self, models: dict[str, Any]) -> Any:
+        """What models write; not one that is lent its weights for each token, which would take longer than all else."""
+        if self.opened.weights is None:
+            return self.opened.task.samples(models)
+        by_blocks = self.opened.recipe.stages[0].runner == "blocks"
+        return self.opened.task.samples({"student": models["student"]}) if by_blocks else []
 
     def _heads(self) -> Any:
         """What the teacher's heads look at and which were removed, where a method says so."""

@@ -60,7 +60,7 @@ class Stages:
     def untrained(self) -> Any:
         """The teacher under the last stage's methods, and what reshaped it before, in their simplest untrained form;
         None where there are no methods, or a model is never held whole."""
-        if self.recipe.by_blocks:
+        if self.recipe.streamed:
             return None
         last = self.recipe.stages[-1]
         methods = [

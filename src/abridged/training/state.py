@@ -81,11 +81,11 @@ class TrainingState:
 
 
 def unique_state(system: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each shared tensor once, under the first of its names."""
+    """The state dict with each shared tensor once, under the first of its names; without what lies on disk anyway."""
     seen: set[int] = set()
     unique = {}
     for name, value in system.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
+        if id(value) not in seen and not value.is_meta:
             seen.add(id(value))
             unique[name] = value
     return unique

@@ -13,6 +13,7 @@ from abridged.checkpoint.resize import remove, set_weight
 from abridged.families.heads import set_heads
 from abridged.families.layout import HIDDEN, Kept, Layout, Module, size_of
 from abridged.methods.transforms import Transform
+from abridged.models.streamed import changing
 from abridged.storage.compressed import compressed_of, record
 from abridged.storage.shapes import ShapesSpec
 
@@ -43,8 +44,9 @@ def cut(
         removed += _remove(model, layout, name)
     for module in layout.modules:
         if module.gate not in gone:
-            _fold(model, module, factors, gates.get(layout_gate(module, layout), None))
-            _slice(model, module, kept, transform)
+            with changing(model, module.path):
+                _fold(model, module, factors, gates.get(layout_gate(module, layout), None))
+                _slice(model, module, kept, transform)
     for name, queries in layout.attentions.items():
         if name not in gone:
             heads[name] = queries * len(kept[name])

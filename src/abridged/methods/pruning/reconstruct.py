@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from abridged.families.layout import HIDDEN
 from abridged.methods.lockstep import DAMPING, TOKENS, check_finite, in_lockstep
+from abridged.models.streamed import with_values
 
 if TYPE_CHECKING:
     from abridged.families.layout import Kept, Layout, Module, Side
@@ -59,7 +60,7 @@ def reconstruct(
         if module.norm is not None:
             refit_norm(new, moments, crossed, module.norm.offset)
         else:
-            refit(new, whole.get_submodule(path), module, kept, moments, crossed, basis)
+            refit(new, with_values(whole, path), module, kept, moments, crossed, basis)
 
     title = "making up for the cut"
     in_lockstep(model, whole, list(modules), calibrate, take, title, constant=True, views=views, tokens=tokens)

@@ -3,12 +3,13 @@
 from abridged.recipe import Stage
 from abridged.training.runners.base import Pass, Runner
 from abridged.training.runners.blocks import Blocks
+from abridged.training.runners.frozen import Frozen
 from abridged.training.runners.scales import Scales
 from abridged.training.runners.whole import Whole
 
-__all__ = ["Blocks", "Pass", "Runner", "Scales", "Whole", "runner_of"]
+__all__ = ["Blocks", "Frozen", "Pass", "Runner", "Scales", "Whole", "runner_of"]
 
-_RUNNERS: dict[str, type[Runner]] = {"whole": Whole, "blocks": Blocks, "scales": Scales}
+_RUNNERS: dict[str, type[Runner]] = {"whole": Whole, "blocks": Blocks, "scales": Scales, "frozen": Frozen}
 
 
 def runner_of(stage: Stage) -> type[Runner]:

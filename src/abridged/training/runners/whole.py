@@ -40,6 +40,7 @@ class Whole:
     def __init__(self, given: Pass) -> None:
         self.given, self.settings = given, given.stage.training
         self.seconds = {"training": 0.0, "finishing": 0.0}
+        self.recomputing: dict[str, Any] = {}  # settings of torch.utils.checkpoint
 
     @staticmethod
     def gives(stage: Stage) -> Needs:
@@ -73,7 +74,7 @@ class Whole:
         dropout = self.given.dropout if self.settings.dropout is None else self.settings.dropout
         if dropout is not None:
             set_dropout(student, dropout)
-        set_checkpointing(student, self.settings.gradient_checkpointing)
+        set_checkpointing(student, self.settings.gradient_checkpointing, **self.recomputing)
         return methods
 
     def training(self, student: Any, methods: list[Attached]) -> Run:
