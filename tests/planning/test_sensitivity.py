@@ -124,6 +124,27 @@ def test_scales_that_start_by_the_inputs_do_so_here(given, model, way):
     assert torch.allclose(got.t() if matrix.transposed else got, expected)
 
 
+def test_what_factors_leave_out_is_measured(given):
+    """Interpolated by squared errors alone it would be anything: 8 bits of the factors add next to nothing."""
+    text, matrices, whole = given
+    eight = next(form.weights for form in whole[matrices[0].name] if form.weights.bits == 8)
+    own = {m.name: [*whole[m.name], Form(eight, 2), Form(eight, 4)] for m in matrices if m.kind == "linear"}
+    some = [m for m in matrices if m.name in own][:3]
+    measured, interpolated = (find_costs(text, some, own, way) for way in ("measured", "interpolated"))
+    for matrix in some:
+        assert interpolated[matrix.name][-2:] == pytest.approx(measured[matrix.name][-2:], rel=0.3)
+        assert measured[matrix.name][-1] > measured[matrix.name][-2] > 0
+
+
+def test_factors_are_the_nearest_of_their_rank(model):
+    matrix = next(m for m in families.view(model).matrices if m.kind == "linear" and m.fused == 1)
+    weight = model.get_submodule(matrix.name).weight.detach()
+    left, singular, right = torch.linalg.svd(weight, full_matrices=False)
+    rank = int(matrix.rows * matrix.columns / (2 * (matrix.rows + matrix.columns)))
+    expected = (left[:, :rank] * singular[:rank]) @ right[:rank]
+    assert torch.allclose(Stored(weight, matrix).in_full(Form(USUAL, 2)), expected, atol=1e-5)
+
+
 def test_a_tied_head_is_followed_beside_the_embedding(given):
     text, matrices, _ = given
     embedding = next(m for m in matrices if m.part == "embedding")
