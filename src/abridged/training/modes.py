@@ -35,6 +35,9 @@ def hold_in_bf16(teacher: "PreTrainedModel", view: "View") -> None:
         if matrix.kind == "linear":
             weight = teacher.get_submodule(matrix.name).get_parameter("weight")
             weight.data = weight.data.to(torch.bfloat16)
+    for tensor in (*teacher.parameters(), *teacher.buffers()):
+        if tensor.dtype != torch.bfloat16:  # one that lies in the mapped file would keep all of it in memory
+            tensor.data = tensor.data.clone()
 
 
 def set_dropout(model: torch.nn.Module, probability: float) -> None:
