@@ -14,6 +14,7 @@ _KINDS = {
     "columns": ("AutoModelForSeq2SeqLM", "summarization"),
     "labels": ("AutoModelForSequenceClassification", "text-classification"),
     "train_questions": ("AutoModelForQuestionAnswering", "question-answering"),
+    "pooling": ("AutoModel", "sentence-similarity"),
     "": ("AutoModelForCausalLM", "text-generation"),
 }
 
