@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from abridged.data.tokenizer import learn_tokenizer
 
@@ -22,13 +22,19 @@ def sentences(count, seed=0):
     return list(found)
 
 
-def embedder(folder, pooling="mean", normalize=True, max_length=None, files=True, more=None, **prompts):
-    """The directory of a tiny BERT without a head; `more`: content of further files, by name; a value of None: no such
-    file."""
+def embedder(folder, pooling="mean", normalize=True, max_length=None, files=True, more=None, decoder=False, **prompts):
+    """The directory of a tiny BERT without a head, or of a `decoder` with one.
+
+    more: content of further files, by name; None: no such file.
+    """
     folder = Path(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     model = BertModel(BertConfig(vocab_size=300, max_position_embeddings=64, initializer_range=0.4, **sizes))
+    if decoder:
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=300, max_position_embeddings=64, initializer_range=0.4, **sizes)
+        )
     model.save_pretrained(folder)
     learn_tokenizer("\n".join(sentences(200)), 300, 64, encoder=True).save_pretrained(folder)
     kinds = {"": "Transformer", "1_Pooling": "Pooling", **({"2_Normalize": "Normalize"} if normalize else {})}

@@ -27,7 +27,8 @@ class TextFile:
     def __init__(self, path: Path, column: str | None = None) -> None:
         if not path.is_file():
             raise AbridgedError(f"no such file: {path}")
-        self.path, self.column = path, self._column(column)
+        self.path = path
+        self.column = self._column(column)
         self._count = 0
         for place, text in self._texts():
             self._count += 1

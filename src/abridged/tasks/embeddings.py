@@ -88,9 +88,14 @@ class Embeddings(Task):
         """Agreement with the teacher on texts, and what the scores of pairs say."""
         tokens = self.encoder.tokens(texts)
         key = ("teacher's vectors", tokens.fingerprint())
-        reference = self._once(key, lambda: sentence_vectors(self.teacher, tokens))
+        reference = self._once(key, lambda: self._reference(tokens))
         found = agreement(sentence_vectors(model, tokens), reference)
         return found + ([self._scored(model, pairs)] if pairs else [])
+
+    def _reference(self, tokens: TokenTexts) -> np.ndarray:
+        """The teacher's vectors, in FP32 even where it is training that first asks for them."""
+        with torch.autocast(self.teacher.device.type, enabled=False):
+            return sentence_vectors(self.teacher, tokens)
 
     def _scored(self, model: Any, pairs: Sequence[ScoredPair], limit: int | None = None) -> Measurement:
         if len(pairs) < 2:
