@@ -38,11 +38,18 @@ def test_vectors_are_those_of_single_texts_whatever_is_read_with_them(pooling, n
 
 def test_a_decoder_with_the_files_makes_vectors_of_its_last_tokens(tmp_path):
     model, tokenizer = load_model(embedder(tmp_path / "m", "lasttoken", decoder=True))
-    assert type(model).__name__ == "LlamaForCausalLM"
+    assert type(model).__name__ == "LlamaModel"
     (tmp_path / "a.txt").write_text("\n".join(LINES))
     assert isinstance(task_for(model, tokenizer, open_data(tmp_path / "a.txt")), Embeddings)
-    wanted = [by_hand(model.base_model, tokenizer, line, "lasttoken") for line in LINES[:9]]
+    wanted = [by_hand(model, tokenizer, line, "lasttoken") for line in LINES[:9]]
     np.testing.assert_allclose(embed(model, tokenizer, LINES[:9]).vectors, np.stack(wanted), rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_the_config_names_and_the_files_lack_is_not_asked_for(tmp_path):
+    config = json.loads((embedder(tmp_path / "m") / "config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    model, _ = load_model(tmp_path / "m")
+    assert type(model).__name__ == "BertModel"
 
 
 def test_prompts_length_and_case_are_the_teachers(tmp_path):

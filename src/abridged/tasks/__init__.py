@@ -66,4 +66,4 @@ def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", dat
 def _does(model: "PreTrainedModel") -> str:
     """What a model that no task is for does with a text."""
     heads = {"ForTokenClassification": "labels tokens", "ForMaskedLM": "fills in masks"}
-    return next((does for head, does in heads.items() if type(model).__name__.endswith(head)), "writes no text")
+    return next((does for head, does in heads.items() if type(model).__name__.endswith(head)), "gives hidden states")
