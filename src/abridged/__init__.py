@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from abridged.pipeline import plan as plan
     from abridged.recipe import Recipe as Recipe
     from abridged.tasks.classification import classify as classify
+    from abridged.tasks.embeddings import embed as embed
     from abridged.vocabulary import trim as trim
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "classify",
     "compress",
+    "embed",
     "evaluate",
     "evaluate_summaries",
     "export",
@@ -53,6 +55,7 @@ _HOMES = {
     "Recipe": "abridged.recipe",
     "classify": "abridged.tasks.classification",
     "compress": "abridged.pipeline",
+    "embed": "abridged.tasks.embeddings",
     "evaluate": "abridged.pipeline",
     "evaluate_summaries": "abridged.pipeline",
     "export": "abridged.exporters",

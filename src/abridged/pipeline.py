@@ -1,5 +1,6 @@
 """The main job: from a teacher, a text and a recipe to a directory that is really small."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,7 @@ def evaluate(
     """
     from abridged.core.names import public_name
     from abridged.core.settings import settings_to_read
+    from abridged.core.text import printable
     from abridged.data.opening import open_data
     from abridged.models.load import load_model, load_tokenizer
     from abridged.models.video.load import load_video_model
@@ -169,6 +171,8 @@ def evaluate(
         loaded, tokenizer = load_model(model)
     found = task_for(loaded, tokenizer, opened)
     announce_reading(loaded, public_name(model), found.data, context)
+    for note in found.notes:
+        print(printable(note), file=sys.stderr)
     return found.evaluate(loaded, context, stride, limit)
 
 

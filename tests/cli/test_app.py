@@ -17,7 +17,7 @@ from abridged.recipe import Recipe
 
 VERBS = (
     "finetune", "compress", "evaluate", "generate", "summarize", "classify", "augment", "trim", "inspect", "probe",
-    "export", "bench", "recipes", "index", "search", "plan",
+    "export", "bench", "recipes", "index", "search", "plan", "embed",
 )  # fmt: skip
 
 

@@ -139,10 +139,10 @@ def test_bad_input_ends_in_one_sentence(compressed, command, folder, arguments, 
     assert len(ended.said) == 1
 
 
-def test_columns_are_two(command):
-    ended = command("evaluate", "bundled", "--data", FABLES, "--columns", "text")
+def test_columns_are_three_at_most(command):
+    ended = command("evaluate", "bundled", "--data", FABLES, "--columns", "text,title,summary,text")
     assert ended.code == 2
-    assert "give two or three names with commas" in ended.stderr
+    assert "give one, two or three names with commas" in ended.stderr
 
 
 def test_stopped_and_resumed_it_is_the_same(compressed, command, folder, teacher, recipe):

@@ -11,7 +11,8 @@ from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.models.video.litevl import LiteVLModel
 from abridged.objectives import video_settings as settings
-from abridged.objectives.base import Embeddings, ObjectiveContext, Outputs, StudentForward, outputs_of
+from abridged.objectives.base import ObjectiveContext, Outputs, StudentForward, VideoEmbeddings, outputs_of
+from abridged.objectives.settings import EmbeddingDistillation, Hidden, Logits
 from video_models import blip, inputs
 
 CONTEXT = ObjectiveContext(32, 32, 128, 6, 16, 2)
@@ -22,7 +23,7 @@ def outputs(count=4, seed=0, **more):
     video, text = (normalize(torch.randn(count, 8, generator=draw), dim=-1) for _ in range(2))
     frames = normalize(torch.randn(count, 3, 8, generator=draw), dim=-1)
     made = {"captions": None, "match": None, **more}
-    return Outputs(text, None, embeddings=Embeddings(video, text, frames, temperature=torch.tensor(0.1), **made))
+    return Outputs(text, None, embeddings=VideoEmbeddings(text, video, frames, temperature=torch.tensor(0.1), **made))
 
 
 def batch(labels, twins=False, **further):
@@ -203,7 +204,7 @@ def test_a_batch_that_nothing_learns_from_is_reported():
 
 
 def test_distilled_vectors_are_nearest_to_their_own():
-    term = settings.EmbeddingDistillation(similarities=0.0).build(CONTEXT)
+    term = EmbeddingDistillation(similarities=0.0).build(CONTEXT)
     ours, theirs = outputs(seed=1), outputs(seed=2)
     assert float(term(theirs, theirs, batch([0, 1, 2, 3]))) == pytest.approx(0.0, abs=1e-6)
     wanted = sum(
@@ -211,15 +212,13 @@ def test_distilled_vectors_are_nearest_to_their_own():
         for n in ("video", "text", "frames")
     )
     assert float(term(ours, theirs, batch([0, 1, 2, 3]))) == pytest.approx(wanted, rel=1e-4)
-    more = settings.EmbeddingDistillation().build(CONTEXT)
+    more = EmbeddingDistillation().build(CONTEXT)
     assert float(more(ours, theirs, batch([0, 1, 2, 3]))) > wanted
 
 
 def test_a_student_learns_matching_vectors_and_layers_from_a_teacher():
     teacher, student = LiteVLModel.from_blip(blip(), num_frames=4), LiteVLModel.from_blip(blip(), num_frames=4)
-    from abridged.objectives.settings import Hidden, Logits
-
-    objectives = {"embeddings": settings.EmbeddingDistillation(), "logits": Logits(), "hidden": Hidden()}
+    objectives = {"embeddings": EmbeddingDistillation(), "logits": Logits(), "hidden": Hidden()}
     system = StudentForward(student, objectives, CONTEXT)
     given = Batch(inputs(), torch.tensor([0, 1]), torch.arange(2))
     _, same = system(given, system.teach(teacher, given))

@@ -37,7 +37,7 @@ def test_the_model_and_the_data_say_what_the_task_is(bart, teacher, text, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "does"),
-    [("bert-tokens", "labels tokens"), ("bert-masked", "fills in masks"), ("bert-bare", "makes embeddings")],
+    [("bert-tokens", "labels tokens"), ("bert-masked", "fills in masks"), ("llama-bare", "gives hidden states")],
 )
 def test_what_has_no_task_yet_is_said_with_what_works(name, does, text, teacher):
     with pytest.raises(AbridgedError, match=f"{does}, for which there is no task yet: it can be .* to label"):

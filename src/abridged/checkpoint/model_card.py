@@ -14,6 +14,7 @@ _KINDS = {
     "columns": ("AutoModelForSeq2SeqLM", "summarization"),
     "labels": ("AutoModelForSequenceClassification", "text-classification"),
     "train_questions": ("AutoModelForQuestionAnswering", "question-answering"),
+    "pooling": ("AutoModel", "sentence-similarity"),
     "": ("AutoModelForCausalLM", "text-generation"),
 }
 
@@ -49,10 +50,7 @@ def model_card(name: str, record: dict[str, Any]) -> str:
         "",
         "```python",
         "import abridged  # pip install abridged; teaches transformers this format",
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        f"model = {auto}.from_pretrained({quoted})",
-        f"tokenizer = AutoTokenizer.from_pretrained({quoted})",
+        *_loading(auto, tag, quoted),
         "```",
         "",
         "## How it was made",
@@ -72,6 +70,22 @@ def model_card(name: str, record: dict[str, Any]) -> str:
         lines += ["", "## Bytes by part", "", "| part | FP32 | here |", "|---|---|---|"]
         lines += [f"| {part} | {row['dense_bytes']:,} | {row['bytes']:,} |" for part, row in size["parts"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _loading(auto: str, tag: str, quoted: str) -> list[str]:
+    """The lines of Python that load a model."""
+    if tag == "sentence-similarity":
+        return [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f'vectors = SentenceTransformer({quoted}).encode(["a sentence"])',
+        ]
+    return [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f"model = {auto}.from_pretrained({quoted})",
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted})",
+    ]
 
 
 def kind_of(data: dict[str, Any]) -> tuple[str, str]:

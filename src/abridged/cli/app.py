@@ -15,6 +15,7 @@ from abridged.cli import (
     bench,
     classify,
     compress,
+    embed,
     evaluate,
     export,
     finetune,
@@ -65,6 +66,7 @@ app.command()(evaluate.evaluate)
 app.command()(generate.generate)
 app.command()(summarize.summarize)
 app.command()(classify.classify)
+app.command()(embed.embed)
 app.command()(augment.augment)
 app.command()(trim.trim)
 app.command()(plan.plan)

@@ -48,7 +48,8 @@ Columns = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,NAME",
-        help="Columns of rows: SOURCE,TARGET of pairs; TEXT,LABEL or TEXT,TEXT,LABEL of labelled texts.",
+        help="Columns of rows: SOURCE,TARGET of pairs; TEXT,LABEL or TEXT,TEXT,LABEL of labelled texts; TEXT of "
+        "sentences.",
         show_default="the first known, such as document,summary",
     ),
 ]
@@ -102,6 +103,6 @@ def columns_of(text: str | None) -> tuple[str, ...] | None:
     if text is None:
         return None
     names = tuple(name.strip() for name in text.split(","))
-    if len(names) not in (2, 3) or not all(names):
-        raise typer.BadParameter("give two or three names with commas between them", param_hint="--columns")
+    if len(names) > 3 or not all(names):
+        raise typer.BadParameter("give one, two or three names with commas between them", param_hint="--columns")
     return names

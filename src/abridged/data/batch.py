@@ -19,12 +19,14 @@ class Batch:
             never counts. Of whole examples, (B,) int64 labels or (B,) float scores.
         index: (B,) int64, number of each example in the training data.
         twins: whether the second half are the examples of the first half, with what happens in them in the other order.
+        pooling: (B, T) FP32, what each token counts in the vector of its text, where texts are to become vectors.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     index: Tensor
     twins: bool = False
+    pooling: Tensor | None = None
 
     @classmethod
     def of(
@@ -95,6 +97,11 @@ class Batch:
         """Whether the labels are of whole examples, not of tokens."""
         return not self.tokens or self.labels.shape != self.input_ids.shape
 
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """The vectors (B, d) of the texts, in FP32, of their tokens' last hidden states (B, T, d)."""
+        assert self.pooling is not None
+        return (self.pooling.unsqueeze(-1) * hidden.float()).sum(1)
+
     @property
     def counted(self) -> Tensor:
         """(B, T) bool: the tokens that enter the losses; of labelled examples all but the padding, and (B, 1), true of
@@ -114,4 +121,5 @@ class Batch:
             return value.to(device, non_blocking=True)
 
         inputs = {name: moved(value) for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=moved(self.labels), index=moved(self.index))
+        pooling = None if self.pooling is None else moved(self.pooling)
+        return replace(self, inputs=inputs, labels=moved(self.labels), index=moved(self.index), pooling=pooling)

@@ -16,6 +16,7 @@ from abridged.data.rows import listed
 if TYPE_CHECKING:
     from abridged.data.labelled import LabelledData
     from abridged.data.pairs import PairData
+    from abridged.data.sentences import SentenceData
     from abridged.data.squad import QuestionData
     from abridged.data.text import TextData
     from abridged.data.video.clips import VideoData
@@ -123,6 +124,10 @@ class Dataset:
     def as_questions(self) -> QuestionData:
         """As questions whose answers are spans of paragraphs."""
         raise self._is_no("questions are wanted: give a folder with SQuAD's train-v1.1.json and dev-v1.1.json")
+
+    def as_sentences(self) -> SentenceData:
+        """As sentences, whatever else is known of them."""
+        raise self._is_no("sentences are wanted: give a .txt file with one a line, or rows with a column of them")
 
     def as_videos(self) -> VideoData:
         """As videos with captions or questions."""

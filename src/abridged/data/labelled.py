@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,12 +14,15 @@ import numpy as np
 
 from abridged.core.errors import AbridgedError
 from abridged.core.text import lines_of, read_text
-from abridged.data.dataset import Dataset, announce, hub_splits
+from abridged.data.dataset import PARTS, Dataset, announce, hub_splits
 from abridged.data.padding import PaddedTexts
 from abridged.data.rows import Parts, Row, listed, rows_of_hub, tab_separated, unique
+from abridged.data.rows import rows as rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from abridged.data.sentences import SentenceData
 
 #: Held out of the training part to choose models by, where the development part is what is reported.
 HELD_OUT = 0.1
@@ -123,6 +126,23 @@ class LabelledData(Dataset):
     def as_labelled(self) -> LabelledData:
         return self
 
+    def as_sentences(self) -> SentenceData:
+        from abridged.data.sentences import ScoredPair, SentenceData
+
+        parts = {part: getattr(self, part) for part in PARTS if part != "test" or self.has_test}
+        texts = {
+            part: [("a pair", text) for row in rows for text in (row.first, row.second) if text]
+            for part, rows in parts.items()
+        }
+        scores = self.labels is None and len(self.columns) == 3
+        pairs = {
+            part: [ScoredPair(row.first, row.second or "", float(row.label)) for row in getattr(self, part)]
+            for part in PARTS if scores
+        }  # fmt: skip
+        # that a sentence is in several pairs is no fault of theirs
+        found = SentenceData.of(self.name, texts)
+        return replace(found, left_out=self.left_out, split=self.split, scored=pairs, task=self.task, read=self.read)
+
 
 def load_glue(data: str | Path, name: str, seed: int = 0) -> LabelledData:
     """Read a task of `GLUE` from a folder with its files, or from the hub where `data` is `glue`.
@@ -147,6 +167,39 @@ def load_glue(data: str | Path, name: str, seed: int = 0) -> LabelledData:
     train, validation = _hold_out(found["train"], seed)
     return LabelledData(
         name, task.labels, task.metrics, train, validation, found["test"], task.columns, left_out, task=name
+    )
+
+
+def load_scored(path: Path, name: str, columns: tuple[str, ...] | None = None, seed: int = 0) -> LabelledData:
+    """Read pairs with scores from one file of rows, for a task of `GLUE` that is of such: all of them are to measure.
+
+    Args:
+        columns: of the two texts and the score; None: those of GLUE's files, or three that there are.
+        seed: of what is held out, should they be learned from.
+
+    Raises:
+        AbridgedError: there are no rows, or no such columns; a score is no number.
+    """
+    found = list(rows_of(path))
+    if not found:
+        raise AbridgedError(f"'{path}' has no rows")
+    there = tuple(column for column in found[0] if column)
+    known = columns or next((some for some in (GLUE[name].columns, there) if set(some) <= set(there)), there)
+    missing = [column for column in known if column not in found[0]]
+    if missing:
+        raise AbridgedError(f"'{path}' has no column '{missing[0]}': it has {listed(there)}")
+    if len(known) != 3:
+        raise AbridgedError(
+            f"'{path}' has the columns {listed(there)}: say which are two texts and their score, as in "
+            "--columns sentence1,sentence2,score"
+        )
+    if columns is None and _is_number(known[-1]):
+        raise AbridgedError(f"the first line of '{path}' has the score '{known[-1]}', and must name the columns")
+    task, left_out = GlueTask(*known, None, GLUE[name].metrics), {}  # type: ignore[var-annotated]
+    kept = _labelled(found, task, f"'{path}'", left_out)
+    train, validation = _hold_out(kept, seed)
+    return LabelledData(
+        str(path), None, task.metrics, train, validation, validation, known, left_out, split=False, task=name
     )
 
 

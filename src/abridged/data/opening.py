@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from abridged.core.errors import AbridgedError
 from abridged.data.dataset import PARTS, Dataset, hub_splits
-from abridged.data.labelled import OWN, LabelledData, load_glue, own_labels
+from abridged.data.labelled import GLUE, OWN, LabelledData, load_glue, load_scored, own_labels
 from abridged.data.pairs import HUB_PAIRS, PairData, known_columns, pairs_of
 from abridged.data.rows import (
     SUFFIXES,
@@ -25,6 +25,7 @@ from abridged.data.rows import (
     rows_by_split,
     rows_of_hub,
 )
+from abridged.data.sentences import SentenceData, sentences_of_rows
 from abridged.data.squad import SQUAD, TRAIN, load_questions
 from abridged.data.text import BUILT_IN, TEXT_SUFFIXES, TextData, load_text, not_found, text_of_rows
 from abridged.data.video.clips import VideoData, holds_videos, of_folder, of_rows
@@ -42,8 +43,9 @@ def open_data(spec: str | Path, columns: tuple[str, ...] | None = None, task: st
             videos: rows that name a video file, a folder of videos, or annotations of MSR-VTT, MSVD, DiDeMo or
             QVHighlights with the videos below their folder.
         columns: of rows: (source, target) of pairs, (text, label) or (text, second text, label) of labelled texts,
-            (video, caption) or (video, question, answer).
-        task: one of GLUE's, `squad`, or `labels` for texts and labels of one's own.
+            (video, caption) or (video, question, answer); those of sentences.
+        task: one of GLUE's, `squad`, or `labels` for texts and labels of one's own. The files of a task are in a
+            folder; of one that is of scores, such as `stsb`, `spec` may be one file of rows.
 
     Raises:
         AbridgedError: nothing is found under that name, it cannot be read, or it has no such columns.
@@ -53,6 +55,8 @@ def open_data(spec: str | Path, columns: tuple[str, ...] | None = None, task: st
         return load_questions(path)
     if task not in (None, OWN):
         assert task is not None
+        if task in GLUE and GLUE[task].labels is None and path.is_file():
+            return load_scored(path, task, columns)
         return load_glue(spec, task)
     asked = columns is not None or task is not None
     if name in BUILT_IN:
@@ -141,6 +145,9 @@ class RowData(Dataset):
     def as_labelled(self) -> LabelledData:
         return self._labelled
 
+    def as_sentences(self) -> SentenceData:
+        return self._sentences
+
     def as_videos(self) -> VideoData:
         return self._videos
 
@@ -157,6 +164,11 @@ class RowData(Dataset):
     def _labelled(self) -> LabelledData:
         found = own_labels(self.name, self._parts, self.columns)
         return replace(found, read=self._account(found.columns))
+
+    @cached_property
+    def _sentences(self) -> SentenceData:
+        found, columns = sentences_of_rows(self.name, self._parts, self.columns)
+        return replace(found, read=self._account(columns))
 
     @cached_property
     def _videos(self) -> VideoData:

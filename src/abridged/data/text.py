@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from abridged.core.errors import AbridgedError
 from abridged.core.text import lines_of, read_text
 from abridged.data.dataset import PARTS, Dataset, hub_splits
 from abridged.data.rows import SUFFIXES, Row, account_of_files, by_split, is_rows, rows
+
+if TYPE_CHECKING:
+    from abridged.data.sentences import SentenceData
 
 #: Built-in names that need a hub: (dataset, configuration, text column).
 _HUB = {
@@ -47,6 +50,16 @@ class TextData(Dataset):
 
     def as_text(self) -> "TextData":
         return self
+
+    def as_sentences(self) -> "SentenceData":
+        from abridged.data.sentences import sentences_of_lines
+
+        parts = {part: getattr(self, part) for part in PARTS} if self.split else {"train": self.train + self.validation}
+        if self.split and not self.has_test:
+            del parts["test"]
+        return replace(
+            sentences_of_lines(self.name, {part: lines_of(text) for part, text in parts.items()}), read=self.read
+        )
 
 
 def load_text(data: str | Path) -> TextData:

@@ -35,6 +35,11 @@ def is_language_model(model: Any) -> bool:
     return bool(model.can_generate()) and not is_encoder_decoder(model)
 
 
+def is_bare_encoder(model: Any) -> bool:
+    """Whether a model reads texts and gives no more than its hidden states."""
+    return model.base_model is model and is_encoder(model.config)
+
+
 def is_encoder(config: Any) -> bool:
     """Whether the models of a config read texts and write none: transformers has a head for masks for them, and none
     that goes on with a text is named."""

@@ -20,7 +20,7 @@ def run_body(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
     Of an encoder-decoder that has no module of its own for it (T5), encoder and decoder are run one after the other,
     and the fields are those of a Seq2SeqModelOutput.
     """
-    if model.base_model is not model:
+    if model.base_model is not model or not model.config.is_encoder_decoder:
         return model.base_model(**inputs, **options)
     from transformers.modeling_outputs import Seq2SeqModelOutput
 

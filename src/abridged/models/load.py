@@ -13,6 +13,7 @@ from abridged.core.names import gguf_file, nearest, pretrained, resolve
 from abridged.families import kinds
 from abridged.families.kinds import LabelSet, architecture, class_named, labels_texts
 from abridged.models import gguf_files
+from abridged.models.sentence import read_sentence_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ _HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", 
 
 def load_dense(name: str | Path, labels: LabelSet | None = None, answers: bool = False) -> "PreTrainedModel":
     """Load a full-precision model in FP32, in evaluation mode: a language model, an encoder-decoder, or an encoder
-    with the head that its config names. A GGUF file is dequantised.
+    with the head that its config names; of a model of sentence-transformers the body alone. A GGUF file is dequantised.
 
     Args:
         labels: give it a head for these labels; one that it has is kept where it is for the same labels.
@@ -32,6 +33,8 @@ def load_dense(name: str | Path, labels: LabelSet | None = None, answers: bool =
     Raises:
         AbridgedError: no such model, it cannot be read, or it is compressed already.
     """
+    import transformers
+
     where, file = _where(name), gguf_file(name)
     try:
         config = load_config(name)
@@ -45,7 +48,8 @@ def load_dense(name: str | Path, labels: LabelSet | None = None, answers: bool =
         kind = "QuestionAnswering" if answers else "SequenceClassification" if labels is not None else None
         if file is not None:
             settings["config"] = config
-        model, notes = auto_class(config, kind).from_pretrained(
+        found = transformers.AutoModel if kind is None and _makes_vectors(name, config) else auto_class(config, kind)
+        model, notes = found.from_pretrained(
             **where, dtype=torch.float32, output_loading_info=True, **settings
         )
     except AbridgedError:
@@ -63,6 +67,12 @@ def load_dense(name: str | Path, labels: LabelSet | None = None, answers: bool =
         model.hf_quantizer, model.is_quantized = None, False
         gguf_files.check(file, model)
     return _finite(model, name)
+
+
+def _makes_vectors(name: str | Path, config: Any) -> bool:
+    """Whether a model is one of sentence-transformers, whose configs name heads that their files may not have."""
+    labels = architecture(config).endswith("ForSequenceClassification")  # a cross-encoder
+    return not labels and read_sentence_settings(resolve(name)) is not None
 
 
 def _where(name: str | Path) -> dict[str, Any]:

@@ -14,5 +14,5 @@ OBJECTIVES: dict[str, str] = {
     "video_text_matching": "abridged.objectives.video_settings:VideoTextMatching",
     "frame_contrast": "abridged.objectives.video_settings:FrameContrast",
     "event_order": "abridged.objectives.video_settings:EventOrder",
-    "embeddings": "abridged.objectives.video_settings:EmbeddingDistillation",
+    "embeddings": "abridged.objectives.settings:EmbeddingDistillation",
 }

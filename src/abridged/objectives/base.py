@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from abridged import families
 from abridged.core.errors import AbridgedError
@@ -61,10 +62,21 @@ _SHOW_PROBABILITIES = ("eager", "abridged")
 
 @dataclass
 class Embeddings:
+    """Vectors of the B texts of a batch, of length 1.
+
+    Attributes:
+        text: (B, d).
+    """
+
+    text: Tensor
+
+
+@dataclass
+class VideoEmbeddings(Embeddings):
     """Vectors of the B videos and texts of a batch, all of length 1.
 
     Attributes:
-        video, text: (B, d).
+        video: (B, d).
         frames: (B, T, d).
         captions: (B, T, d) of the frames' own captions, where there are any.
         turned: (B, K, d) of the texts turned around, where they are asked for.
@@ -74,7 +86,6 @@ class Embeddings:
     """
 
     video: Tensor
-    text: Tensor
     frames: Tensor
     captions: Tensor | None
     temperature: Tensor
@@ -97,8 +108,8 @@ class Outputs:
         label_logits: (B, C) of a model that labels texts (C = 1: a score), which has no `head`; (B, 2, T) of one that
             finds where answers begin and end.
         feed_forward: (B, T, d) of each layer, what its feed-forward part gives, if asked for; an encoder's come first.
-        embeddings: of videos and texts, where the model reads both and has no `head`; hidden states are then the
-            video encoder's (B * T, 1 + P, d), and the text encoder's.
+        embeddings: of texts, where the batch says how they are pooled; of videos and texts, where the model reads both
+            and has no `head`: hidden states are then the video encoder's (B * T, 1 + P, d), and the text encoder's.
     """
 
     last_hidden: Tensor
@@ -227,6 +238,8 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
         return _outputs_of_videos(model, batch, hidden_states)
     if "pixel_values" in batch.inputs and "decoder_input_ids" in batch.inputs:
         return _outputs_of_answers(model, batch, hidden_states)
+    if batch.pooling is not None:
+        return _outputs_of_texts(model, batch, hidden_states, attentions)
     if batch.labels_examples:
         return _outputs_of_labeller(model, batch, attentions)
     states = run_body(
@@ -259,6 +272,20 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
     )
 
 
+def _outputs_of_texts(model: Any, batch: Batch, hidden_states: bool, attentions: bool) -> Outputs:
+    """Of texts that are to become vectors: whatever head the model has is left out."""
+    found = run_body(
+        model, batch.model_inputs, output_hidden_states=hidden_states, output_attentions=attentions, return_dict=True
+    )
+    return Outputs(
+        last_hidden=found.last_hidden_state,
+        head=None,
+        hidden_states=found.get("hidden_states"),
+        attentions=found.get("attentions"),
+        embeddings=Embeddings(normalize(batch.pooled(found.last_hidden_state), dim=-1)),
+    )
+
+
 def _outputs_of_videos(model: Any, batch: Batch, hidden_states: bool) -> Outputs:
     """Of a model that gives vectors of videos and texts: pairs are matched when a term asks for it."""
     found, match = model(**batch.model_inputs, output_hidden_states=hidden_states, match_later=True)
@@ -267,9 +294,9 @@ def _outputs_of_videos(model: Any, batch: Batch, hidden_states: bool) -> Outputs
         head=None,
         hidden_states=found.hidden_states,
         encoder_layers=_made_of(model).encoder_layers if hidden_states else 0,
-        embeddings=Embeddings(
-            found.video_embeds,
+        embeddings=VideoEmbeddings(
             found.text_embeds,
+            found.video_embeds,
             found.frame_embeds,
             found.frame_text_embeds,
             model.temperature.clamp(*model.temperatures),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
-from abridged.objectives.base import Outputs, TeacherOutputs, Term
+from abridged.objectives.base import Outputs, TeacherOutputs, Term, VideoEmbeddings
 from abridged.objectives.chunked import label_cross_entropy, label_losses, teacher_divergence, uniform_weights
 from abridged.objectives.settings import Logits
 
@@ -95,7 +95,9 @@ class LogitDistillation(Term):
     def _matched(self, student: Outputs, teacher: Outputs) -> Tensor:
         """Of videos and texts: of whether each matches its own text, and its neighbour's in the batch."""
         ours, theirs = student.embeddings, teacher.embeddings
-        if ours is None or theirs is None or ours.match is None or theirs.match is None:
+        if not isinstance(ours, VideoEmbeddings) or not isinstance(theirs, VideoEmbeddings):
+            raise AbridgedError("the objective logits was asked of a model that gives vectors of texts alone")
+        if ours.match is None or theirs.match is None:
             raise AbridgedError("the objective logits needs a model that matches videos to texts")
         own = torch.arange(len(ours.video), device=ours.video.device)
         pairs = torch.cat([own, own]), torch.cat([own, own.roll(1)])

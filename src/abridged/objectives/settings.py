@@ -161,3 +161,17 @@ class FeedForward(Objective):
         description="student layer: teacher layer, from 0; of an encoder-decoder the encoder's come first; null = "
         "every student layer, evenly spread over the teacher's",
     )
+
+
+class EmbeddingDistillation(Objective):
+    """The student's vectors of texts, and of videos and their frames where it reads them, are to be the teacher's, as
+    in EmbedDistill (Kim et al. 2023, arXiv:2301.12005), and as far from each other, as in SEED (Fang et al., ICLR 2021,
+    arXiv:2101.04731, section 3.2), with the batch for its queue."""
+
+    term: ClassVar[str] = "abridged.objectives.embeddings:EmbeddingDistillation"
+
+    frames: float = Field(default=1.0, ge=0, description="weight of the vectors of videos' frames beside the others")
+    similarities: float = Field(
+        default=1.0, ge=0, description="weight of the divergence of whom of the batch a vector is like"
+    )
+    temperature: float = Field(default=0.05, gt=0, description="divides the cosines of these distributions")

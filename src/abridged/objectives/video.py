@@ -1,4 +1,4 @@
-"""Losses on videos and texts: contrast, matching, frames and their captions, order of events, and distillation.
+"""Losses on videos and texts: contrast, matching, frames and their captions, and order of events.
 
 A batch of captions has a label for each example: examples of one label are of one video or of one text, and no
 negatives of each other. A batch whose examples come with their twins in the other order (`Batch.twins`) is for
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.objectives import video_settings as settings_of
-from abridged.objectives.base import Embeddings, ObjectiveContext, Outputs, TeacherOutputs, Term, outputs_of
+from abridged.objectives.base import ObjectiveContext, Outputs, TeacherOutputs, Term, VideoEmbeddings, outputs_of
 
 
-def embeddings_of(outputs: Outputs) -> Embeddings:
+def embeddings_of(outputs: Outputs) -> VideoEmbeddings:
     """The vectors of a batch of videos and texts.
 
     Raises:
         AbridgedError: the model gives none.
     """
-    if outputs.embeddings is None:
+    if not isinstance(outputs.embeddings, VideoEmbeddings):
         raise AbridgedError("an objective on videos and texts was asked of a model that gives no vectors of them")
     return outputs.embeddings
 
@@ -37,7 +37,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * torch.where(targets > 0, logs, torch.zeros_like(logs))).sum(-1).mean()
 
 
-def with_turned(logits: Tensor, targets: Tensor, own: Embeddings, batch: Batch) -> tuple[Tensor, Tensor]:
+def with_turned(logits: Tensor, targets: Tensor, own: VideoEmbeddings, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits and targets (B, C) of videos, and behind them those of the videos' own texts turned around, which are
     wrong (NegCLIP, Yuksekgonul et al., ICLR 2023, arXiv:2210.01936)."""
     if own.turned is None:
@@ -222,28 +222,3 @@ class EventOrder(Term):
         weights = torch.where(rows < count, 1.0, self.settings.beta)
         losses = [F.cross_entropy(one, rows, reduction="none") for one in (logits, logits.T)]
         return (torch.stack(losses).mean(0) * weights).sum() / weights.sum()
-
-
-class EmbeddingDistillation(Term):
-    """Squared distance of the vectors (0 to 4), and KL in nats of whom of the batch a vector is like, both ways."""
-
-    settings: settings_of.EmbeddingDistillation
-
-    def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
-        if not isinstance(teacher, Outputs):
-            raise AbridgedError("the distillation of vectors needs the teacher in memory")
-        ours, theirs = embeddings_of(student), embeddings_of(teacher)
-        found = sum(_distance(getattr(ours, name), getattr(theirs, name)) for name in ("video", "text"))
-        total = torch.as_tensor(found) + self.settings.frames * _distance(ours.frames, theirs.frames)
-        if self.settings.similarities:
-            p, q = ((one.video @ one.text.T / self.settings.temperature).float() for one in (theirs, ours))
-            ways = [
-                F.kl_div(b.log_softmax(-1), a.detach().log_softmax(-1), reduction="batchmean", log_target=True)
-                for a, b in ((p, q), (p.T, q.T))
-            ]
-            total = total + self.settings.similarities * torch.stack(ways).mean()
-        return total
-
-
-def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (ours.float() - theirs.detach().float()).square().sum(-1).mean()

@@ -69,15 +69,3 @@ class EventOrder(Objective):
     alpha_same: float = Field(default=1.0, ge=0, description="how much a pair's own twin counts as a negative")
     alpha_cross: float = Field(default=1.0, ge=0, description="how much other pairs in the other order count")
     beta: float = Field(default=1.0, ge=0, description="weight of the reversed pairs' own loss")
-
-
-class EmbeddingDistillation(Objective):
-    """The student's vectors of videos, texts and frames are to be the teacher's, and as far from each other."""
-
-    term: ClassVar[str] = "abridged.objectives.video:EmbeddingDistillation"
-
-    frames: float = Field(default=1.0, ge=0, description="weight of the frames' vectors beside the others")
-    similarities: float = Field(
-        default=1.0, ge=0, description="weight of the divergence of whom of the batch a vector is like"
-    )
-    temperature: float = Field(default=0.05, gt=0, description="divides the cosines of these distributions")

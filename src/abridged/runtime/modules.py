@@ -33,8 +33,9 @@ class PackedModule(StandIn):
         self.spec, self.storage = spec, spec.storage
         codes = torch.empty(self.storage.packed_bytes, dtype=torch.uint8, device=device)
         scales = torch.empty(spec.num_scales, dtype=torch.float32, device=device)
-        self.codes = nn.Parameter(codes, requires_grad=False)
+        # scales come first: libraries take the type of a model's first parameter for that which it computes in
         self.scales = nn.Parameter(scales, requires_grad=False)
+        self.codes = nn.Parameter(codes, requires_grad=False)
         self.zeros: nn.Parameter | None
         if self.storage.zero_bytes:
             zeros = torch.empty(self.storage.zero_bytes, dtype=torch.uint8, device=device)

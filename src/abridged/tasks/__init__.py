@@ -6,6 +6,7 @@ from abridged.core.errors import AbridgedError
 from abridged.data.dataset import Dataset
 from abridged.data.opening import RowData
 from abridged.families.kinds import finds_answers, is_encoder_decoder, is_language_model, labels_texts, reads_videos
+from abridged.models.sentence import sentence_settings_of
 from abridged.tasks.base import Split, Task
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ __all__ = ["Split", "Task", "task_for"]
 
 
 def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", data: Dataset) -> Task:
-    """What `data` are to `model`: texts to label, a text to go on with, pairs to learn from, or one to restore, videos.
+    """What `data` are to `model`: texts to label, sentences to make vectors of, a text to
+    go on with, pairs to learn from, or one to restore, videos.
 
     Raises:
         AbridgedError: the data are not for such a model.
@@ -33,6 +35,11 @@ def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", dat
         from abridged.tasks.question_answering import QuestionAnswering
 
         return QuestionAnswering(model, tokenizer, data.as_questions())
+    how = sentence_settings_of(model)
+    if how is not None:
+        from abridged.tasks.embeddings import Embeddings
+
+        return Embeddings(model, tokenizer, data.as_sentences(), how)
     name = type(model).__name__
     if data.task is not None:
         raise AbridgedError(f"a {name} does not label texts, which the task {data.task} asks for")
@@ -59,4 +66,4 @@ def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", dat
 def _does(model: "PreTrainedModel") -> str:
     """What a model that no task is for does with a text."""
     heads = {"ForTokenClassification": "labels tokens", "ForMaskedLM": "fills in masks"}
-    return next((does for head, does in heads.items() if type(model).__name__.endswith(head)), "makes embeddings")
+    return next((does for head, does in heads.items() if type(model).__name__.endswith(head)), "gives hidden states")

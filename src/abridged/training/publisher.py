@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +81,7 @@ class Publisher:
         student.config.use_cache = True
         student.to(dtype).save_pretrained(self.finished)
         opened.tokenizer.save_pretrained(self.finished)
+        write_json_files(self.finished, opened.task.files())
         (self.finished / RECORD).write_text(json.dumps(record, indent=1))
         return record
 
@@ -97,6 +100,7 @@ class Publisher:
             "loss_percent": loss_percent(metrics["teacher"], metrics["student"]),
         }
         record = save_checkpoint(models["student"], self.finished, opened.tokenizer, account)
+        write_json_files(self.finished, opened.task.files())
         batch = opened.task.picture()
         states = {name: hidden_states(model, batch) for name, model in models.items()}
         last = opened.recipe.stages[-1].methods.values()
@@ -165,3 +169,10 @@ class Publisher:
         batches = (examples.batch(order[i : i + AT_ONCE]) for i in range(0, count, AT_ONCE))
         found = probe_heads(self.opened.teacher, batches, self.opened.tokenizer.all_special_ids)
         return picture_heads(against_masks(found, masks))
+
+
+def write_json_files(directory: Path, files: Mapping[str, Any]) -> None:
+    """Write JSON files by their path in a directory."""
+    for name, value in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
