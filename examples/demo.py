@@ -1,4 +1,4 @@
-"""What `make demo` runs: the bundled teacher in 8 bits without training and in 2 bits with it, compared in one table."""
+"""What `make demo` runs: the bundled teacher in 8 bits without training and in 2 bits with it, side by side."""
 
 import json
 import sys

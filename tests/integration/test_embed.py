@@ -50,7 +50,7 @@ def test_it_is_small_says_what_was_cut_and_what_was_lost(small):
     with safe_open(where / "model.safetensors", "pt") as file:
         assert file.get_tensor("embeddings.word_embeddings.weight").numel() == 300 * 32 // 4  # bytes of 2 bits each
     assert "Nearest to" in (where / "report.html").read_text()
-    assert "SentenceTransformer(\"small\").encode" in (where / "README.md").read_text()
+    assert 'SentenceTransformer("small").encode' in (where / "README.md").read_text()
 
 
 def test_the_files_of_sentence_transformers_are_the_teachers(small, folder):

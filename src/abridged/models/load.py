@@ -49,9 +49,7 @@ def load_dense(name: str | Path, labels: LabelSet | None = None, answers: bool =
         if file is not None:
             settings["config"] = config
         found = transformers.AutoModel if kind is None and _makes_vectors(name, config) else auto_class(config, kind)
-        model, notes = found.from_pretrained(
-            **where, dtype=torch.float32, output_loading_info=True, **settings
-        )
+        model, notes = found.from_pretrained(**where, dtype=torch.float32, output_loading_info=True, **settings)
     except AbridgedError:
         raise
     except Exception as error:  # transformers and the hub raise many kinds; to a person they all mean the same
