@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class Embeddings(Task):
     Raises:
         AbridgedError: the model's weights are never held whole, so that it has no vectors to learn from.
     """
+
+    compares: ClassVar[bool] = True
 
     data: SentenceData
 

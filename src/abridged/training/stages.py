@@ -116,7 +116,7 @@ class Stages:
         """The original teacher, for a stage to learn from. Where it would be as good in bf16 it is held so, and whoever
         asks for it after all stages loads it again."""
         opened = self.opened
-        if opened.weights is not None or not in_bf16(stage.training):
+        if opened.weights is not None or opened.task.compares or not in_bf16(stage.training):
             self._in_bf16 = None
             return opened.teacher
         if self._in_bf16 is None:
