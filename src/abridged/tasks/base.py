@@ -37,7 +37,7 @@ class Task(ABC):
 
     #: What it can be asked for beside its own data: "texts" or "augmentation" of a stage, a "stride" between windows.
     takes: ClassVar[frozenset[str]] = frozenset()
-    #: Whether it compares with the model that it was made for, which must then stay as it is while others learn from it.
+    #: Whether it compares with the model that it was made for, which then stays as it is while others learn from it.
     compares: ClassVar[bool] = False
 
     def __init__(self, model: Any, tokenizer: Any, data: Dataset) -> None:
