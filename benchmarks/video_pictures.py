@@ -28,8 +28,8 @@ from abridged.models.load import load_any
 QUERIES = (
     ("a red circle moves left", ()),
     ("a blue square grows", ()),
-    ("a red circle moves right", ("a blue square shrinks",)),
-    ("a blue square shrinks", ("a red circle moves right",)),
+    ("an orange diamond moves up", ("a green star moves right",)),
+    ("a green star moves right", ("an orange diamond moves up",)),
 )
 SHOWN, FRAMES = 3, 6
 #: Kinds of events, by how what happens in them begins.

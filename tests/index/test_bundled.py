@@ -36,9 +36,10 @@ def test_a_moment_is_found_by_what_happens_in_it(searcher):
 
 
 def test_events_are_found_in_order(searcher):
-    right, shrinks = "a red circle moves right", "a blue square shrinks"
-    assert searcher.text(right, [shrinks])[0].path == "03.mp4"
-    assert searcher.text(shrinks, [right])[0].path == "04.mp4"
+    assert searcher.text("a red circle moves right", ["a blue square shrinks"])[0].path == "03.mp4"
+    up, right = "an orange diamond moves up", "a green star moves right"
+    assert searcher.text(up, [right])[0].path == "09.mp4"
+    assert searcher.text(right, [up])[0].path == "10.mp4"
 
 
 def test_most_of_what_happens_is_found(searcher):
@@ -47,7 +48,7 @@ def test_most_of_what_happens_is_found(searcher):
     said = [[event.caption for event in story.events] for story in told]
     alone = {text: {f"{i:02}.mp4" for i, one in enumerate(said, 1) if text in one} for one in said for text in one}
     found = [searcher.text(text, rerank=32)[0].path in right for text, right in alone.items()]
-    assert sum(found) >= 13, f"{sum(found)} of {len(found)}"
+    assert sum(found) >= 15, f"{sum(found)} of {len(found)}"
     ordered = [(one[a], one[b], f"{i:02}.mp4") for i, one in enumerate(said, 1) for a, b in ((0, 1), (1, 2), (0, 2))]
     found = [searcher.text(first, [then])[0].path == right for first, then, right in ordered]
-    assert sum(found) >= 21, f"{sum(found)} of {len(found)}"
+    assert sum(found) >= 29, f"{sum(found)} of {len(found)}"
