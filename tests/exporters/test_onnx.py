@@ -19,6 +19,7 @@ from students import quantized_student
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.engine
 WEIGHTS = {
     "binary": {"bits": 1, "quantizer": "binary", "granularity": "per_channel"},
