@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 .PHONY: help setup demo test slow engines paths sanitize fuzz lint wheel clean
 
 help:
-	@echo "make demo   compress the bundled model and compare (about 10 minutes on 2 cores)"
+	@echo "make demo   compress the bundled model and compare (about 6 minutes on 2 cores)"
 	@echo "make test   the fast tests        make slow   the slow ones"
 	@echo "make paths  the kernel tests on every instruction set that this processor has"
 	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
