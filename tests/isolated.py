@@ -119,6 +119,17 @@ def student_of(*arguments: Any, folder: Path) -> Path:
     return folder / "student"
 
 
+def killed_and_resumed(arguments: Sequence[Any], folder: Path, stop: Stop, until: Stop | None = None) -> Path:
+    """The directory that a run of the command line makes that is killed at `stop`, and then resumed; `until` stops the
+    second run, where it comes so far."""
+    student = folder / "student"
+    first = abridged(*arguments, "--output", student, folder=folder / "first", stop=stop)
+    assert first.code == -9, first.stderr
+    second = abridged(*arguments, "--output", student, "--resume", folder=folder / "second", stop=until)
+    assert second.code == 0, second.stderr
+    return student
+
+
 def call_all(
     function: Callable[..., Any], *arguments: Any, folder: Path, stops: Sequence[Stop | None] = (None, None)
 ) -> list[Ended]:

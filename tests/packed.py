@@ -7,6 +7,15 @@ from abridged.storage.code_books import CODE_BOOKS, has_zero_points
 from abridged.storage.matrix import Storage
 from abridged.storage.packing import level_dtype, pack, pack_zeros
 
+#: Settings of matrices with a scale and a zero point for each 32 neighbours.
+GROUPS = {
+    "quantizer": "lsq",
+    "symmetric": False,
+    "granularity": "per_group",
+    "group_size": 32,
+    "scale_dtype": "float16",
+}
+
 
 def drawn(rows, columns, book, packing, scales, seed=0):
     """(weight, its levels, its values (rows, columns) FP32)."""

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 
 import tiny
+from abridged import families
 from abridged.data.batch import Batch
 from abridged.data.examples import Order
+from abridged.training.runners import Pass
 
 
 @dataclass
@@ -45,3 +47,10 @@ def saved(name, folder):
     model.config.architectures = [type(model).__name__]
     model.save_pretrained(folder / name)
     return folder / name, model
+
+
+def pass_of(model, stage, work, **more):
+    """What a runner is given for a stage of a model, on random texts."""
+    view = families.view(model)
+    given = {"number": 0, "device": torch.device("cpu"), "width": view.hidden_size, "layers": view.layers, **more}
+    return Pass(stage=stage, examples=Texts(model), work=work, **given)

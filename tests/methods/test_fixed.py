@@ -12,15 +12,8 @@ from abridged.methods.quantization.fixed import FixedCodes, ScalesAlone
 from abridged.methods.quantization.method import Quantize
 from abridged.runtime.modules import PackedLinear
 from abridged.storage.format import LinearSpec
-from packed import drawn
+from packed import GROUPS, drawn
 
-GROUPS = {
-    "quantizer": "lsq",
-    "symmetric": False,
-    "granularity": "per_group",
-    "group_size": 32,
-    "scale_dtype": "float16",
-}
 ASYMMETRIC = {"weights": {"bits": 2, **GROUPS}, "embeddings": {"bits": 4, **GROUPS}, "activations": {"bits": None}}
 PLAIN = {"weights": {"bits": 2}, "embeddings": {"bits": 2}, "activations": {"bits": None}}
 FUSED = {"weights": {"bits": 2}, "embeddings": {"bits": 2}, "activations": {"bits": 8, "quantizer": "dynamic"}}

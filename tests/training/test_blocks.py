@@ -17,11 +17,11 @@ from abridged.storage.compressed import compressed_of
 from abridged.training.gates import answers, difference
 from abridged.training.job import Job
 from abridged.training.opened import Opened
-from abridged.training.runners import Pass, blocks, runner_of
+from abridged.training.runners import blocks, runner_of
 from abridged.training.runners.block_training import relative_error
 from abridged.training.runners.kept import KeptOutputs
 from abridged.training.workspace import Workspace
-from texts import Texts, saved
+from texts import Texts, pass_of, saved
 
 FOUR = {
     "bits": 4,
@@ -46,18 +46,7 @@ def stage_of(runner, methods, **more):
 def given_of(directory, model, stage, output, resume=False):
     work = Workspace(output, resume=resume)
     weights = Weights(directory) if stage.runner == "blocks" else None
-    view = families.view(model)
-    return Pass(
-        number=0,
-        stage=stage,
-        examples=Texts(model),
-        work=work,
-        device=torch.device("cpu"),
-        width=view.hidden_size,
-        layers=view.layers,
-        validate=lambda student: lambda: None,
-        weights=weights,
-    )
+    return pass_of(model, stage, work, validate=lambda student: lambda: None, weights=weights)
 
 
 def carried_out(directory, model, stage, output, resume=False):

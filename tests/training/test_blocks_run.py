@@ -63,11 +63,7 @@ FAST = ("in the second block", "right after it")
 
 @pytest.mark.parametrize("point", [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
 def test_killed_and_resumed(tmp_path, arguments, uninterrupted, point):
-    student = tmp_path / "student"
-    first = isolated.abridged(*arguments, "--output", student, folder=tmp_path / "first", stop=POINTS[point])
-    assert first.code == -9, first.stderr
-    second = isolated.abridged(*arguments, "--output", student, "--resume", folder=tmp_path / "second")
-    assert second.code == 0, second.stderr
+    student = isolated.killed_and_resumed(arguments, tmp_path, POINTS[point])
     assert (student / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "block"] == [1, 2]

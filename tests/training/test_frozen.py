@@ -19,11 +19,11 @@ from abridged.recipe import Recipe
 from abridged.storage.compressed import compressed_of
 from abridged.training import plan
 from abridged.training.plan import check_frozen
-from abridged.training.runners import Frozen, Pass, Whole
+from abridged.training.runners import Frozen, Whole
 from abridged.training.state import unique_state
 from abridged.training.workspace import Workspace
 from isolated import Stop
-from texts import Texts, saved
+from texts import pass_of, saved
 
 PRUNE = {"budget": {"parameters": 0.6}, "measure": 0.3, "reconstruct": True, "hidden": "components", "fit_tokens": 100}
 TRAINING = {
@@ -61,18 +61,8 @@ class Carried:
                 super().finish(student, methods)
 
         with Workspace(folder, main=True) as work:
-            given = Pass(
-                number=0,
-                stage=stage,
-                examples=Texts(model),
-                work=work,
-                device=torch.device("cpu"),
-                width=view.hidden_size,
-                layers=view.layers,
-                validate=lambda student: None,
-                teacher=teacher.requires_grad_(False),
-                weights=weights,
-            )
+            of = {"validate": lambda student: None, "teacher": teacher.requires_grad_(False), "weights": weights}
+            given = pass_of(model, stage, work, **of)
             look(self.student)
             Looked(given).run(self.student)
 
@@ -211,9 +201,5 @@ POINTS = {
     "point", [p if p == "while adapters are trained" else pytest.param(p, marks=pytest.mark.slow) for p in POINTS]
 )
 def test_killed_and_resumed(tmp_path, arguments, uninterrupted, point):
-    student = tmp_path / "student"
-    first = isolated.abridged(*arguments, "--output", student, folder=tmp_path / "first", stop=POINTS[point])
-    assert first.code == -9, first.stderr
-    second = isolated.abridged(*arguments, "--output", student, "--resume", folder=tmp_path / "second")
-    assert second.code == 0, second.stderr
+    student = isolated.killed_and_resumed(arguments, tmp_path, POINTS[point])
     assert (student / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()

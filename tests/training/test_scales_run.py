@@ -11,14 +11,8 @@ import isolated
 from abridged.core.errors import AbridgedError
 from abridged.recipe import Recipe
 from isolated import Stop
+from packed import GROUPS
 
-GROUPS = {
-    "quantizer": "lsq",
-    "symmetric": False,
-    "granularity": "per_group",
-    "group_size": 32,
-    "scale_dtype": "float16",
-}
 QUANTIZE = {
     "weights": {"bits": 2, **GROUPS},
     "embeddings": {"bits": 4, **GROUPS},
@@ -82,12 +76,8 @@ LEFT = dict(zip(POINTS, (12, 12, 8, 0), strict=True))
 
 @pytest.mark.parametrize("point", [p if p in FAST else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
 def test_killed_and_resumed(tmp_path, arguments, uninterrupted, point):
-    student = tmp_path / "student"
-    first = isolated.abridged(*arguments, "--output", student, folder=tmp_path / "first", stop=POINTS[point])
-    assert first.code == -9, first.stderr
     more = Stop("abridged.training.loop:Trainer.step", LEFT[point] + 1)
-    second = isolated.abridged(*arguments, "--output", student, "--resume", folder=tmp_path / "second", stop=more)
-    assert second.code == 0, second.stderr
+    student = isolated.killed_and_resumed(arguments, tmp_path, POINTS[point], until=more)
     assert (student / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     assert [line["step"] for line in lines_of(student, "train")] == list(range(1, 13))
 

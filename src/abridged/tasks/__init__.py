@@ -16,8 +16,8 @@ __all__ = ["Split", "Task", "task_for"]
 
 
 def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", data: Dataset) -> Task:
-    """What `data` are to `model`: texts to label, sentences to make vectors of, a text to
-    go on with, pairs to learn from, or one to restore, videos.
+    """What `data` are to `model`: texts to label, sentences to make vectors of, a text to go on with, pairs to learn
+    from, or one to restore, videos.
 
     Raises:
         AbridgedError: the data are not for such a model.

@@ -77,18 +77,16 @@ class Embeddings(Task):
     def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], Measured]:
         some = self._of("validation", settings.context_within(self.limit))
         count = max(2, round(settings.evaluate_tokens / some.tokens_in_example))
-        texts = self.data.validation[:count]
+        tokens = self.encoder.tokens(self.data.validation[:count])
         pairs = self.data.scored.get("validation", ())[:count]
-        return lambda: Measured(self._measured(model, texts, pairs))
+        return lambda: Measured(self._measured(model, tokens, pairs))
 
     def measure(self, model: Any, split: Split, settings: TrainingSettings) -> Measured:
-        texts = getattr(self.data, split)
-        found = self._measured(model, texts, self.data.scored.get(split, ()))
-        return Measured(found, texts=len(texts))
+        tokens = self._of(split, self.limit)
+        return Measured(self._measured(model, tokens, self.data.scored.get(split, ())), texts=len(tokens))
 
-    def _measured(self, model: Any, texts: Sequence[str], pairs: Sequence[ScoredPair]) -> list[Measurement]:
+    def _measured(self, model: Any, tokens: TokenTexts, pairs: Sequence[ScoredPair]) -> list[Measurement]:
         """Agreement with the teacher on texts, and what the scores of pairs say."""
-        tokens = self.encoder.tokens(texts)
         key = ("teacher's vectors", tokens.fingerprint())
         reference = self._once(key, lambda: self._reference(tokens))
         found = agreement(sentence_vectors(model, tokens), reference)
@@ -122,8 +120,7 @@ class Embeddings(Task):
 
     def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:
         """The sentence that each model takes for the nearest to some."""
-        texts = self.data.test
-        tokens = self.encoder.tokens(texts)
+        texts, tokens = self.data.test, self._of("test", self.limit)
         found = {name: nearest(sentence_vectors(model, tokens), 1)[:, 0] for name, model in models.items()}
         return [
             SampleGroup.of(texts[i], {name: texts[int(near[i])] for name, near in found.items()}, label="Nearest to")

@@ -126,7 +126,7 @@ class Opened:
                 "training.steps=0 and blocks.inputs=full: run this recipe in one process"
             )
         self.weights, self._teacher = Weights(self.job.model, self.device), None
-        if recipe.stages[0].runner == "frozen":
+        if runner == "frozen":
             check_frozen(recipe, self.weights.parameters)
         else:
             stored_size(type(self.weights.model), self.weights.model.config, recipe)  # what does not fit ends here

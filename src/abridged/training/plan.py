@@ -79,6 +79,28 @@ def training_bytes(view: View, parameters: int, at_once: int, *, teacher: bool, 
     return models + activation_bytes(view, at_once, checkpointing)
 
 
+def weights_of(view: View) -> tuple[list[int], int]:
+    """Weights of the matrices of each block, and of those outside of all."""
+    blocks = [sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers)]
+    return blocks, sum(m.rows * m.columns for m in view.whole if m.layer is None)
+
+
+def within_memory(most: int, needs: str, less: str) -> int:
+    """So many bytes, where there are as many.
+
+    Args:
+        needs: how the sentence begins, such as "this needs".
+        less: what would take less.
+
+    Raises:
+        AbridgedError: there are not.
+    """
+    free = free_memory()
+    if free is not None and most > free:
+        raise AbridgedError(f"{needs} about {gigabytes(most)} of memory, and {gigabytes(free)} are free: {less}")
+    return most
+
+
 def memory_of_stage(view: View, parameters: int, settings: TrainingSettings, work: Work, teacher: bool) -> int:
     """The memory that a stage needs, in bytes.
 
@@ -119,8 +141,7 @@ def memory_of_blocks(view: View, stage: Stage, examples: Examples) -> int:
     Raises:
         AbridgedError: it is more than there is.
     """
-    blocks = [sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers)]
-    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
+    blocks, loose = weights_of(view)
     widest = max(m.columns for m in view.whole if m.kind == "linear")
     reads = "many" in {one for method in stage.methods.values() for one in method.passes}
     tokens = stage.blocks.tokens if reads else 0
@@ -131,13 +152,8 @@ def memory_of_blocks(view: View, stage: Stage, examples: Examples) -> int:
         at_once = math.ceil(stage.training.batch_size * examples.tokens_in_example)
         trained = _TRAINED * max(blocks, default=0) + activation_bytes(view, at_once) // max(view.layers, 1)
         most = max(most, 8 * loose + 2 * trained)
-    free = free_memory()
-    if free is not None and most > free:
-        raise AbridgedError(
-            f"block by block this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: fewer "
-            "blocks.tokens, or a smaller training.batch_size, take less"
-        )
-    return most
+    less = "fewer blocks.tokens, or a smaller training.batch_size, take less"
+    return within_memory(most, "block by block this needs", less)
 
 
 def memory_of_scales(view: View, stage: Stage, examples: Examples, packed: int) -> int:
@@ -148,20 +164,14 @@ def memory_of_scales(view: View, stage: Stage, examples: Examples, packed: int) 
     Raises:
         AbridgedError: it is more than there is.
     """
-    blocks = [sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers)]
-    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
+    blocks, loose = weights_of(view)
     settings = stage.training
     at_once = math.ceil(settings.batch_size * examples.tokens_in_example / settings.gradient_accumulation)
     dense = max(blocks, default=0) if settings.gradient_checkpointing else sum(blocks)
     most = 3 * packed + 4 * (3 * loose + 2 * dense + max(blocks, default=0))
     most += activation_bytes(view, at_once, settings.gradient_checkpointing)
-    free = free_memory()
-    if free is not None and most > free:
-        raise AbridgedError(
-            f"to train scales, this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: "
-            "gradient_checkpointing=true and gradient_accumulation take less, and steps=0 leaves scales as they are"
-        )
-    return most
+    less = "gradient_checkpointing=true and gradient_accumulation take less, and steps=0 leaves scales as they are"
+    return within_memory(most, "to train scales, this needs", less)
 
 
 def check_whole(parameters: int) -> None:
@@ -216,22 +226,16 @@ def memory_of_frozen(view: View, recipe: Recipe, parameters: int, work: Work, by
     Raises:
         AbridgedError: it is more than there is.
     """
-    loose = sum(m.rows * m.columns for m in view.whole if m.layer is None)
-    block = max(sum(m.rows * m.columns for m in view.whole if m.layer == layer) for layer in range(view.layers))
+    blocks, loose = weights_of(view)
     widest = max(m.columns for m in view.whole if m.kind == "linear")
     inner, prune = max(max(m.rows, m.columns) for m in view.whole), recipe.stages[0].methods["prune"]
     tokens = prune.fit_tokens if prune.reconstruct else 0
     step = activation_bytes(view, work.at_once, checkpointing=True)
     fit = 5 * 8 * widest**2 + 4 * 2 * _COPIES * tokens * (inner + view.hidden_size)
     left = share_left(recipe)
-    most = 4 * round((2 + left) * loose) + round(bytes_each * left * parameters) + 8 * block + max(step, fit)
-    free = free_memory()
-    if free is not None and most > free:
-        raise AbridgedError(
-            f"with weights on disk this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free: "
-            "more gradient_accumulation, a shorter context, or fewer methods.prune.fit_tokens take less"
-        )
-    return most
+    most = 4 * round((2 + left) * loose) + round(bytes_each * left * parameters) + 8 * max(blocks) + max(step, fit)
+    less = "more gradient_accumulation, a shorter context, or fewer methods.prune.fit_tokens take less"
+    return within_memory(most, "with weights on disk this needs", less)
 
 
 def seconds_per_token(model: Any, examples: Examples) -> float:
