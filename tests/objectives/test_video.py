@@ -89,6 +89,23 @@ def test_matching_draws_negatives_of_other_labels_alone():
     assert math.isfinite(float(alone))
 
 
+def test_matching_takes_each_nth_step_that_it_could_have_been_for():
+    term = settings.VideoTextMatching(every=3).build(CONTEXT)
+    plain, twins = batch([0, 1, 2, 3]), batch([0, 1, 2, 3], twins=True)
+    steps = []
+    for one in [plain, twins] * 6:  # turns of twins are no steps of it
+        steps.append(term.is_for(one))
+        term.after_step(None)
+    assert [number for number, taken in enumerate(steps) if taken] == [0, 6]
+    again = settings.VideoTextMatching(every=3).build(CONTEXT)
+    again.turns += 1
+    assert not again.is_for(plain)
+    again.eval()  # what is chosen by is measured whole
+    assert again.is_for(plain)
+    again.load_state_dict(term.state_dict())
+    assert int(again.turns) == 6
+
+
 def turned(count=4, seed=5):
     """Texts turned around: two of each, but the first has one, and the last none."""
     vectors = normalize(torch.randn(count, 2, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)

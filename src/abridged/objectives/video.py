@@ -133,12 +133,24 @@ class Matching(Term):
     NeurIPS 2021, arXiv:2107.07651, section 3.2).
     """
 
+    settings: settings_of.VideoTextMatching
+    turns: Tensor  #: () steps on batches that it could have been for
+
     def __init__(self, settings: settings_of.VideoTextMatching, context: ObjectiveContext) -> None:
         super().__init__(settings)
         self.matches = context.model is None or hasattr(context.model, "match")
+        self.register_buffer("turns", torch.zeros((), dtype=torch.int64))
+        self._had_turn = False
 
     def is_for(self, batch: Batch) -> bool:
-        return self.matches and not batch.twins
+        if not self.matches or batch.twins:
+            return False
+        self._had_turn = self.training
+        return not self.training or int(self.turns) % self.settings.every == 0
+
+    def after_step(self, accelerator: Any) -> None:
+        self.turns += self._had_turn  # steps on twins do not count: where kinds take turns, it might meet those alone
+        self._had_turn = False
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
         own = embeddings_of(student)

@@ -39,6 +39,10 @@ class VideoTextMatching(Objective):
     term: ClassVar[str] = "abridged.objectives.video:Matching"
     needs_teacher: ClassVar[bool] = False
 
+    every: int = Field(
+        default=1, ge=1, description="in each nth step alone: pairs are read together, which costs as much as the rest"
+    )
+
 
 class FrameContrast(Objective):
     """ECL: a frame and its own caption (EA-VTR, Ma et al., ECCV 2024, arXiv:2407.07478)."""
