@@ -100,6 +100,9 @@ class Expected(Settings):
     """What `abridged plan` expects of a recipe that it has written; nothing is done by it, and a report compares."""
 
     size: int = Field(ge=1, description="bytes that were asked for")
+    asked: dict[str, str | float | bool] = Field(
+        default_factory=dict, description="what else was asked: speed, memory, prune"
+    )
     file_bytes: int = Field(ge=1, description="of the weights' file")
     loss: float = Field(
         ge=0, description="divergence from the original's answers before any training, in nats a token (or an example)"

@@ -10,6 +10,7 @@ from abridged import families
 from abridged.core.errors import AbridgedError
 from abridged.planning.forms import assignment_of
 from abridged.planning.plan import Planner, check_compresses, front_of, groups, made_before, make_recipe
+from abridged.planning.pruned import with_pruning
 from abridged.planning.words import size_in_bytes
 from abridged.recipe import Recipe
 
@@ -103,6 +104,17 @@ def test_a_plan_that_was_made_before_is_taken_for_the_same_size_and_recipe_alone
     other = Recipe.load(planner.recipe, ["stages.0.objectives.logits.weight=2"])
     assert made_before(data, other, 30_000) is None
     assert made_before(other.model_dump(mode="json"), other, 30_000) is None
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_a_plan_that_was_made_before_heeded_what_else_is_asked(planner, share):
+    asked = {"speed": "2x", "prune": True}
+    made = make_recipe(planner, 30_000, planner.smallest, front_of([planner]), asked)
+    made = made if share == 1 else with_pruning(made, share)
+    data = made.model_dump(mode="json")
+    assert made_before(data, planner.recipe, 30_000, asked) == made
+    assert made_before(data, planner.recipe, 30_000) is None
+    assert made_before(data, planner.recipe, 30_000, {**asked, "speed": "3x"}) is None
 
 
 def test_the_groups_are_all_matrices_once(planner):

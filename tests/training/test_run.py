@@ -241,4 +241,6 @@ def test_a_job_has_something_to_do():
         Job(model="m", data="d", output="o")
     with pytest.raises(AbridgedError, match="a size is for compressing"):
         Job(kind="finetune", model="m", data="d", output="o", size="40MB")
+    with pytest.raises(AbridgedError, match="speed and prune: these are limits of a plan, which needs a size"):
+        Job(model="m", data="d", output="o", recipe=PLANNED, speed="2x", prune=True)
     assert Job(model="m", data="d", output="o", size="40MB").loaded_recipe().name == PLANNED

@@ -73,6 +73,24 @@ Size = Annotated[
     str,
     typer.Option(metavar="SIZE", help="Of the weights' file, such as 40MB (of 2^20 bytes).", show_default=False),
 ]
+PlannedSpeed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEED",
+        help="Tokens a second that a plan must write here, one after the other, or such as 2x, of the original's.",
+        show_default=False,
+    ),
+]
+PlannedMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory that a planned model may take here, such as 100MB.", show_default=False),
+]
+PlannedPruning = Annotated[
+    bool,
+    typer.Option(
+        "--prune", help="For a plan, try also to prune heads and inner units first; takes as long for each share."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output directory, if abridged wrote it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run.")]
 AllowUncompressed = Annotated[

@@ -40,22 +40,9 @@ def plan(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of the data that are read for it.", show_default="2,048")
     ] = None,
-    speed: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPEED",
-            help="Tokens a second that this machine must write, one after the other, or such as 2x, of the original's.",
-            show_default=False,
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Memory that the model may take here, such as 100MB.", show_default=False),
-    ] = None,
-    prune: Annotated[
-        bool,
-        typer.Option("--prune", help="Try also to prune heads and inner units first; takes as long for each share."),
-    ] = False,
+    speed: options.PlannedSpeed = None,
+    memory: options.PlannedMemory = None,
+    prune: options.PlannedPruning = False,
     columns: options.Columns = None,
     task: options.Task = None,
     overrides: options.Set = None,

@@ -43,10 +43,11 @@ def planned(job: Job) -> Job:
     work = Workspace(job.output, resume=job.resume, overwrite=job.overwrite, inputs=(resolve(job.model), job.data))
     frame = job.loaded_recipe()
     assert frame is not None
-    recipe = made_before(work.interrupted_recipe(), frame, size_in_bytes(job.size))
+    asked = job.asked_of_plan
+    recipe = made_before(work.interrupted_recipe(), frame, size_in_bytes(job.size), asked)
     if recipe is None:
-        recipe = make_plan(job.model, job.size, job.data, frame, columns=job.columns, task=job.task).recipe
-    return replace(job, recipe=recipe, overrides=(), size=None)
+        recipe = make_plan(job.model, job.size, job.data, frame, columns=job.columns, task=job.task, **asked).recipe
+    return replace(job, recipe=recipe, overrides=(), size=None, speed=None, memory=None, prune=False)
 
 
 def make_plan(
@@ -64,6 +65,7 @@ def make_plan(
     task: str | None = None,
 ) -> Plan:
     """See `abridged.pipeline.plan`."""
+    asked: dict[str, Any] = {"speed": speed, "memory": memory, "prune": prune}
     wanted, limits = size_in_bytes(size), Limits.of(speed, memory)
     if tokens < 1:
         raise AbridgedError(f"a plan reads at least one token, not {tokens}")
@@ -106,7 +108,7 @@ def make_plan(
         point=point,
         front=front,
         matrices=planner.matrices,
-        recipe=make_recipe(planner, wanted, point, front),
+        recipe=make_recipe(planner, wanted, point, front, {key: value for key, value in asked.items() if value}),
         dense_bytes=planners[0].dense_bytes,
         way=way,
         tokens=planner.tokens,

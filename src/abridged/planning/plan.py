@@ -19,7 +19,7 @@ from abridged.planning.forms import Assignment, Form, assigned, assignment_of, f
 from abridged.planning.knapsack import Choice, Knapsack, least, solve_within
 from abridged.planning.limits import Limits
 from abridged.planning.machine import Machine
-from abridged.planning.pruned import on_meta, with_pruning
+from abridged.planning.pruned import on_meta, with_pruning, without_pruning
 from abridged.planning.sensitivity import Costs, Text, Way, find_costs
 from abridged.planning.sizes import Sizes
 from abridged.planning.words import megabytes
@@ -240,10 +240,14 @@ class Plan:
     seconds: float
 
 
-def make_recipe(planner: Planner, size: int, point: Point, front: Sequence[Point]) -> Recipe:
-    """The planner's recipe with a point's forms, which remembers what is expected of it."""
+def make_recipe(
+    planner: Planner, size: int, point: Point, front: Sequence[Point], asked: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The planner's recipe with a point's forms, which remembers what is expected of it, and what was `asked` beside
+    the size."""
     expected = Expected(
         size=size,
+        asked=dict(asked or {}),
         file_bytes=point.file_bytes,
         loss=point.loss,
         way=planner.way,
@@ -258,13 +262,19 @@ def make_recipe(planner: Planner, size: int, point: Point, front: Sequence[Point
     return made if planner.share == 1 else with_pruning(made, planner.share)
 
 
-def made_before(data: Mapping[str, Any] | None, recipe: Recipe, size: int) -> Recipe | None:
-    """The recipe, as JSON, that a plan has made before, where it was for this size and from this recipe; else None."""
+def made_before(
+    data: Mapping[str, Any] | None, recipe: Recipe, size: int, asked: Mapping[str, Any] | None = None
+) -> Recipe | None:
+    """The recipe, as JSON, that a plan has made before, where the same was asked, and of this recipe; else None."""
     made = Recipe.load(data) if data else None
-    if made is None or not quantizing(made) or made.expected is None or made.expected.size != size:
+    if made is None or not quantizing(made) or made.expected is None:
+        return None
+    if (made.expected.size, made.expected.asked) != (size, asked or {}):
         return None
     told = {name: getattr(made, name) for name in ("name", "description", "expected")}
-    return made if assigned(recipe, assignment_of(made)).model_copy(update=told) == made else None
+    frame, share = without_pruning(made)
+    again = assigned(recipe, assignment_of(frame)).model_copy(update=told)
+    return made if (again if share == 1 else with_pruning(again, share)) == made else None
 
 
 def check_compresses(size: int, dense_bytes: int) -> None:

@@ -58,6 +58,14 @@ def with_pruning(recipe: Recipe, share: float) -> Recipe:
     return recipe.model_copy(update={"stages": [stage, *recipe.stages]})
 
 
+def without_pruning(recipe: Recipe) -> tuple[Recipe, float]:
+    """A recipe that `with_pruning` made, without its first stage, and the share that this leaves; else itself, and 1."""
+    first = recipe.stages[0].methods
+    if list(first) != [Prune.name] or len(recipe.stages) == 1:
+        return recipe, 1.0
+    return recipe.model_copy(update={"stages": recipe.stages[1:]}), float(first[Prune.name].budget.parameters)
+
+
 def on_meta(model: Any) -> Any:
     """A copy whose parameters have sizes and no values; what is tied stays tied."""
     empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}

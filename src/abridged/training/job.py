@@ -28,6 +28,7 @@ class Job:
             `abridged.planning`; the recipe, or `PLANNED`, says the rest. To compress only.
         recipe: the name of a shipped recipe, a YAML file, its content, or a Recipe; None, to fine-tune: hard labels
             with the task's own settings.
+        speed, memory, prune: further limits of that plan, and whether it may prune, as `abridged.pipeline.plan` has them.
         columns: of rows, which are source and target, or (text, label), or (text, second text, label).
         task: one of GLUE's, whose files `data` has, or squad.
         overrides: `key=value` changes to the recipe, such as `stages.0.steps=500`; without a recipe of
@@ -46,6 +47,9 @@ class Job:
     kind: Literal["compress", "finetune"] = "compress"
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None
     size: int | str | None = None
+    speed: str | float | None = None
+    memory: str | int | None = None
+    prune: bool = False
     columns: tuple[str, ...] | None = None
     task: str | None = None
     overrides: Sequence[str] = ()
@@ -66,6 +70,13 @@ class Job:
             raise AbridgedError("to compress, give a recipe, or a size to plan one for")
         if self.kind != "compress" and self.size is not None:
             raise AbridgedError("a size is for compressing")
+        if self.asked_of_plan and self.size is None:
+            raise AbridgedError(f"{' and '.join(self.asked_of_plan)}: these are limits of a plan, which needs a size")
+
+    @property
+    def asked_of_plan(self) -> dict[str, Any]:
+        """What a plan has to heed beside its size, by the fields' names; usually nothing."""
+        return {name: value for name in ("speed", "memory", "prune") if (value := getattr(self, name))}
 
     def loaded_recipe(self) -> Recipe | None:
         """The recipe with overrides and seed, before anything is planned; None where there is none.
