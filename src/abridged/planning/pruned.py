@@ -59,7 +59,7 @@ def with_pruning(recipe: Recipe, share: float) -> Recipe:
 
 
 def without_pruning(recipe: Recipe) -> tuple[Recipe, float]:
-    """A recipe that `with_pruning` made, without its first stage, and the share that this leaves; else itself, and 1."""
+    """A recipe that `with_pruning` made, without its first stage, and the share that it leaves; else itself and 1."""
     first = recipe.stages[0].methods
     if list(first) != [Prune.name] or len(recipe.stages) == 1:
         return recipe, 1.0

@@ -28,7 +28,7 @@ class Job:
             `abridged.planning`; the recipe, or `PLANNED`, says the rest. To compress only.
         recipe: the name of a shipped recipe, a YAML file, its content, or a Recipe; None, to fine-tune: hard labels
             with the task's own settings.
-        speed, memory, prune: further limits of that plan, and whether it may prune, as `abridged.pipeline.plan` has them.
+        speed, memory, prune: further limits of that plan, and whether it may prune; see `abridged.pipeline.plan`.
         columns: of rows, which are source and target, or (text, label), or (text, second text, label).
         task: one of GLUE's, whose files `data` has, or squad.
         overrides: `key=value` changes to the recipe, such as `stages.0.steps=500`; without a recipe of
