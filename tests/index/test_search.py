@@ -11,8 +11,9 @@ from abridged.core.errors import AbridgedError
 from abridged.index.build import build
 from abridged.index.embedder import identify
 from abridged.index.search import Searcher, Where
-from abridged.index.store import NAME, Content, File, Store
-from abridged.index.vectors import KINDS, unit
+from abridged.index.readers import VIDEOS
+from abridged.index.store import Content, File, Store
+from abridged.evaluation.vectors import KINDS, unit
 from colours import COLOURS, Colours, Pooled
 
 
@@ -90,7 +91,7 @@ def test_the_best_are_looked_at_again_with_the_text(model, folder):
 
 
 def test_what_cannot_be_searched_is_one_sentence(model, folder, tmp_path):
-    with pytest.raises(AbridgedError, match=f"there is no index .*{NAME}"):
+    with pytest.raises(AbridgedError, match=f"there is no index .*{VIDEOS.index}"):
         Searcher(model, folder, embedder=Colours)
     build(model, folder, embedder=Colours)
     searcher = Searcher(model, folder, embedder=Colours)

@@ -7,7 +7,7 @@ import pytest
 
 from abridged.core.errors import AbridgedError
 from abridged.index.store import Content, File, Store
-from abridged.index.vectors import KINDS, unit
+from abridged.evaluation.vectors import KINDS, unit
 
 
 def content(seed, windows=3, parts=5):

@@ -22,11 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from abridged.core.errors import AbridgedError
-from abridged.index import vectors
-from abridged.index.vectors import Matrix
+from abridged.evaluation import vectors
+from abridged.evaluation.vectors import Matrix
 
-#: The file's name in a folder that has its index within it.
-NAME = ".abridged-index.sqlite"
 _VERSION = 1
 _SCHEMA = f"""
 CREATE TABLE settings(value TEXT NOT NULL);
@@ -37,6 +35,10 @@ CREATE TABLE files(path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, digest
 CREATE INDEX of_content ON files(digest);
 PRAGMA user_version = {_VERSION};
 """
+
+
+class NoIndex(AbridgedError):
+    """There is no index yet, or no more than the empty file of one whose first writer was killed."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Windows:
 
 
 class Store:
-    """An open index; its methods raise AbridgedError where the file is none, is damaged, or is in use for long."""
+    """An open index; its methods raise AbridgedError (where there is none, `NoIndex`) where the file is none, is damaged, or is in use for long."""
 
     def __init__(self, file: Path, new: Callable[[], dict[str, Any]] | None = None) -> None:
         """Open `file` to read it, or, where the settings of a `new` one are given, to write it, and make it if need be.
@@ -86,7 +88,7 @@ class Store:
         """
         self.file, self.fresh = file, False
         if new is None and not file.is_file():
-            raise AbridgedError(f"there is no index {file}: make it with `abridged index MODEL FOLDER`")
+            raise NoIndex(f"there is no index {file}: make it with `abridged index MODEL FOLDER`")
         with self._faults():  # a reader may have to undo what a killed writer left, so that it, too, opens to write
             where = f"{file.absolute().as_uri()}?mode={'rw' if new is None else 'rwc'}"
             self._base = sqlite3.connect(where, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
@@ -99,11 +101,13 @@ class Store:
                 for statement in _SCHEMA.strip().rstrip(";").split(";\n"):
                     self._run(statement)
                 self._run("INSERT INTO settings VALUES (?)", [settings])
+        elif empty and not version:
+            raise NoIndex(f"the index {file} is empty: make it with `abridged index MODEL FOLDER`")
         elif version != _VERSION:
             raise AbridgedError(f"{file} is no index of this version of abridged: delete it, or name another file")
         with self._faults():
             self._run(f"PRAGMA {'query_only = ON' if new is None else 'synchronous = NORMAL'}")
-            self.settings: dict[str, Any] = json.loads(self._run("SELECT value FROM settings")[0][0])
+            self.settings: dict[str, Any] = dict(json.loads(self._run("SELECT value FROM settings")[0][0]))
             self.width, self.kind = int(self.settings["width"]), str(self.settings["kind"])
             if self.width < 1 or self.kind not in vectors.KINDS:
                 raise ValueError("its settings are none")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from abridged.index.vectors import Matrix, decode, encode, unit
+from abridged.evaluation.vectors import Matrix, decode, encode, unit
 
 
 @pytest.fixture(scope="module")
