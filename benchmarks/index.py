@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from results import append
 
-from abridged.index.build import build
-from abridged.index.search import Searcher
-from abridged.index.readers import VIDEOS
-from abridged.index.store import Content, File, Store
 from abridged.evaluation.vectors import KINDS, top, unit
+from abridged.index.build import build
+from abridged.index.readers import VIDEOS
+from abridged.index.search import Searcher
+from abridged.index.store import Content, File, Store
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PER_FILE, QUERIES = 200, 200

@@ -93,7 +93,9 @@ def test_rows_are_passages_of_their_texts_with_their_lines(tmp_path):
 def test_every_word_of_a_text_is_in_a_passage_and_lines_are_those_of_an_editor(tmp_path):
     draw = np.random.default_rng(1)
     for number in range(60):
-        pieces = draw.choice(["alpha", "beta.", "é!", "\n", "\n\n", " ", "\t", "# x", "\n \n", "𝄞"], draw.integers(1, 80))
+        pieces = draw.choice(
+            ["alpha", "beta.", "é!", "\n", "\n\n", " ", "\t", "# x", "\n \n", "𝄞"], draw.integers(1, 80)
+        )
         path = tmp_path / f"{number}.{['txt', 'md'][number % 2]}"
         path.write_text(text := "".join(pieces) + " word", encoding="utf-8", newline="")
         document = read_document(path)

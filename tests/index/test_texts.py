@@ -163,7 +163,9 @@ def test_vectors_may_be_cut_and_stay_so(model, notes):
         Searcher(model, notes, embedder=Narrow)
 
 
-@pytest.mark.parametrize("damage", ["[]", '{"width": 64, "kind": "int8"}', '{"width": 64, "kind": "int8", "model": {}}'])
+@pytest.mark.parametrize(
+    "damage", ["[]", '{"width": 64, "kind": "int8"}', '{"width": 64, "kind": "int8", "model": {}}']
+)
 def test_settings_that_say_nothing_are_one_sentence(model, notes, damage):
     build(model, notes, embedder=Bags)
     Store(notes / TEXTS.index, dict)._run("UPDATE settings SET value = ?", [damage])

@@ -25,14 +25,15 @@ IndexModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model with vectors for pictures and texts, such as CLIP, or a model of sentences: a directory, or a hub "
-        "name.",
+        help="A model of pictures and texts, such as CLIP, or of sentences: a directory, or a hub name.",
         show_default=False,
     ),
 ]
 IndexFile = Annotated[
     Path | None,
-    typer.Option("--index", metavar="FILE", help="The index.", show_default="in FOLDER, one of videos and one of texts"),
+    typer.Option(
+        "--index", metavar="FILE", help="The index.", show_default="in FOLDER, one of videos and one of texts"
+    ),
 ]
 Dimensions = Annotated[
     int | None,
@@ -64,8 +65,8 @@ Task = Annotated[
     str | None,
     typer.Option(
         help="A task of GLUE, such as sst2, or squad, whose files are in the folder --data; or labels, for texts and "
-        "labels of your own and a model that has written texts so far; or retrieval (evaluate), for rows of a query and "
-        "the passage that answers it.",
+        "labels of your own and a model that has written texts so far; or retrieval (evaluate), for rows of a query "
+        "and the passage that answers it.",
         show_default=False,
     ),
 ]
@@ -114,8 +115,8 @@ def note_dimensions(model: str, dimensions: int | None) -> None:
 
     if not trained_for_cuts(model):
         typer.echo(
-            "note: the model's files do not say that it was trained for vectors that are cut (Matryoshka): they may find "
-            "much less",
+            "note: the model's files do not say that it was trained for vectors that are cut (Matryoshka): they may "
+            "find much less",
             err=True,
         )
 

@@ -24,7 +24,9 @@ def search(
     ] = None,
     then: Annotated[
         list[str] | None,
-        typer.Option("--then", metavar="TEXT", help="What is to be seen after it, in a video; may be given several times."),
+        typer.Option(
+            "--then", metavar="TEXT", help="What is to be seen after it, in a video; may be given several times."
+        ),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Search by a picture.", show_default=False)] = None,
     clip: Annotated[Path | None, typer.Option(help="Search by a clip.", show_default=False)] = None,
@@ -88,7 +90,9 @@ def search(
     elif not hits:
         typer.echo("nothing is found")
     elif all(isinstance(hit, Hit) for hit in hits):
-        rows = [[hit.path, clock(hit.start), clock(hit.end), f"{hit.score:.3f}"] for hit in hits if isinstance(hit, Hit)]
+        rows = [
+            [hit.path, clock(hit.start), clock(hit.end), f"{hit.score:.3f}"] for hit in hits if isinstance(hit, Hit)
+        ]
         print_table(["file", "from", "to", "score"], rows)
     else:
         for hit in hits:

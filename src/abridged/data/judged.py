@@ -35,7 +35,9 @@ class Judged:
         """What there is, in one line."""
         count = sum(map(len, self.relevant))
         told = f"; {self.dropped:,} rows without a passage left out" if self.dropped else ""
-        return f"{self.name}: {len(self.queries):,} queries, {count:,} answers among {len(self.passages):,} passages{told}"
+        return (
+            f"{self.name}: {len(self.queries):,} queries, {count:,} answers among {len(self.passages):,} passages{told}"
+        )
 
 
 def read_judged(path: Path, columns: tuple[str, ...] | None = None, limit: int | None = None) -> Judged:

@@ -88,7 +88,7 @@ class SentenceEncoder:
 
     @property
     def query_prompt(self) -> str | None:
-        """The prompt of what is searched by, as sentence-transformers' `encode_query` takes it; None where there is none."""
+        """The prompt of what is searched by, as sentence-transformers' `encode_query` takes it; None: there is none."""
         return "query" if "query" in self.settings.prompts else None
 
     @property
@@ -127,7 +127,9 @@ class SentenceEncoder:
             self.settings.pool_prompt,
         )
 
-    def encode(self, texts: Sequence[str], prompt: str | None = None, settings: VectorSettings | None = None) -> Encoded:
+    def encode(
+        self, texts: Sequence[str], prompt: str | None = None, settings: VectorSettings | None = None
+    ) -> Encoded:
         """The vectors of texts, as their model's files say; see `tokens`.
 
         Raises:
@@ -175,8 +177,8 @@ def agreement(own: np.ndarray, reference: np.ndarray) -> list[Measurement]:
     """How near vectors (n, d) are to those of a reference, both of length 1.
 
     Of each sentence's nearest `NEIGHBOURS` by the reference (of few sentences, the nearer half of the others) the mean
-    share that is among as many of its own; how often its nearest is the same; and nDCG, for which the reference's nearest
-    counts most and the last of them 1. And the mean cosine.
+    share that is among as many of its own; how often its nearest is the same; and nDCG, for which the reference's
+    nearest counts most and the last of them 1. And the mean cosine.
     """
     count = max(1, min(NEIGHBOURS, (len(own) - 1) // 2))
     ours, theirs = nearest(own, count), nearest(reference, count)
@@ -213,10 +215,10 @@ def found_passages(
 
 
 def ndcg_of(found: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """(n,) normalised discounted cumulative gain (Järvelin and Kekäläinen, TOIS 2002) of what is found (n, k), in order.
+    """(n,) normalised discounted cumulative gain (Järvelin and Kekäläinen, TOIS 2002) of what is found, in order.
 
     Args:
-        found: how relevant each is.
+        found: (n, k) how relevant each is.
         best: (m,) what is relevant at all, most first: the ideal.
     """
     k = found.shape[1]
@@ -247,14 +249,14 @@ def write_vectors(
     settings: VectorSettings | None = None,
     show: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Write the vectors of a file's texts to a .npy file, as `VectorSettings.stored` has them, which is there whole or not
-    at all.
+    """Write the vectors of a file's texts to a .npy file, as `VectorSettings.stored` has them, which is there whole or
+    not at all.
 
     Args:
         show: called with how many are done, of how many.
 
     Returns:
-        `texts`, `width`, `cut`, `texts_per_second`; and where vectors are rounded, what `recall` says of the first part.
+        `texts`, `width`, `cut`, `texts_per_second`; and of rounded vectors what `recall` says of the first part.
 
     Raises:
         AbridgedError: see `SentenceEncoder.encode`; the file changed while it was read; the disk does not let it.

@@ -26,8 +26,9 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def shortened(vectors: np.ndarray, width: int | None) -> np.ndarray:
-    """The first `width` values of vectors (…, d), given length 1 again; all of them where None. A model that was trained
-    so keeps the most in front (Kusupati et al., NeurIPS 2022, arXiv:2205.13147).
+    """The first `width` values of vectors (…, d), given length 1 again; all of them where None.
+
+    A model that was trained so has the most in front (Kusupati et al., NeurIPS 2022, arXiv:2205.13147).
 
     Raises:
         AbridgedError: there are not so many.
@@ -42,8 +43,8 @@ def shortened(vectors: np.ndarray, width: int | None) -> np.ndarray:
 def quantized(vectors: np.ndarray, kind: str) -> np.ndarray:
     """Unit vectors (n, width) as they are stored: `float16`, `int8`, or `binary`, their signs, eight in a uint8.
 
-    An int8 vector is in steps of its own, the largest value being 127, as usearch casts each by itself: a cosine does not
-    ask how long a vector is, so no scale is kept. Bits are sentence-transformers' "ubinary".
+    An int8 vector is in steps of its own, the largest value being 127, as usearch casts each by itself: a cosine does
+    not ask how long a vector is, so no scale is kept. Bits are sentence-transformers' "ubinary".
     """
     if kind == "float16":
         return vectors.astype("<f2")

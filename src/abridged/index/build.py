@@ -25,8 +25,8 @@ from abridged.index.store import Content, File, NoIndex, Store
 
 @dataclass
 class Summary:
-    """What a run did: files by what became of them, `skipped` with its reason, and the `amount` that was looked into, in
-    `unit`s: hours of video, or passages."""
+    """What a run did: files by what became of them, `skipped` with its reason, and the `amount` that was looked
+    into, in `unit`s: hours of video, or passages."""
 
     reads: str = ""  #: what the files are
     files: int = 0

@@ -193,8 +193,8 @@ class TextEncoder:
         from abridged.evaluation.sentences import SentenceEncoder
 
         self.encoder = SentenceEncoder(model, tokenizer)
-        special = tokenizer.num_special_tokens_to_add()
-        self.limit = self.encoder.limit - special - self.count([self.encoder.settings.prompt(self.encoder.passage_prompt)])[0]
+        prompt = self.count([self.encoder.settings.prompt(self.encoder.passage_prompt)])[0]
+        self.limit = self.encoder.limit - tokenizer.num_special_tokens_to_add() - prompt
         self.width = len(self.embed_text("a"))
 
     @staticmethod
@@ -208,7 +208,9 @@ class TextEncoder:
         """See `ReadsTexts`."""
         if not texts:
             return []
-        found = self.encoder.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        found = self.encoder.tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
         return [len(ids) for ids in found["input_ids"]]
 
     def embed_passages(self, texts: Sequence[str]) -> np.ndarray:

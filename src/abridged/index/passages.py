@@ -1,4 +1,4 @@
-"""Files of text as the index reads them: what is in them, cut into passages that a model reads whole, and where each is.
+"""Files of text as the index reads them: what is in them, cut into passages that a model reads whole; and places.
 
 Stretches are characters of a file's text. Of rows, that is the words in their cells, row below row.
 """

@@ -1,4 +1,4 @@
-"""Finds moments in videos, by a text, several in order, a picture, or another clip; and passages in texts, by a text."""
+"""Finds moments in videos by a text, several in order, a picture, or a clip; and passages in texts by a text."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Hit:
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage: `line` to `last_line` of the file at `path`, what it says, and how well it fits. Lines and text are None
-    where the file is not what it was when it was indexed."""
+    """A passage: `line` to `last_line` of the file at `path`, what it says, and how well it fits. Lines and text are
+    None where the file is not what it was when it was indexed."""
 
     path: str
     line: int | None
@@ -102,8 +102,8 @@ class Searcher:
         there = [reader.index for reader in READERS.values() if file is None and (self.folder / reader.index).is_file()]
         if there:
             return AbridgedError(
-                f"{' and '.join(there)} in {self.folder} {'were' if len(there) > 1 else 'was'} made by another model than "
-                f"{model}: use that model, or make another index with --index FILE"
+                f"{' and '.join(there)} in {self.folder} {'were' if len(there) > 1 else 'was'} made by another model "
+                f"than {model}: use that model, or make another index with --index FILE"
             )
         return NoIndex(f"there is no index {file or f'in {self.folder}'}: make it with `abridged index MODEL FOLDER`")
 

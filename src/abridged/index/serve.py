@@ -1,4 +1,4 @@
-"""A page on this machine with a box and the hits as playing clips, or as text. No network: it brings along what it shows.
+"""A page on this machine with a box and the hits as playing clips, or text. No network: it brings along all it shows.
 
 Files are asked for by the number of their content in the index, never by a path: no request reaches another file.
 """

@@ -79,10 +79,12 @@ class Windows:
 
 
 class Store:
-    """An open index; its methods raise AbridgedError (where there is none, `NoIndex`) where the file is none, is damaged, or is in use for long."""
+    """An open index; its methods raise AbridgedError where the file is none, is damaged, or is in use for long."""
 
     def __init__(self, file: Path, new: Callable[[], dict[str, Any]] | None = None) -> None:
         """Open `file` to read it, or, where the settings of a `new` one are given, to write it, and make it if need be.
+
+        Raises `NoIndex` where there is nothing to read yet.
 
         Settings have `width` of the vectors and their `kind`; what else is in them is the writer's.
         """
