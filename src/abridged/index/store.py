@@ -189,6 +189,8 @@ class Store:
                 counts.append(len(spans[-1]))
                 if len(blob) != len(spans[-1]) * vectors.size(self.width, self.kind):
                     raise ValueError("windows and vectors do not fit")
+                if not (np.isfinite(spans[-1]).all() and (spans[-1][:, 0] <= spans[-1][:, 1]).all()):
+                    raise ValueError("a window is none")
             return Windows(
                 np.repeat(np.array(numbers, np.int64), counts),
                 np.concatenate(spans) if spans else np.zeros((0, 2)),
