@@ -8,7 +8,7 @@ import numpy as np
 from abridged.core.errors import AbridgedError
 from abridged.data.video.decode import duration, frames, sample, walk
 from abridged.index.moments import align
-from abridged.index.passages import SUFFIXES, TextError, passages, read_document
+from abridged.index.passages import SUFFIXES, Document, TextError, passages, read_document
 from abridged.index.store import Store
 from bags import Bags
 
@@ -22,9 +22,14 @@ def _text(path: Path) -> None:
     try:
         found = read_document(path)
     except TextError as error:
-        assert str(path) not in str(error)
-        assert "\n" not in str(error)
-        return
+        said = str(error)
+    else:
+        return _cut(path, found)
+    assert str(path) not in said
+    assert "\n" not in said
+
+
+def _cut(path: Path, found: Document) -> None:
     limit = 7
     spans = passages(found, Bags().count, limit)
     covered = set().union(*(range(*span) for span in spans))

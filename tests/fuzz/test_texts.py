@@ -11,7 +11,8 @@ from fuzzing import fuzz
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0)]
 #: What says where a passage begins or ends, or is no text.
-SIGNS = ["\n", "\n\n", "\r", "\r\n", "\n# ", ". ", "。", '"', '""', ",", "\t", "{", "}", ":", "\\ud800", "\0", "\x1c", "\u2028",
+SIGNS = ["\n", "\n\n", "\r", "\r\n", "\n# ", ". ", "。", '"', '""', ",", "\t", "{", "}", ":",
+         "\\ud800", "\0", "\x1c", "\u2028",
          "\u200b", "𝄞", "x" * 99, "one two three " * 9]  # fmt: skip
 
 

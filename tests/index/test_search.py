@@ -98,7 +98,7 @@ def test_what_cannot_be_searched_is_one_sentence(model, folder, tmp_path):
         with pytest.raises(AbridgedError, match="the text is empty"):
             searcher.text(*texts)
     (model / "config.json").write_text("{}")
-    with pytest.raises(AbridgedError, match="was made by model"):
+    with pytest.raises(AbridgedError, match="was made by another model than"):
         Searcher(model, folder, embedder=Colours)
 
 

@@ -79,7 +79,7 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(report):
 def test_figures_take_the_pages_colours(report):
     html = render(report)
     figures = re.findall(r"<svg.*?</svg>", html, flags=re.S)
-    assert len(figures) == 1 + 3 + 3 + len(report.matrices) + 3 + 2
+    assert len(figures) == 1 + 3 + 3 + len(report.matrices) + 3 + 2 + 6
     for figure in figures:
         ElementTree.fromstring(figure)
         assert "#0a0b" not in figure

@@ -68,7 +68,7 @@ class Pools(Protocol):
 
 
 @runtime_checkable
-class Matches(Protocol):
+class Matches(SeesVideos, Protocol):
     """An embedder that looks at frames and text together, too."""
 
     def match(self, frames: np.ndarray, text: str) -> float:
