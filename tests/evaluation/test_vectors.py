@@ -81,6 +81,10 @@ def test_recall_is_what_a_loop_finds(made):
     assert found["recall"] < found["rescored"] < recall(vectors, "int8")["recall"] < 1
     assert recall(vectors, "float16")["recall"] > 0.99
     assert recall(vectors[:1], "int8") == {"recall": 1.0}
+    cut = shortened(vectors, 40)
+    near = cut @ cut.T - 9 * np.eye(len(cut))
+    shares = [len(right[i] & set(np.argsort(-near[i])[:10].tolist())) / 10 for i in asked]
+    assert recall(vectors, "float32", 40)["recall"] == pytest.approx(np.mean(shares), abs=1e-3)
 
 
 def test_bits_are_those_of_sentence_transformers(made):

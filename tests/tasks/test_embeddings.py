@@ -11,7 +11,6 @@ from abridged.core.settings import TrainingSettings
 from abridged.data.opening import open_data
 from abridged.evaluation.sentences import (
     SentenceEncoder,
-    VectorSettings,
     agreement,
     found_passages,
     nearest,
@@ -39,9 +38,7 @@ def by_hand(model, tokenizer, text, pooling, normalize=True):
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", False), ("lasttoken", True)])
 def test_vectors_are_those_of_single_texts_whatever_is_read_with_them(pooling, normalize, tmp_path):
     model, tokenizer = load_model(embedder(tmp_path / "m", pooling, normalize=normalize))
-    found = SentenceEncoder(model, tokenizer).encode(
-        [f" {line}\n" for line in LINES], None, VectorSettings(batch_size=7)
-    )
+    found = SentenceEncoder(model, tokenizer).encode([f" {line}\n" for line in LINES], None, 7)
     wanted = [by_hand(model, tokenizer, line, pooling, normalize) for line in LINES]
     np.testing.assert_allclose(found.vectors, np.stack(wanted), rtol=1e-4, atol=1e-5)
     assert found.cut == 0

@@ -61,7 +61,7 @@ def embed(
     for note in [encoder.note] if encoder.note else []:
         typer.echo(note, err=True)
     if texts is None:
-        found = encoder.encode([text or ""], prompt, settings)
+        found = encoder.encode([text or ""], prompt, batch_size)
         vector = settings.stored(found.vectors)[0].tolist()
         if json:
             print_json({"vector": vector, "cut": bool(found.cut)})
@@ -81,13 +81,13 @@ def embed(
             )
             if "recall" in told:
                 again = f", {100 * told['rescored']:.1f} % where 40 are scored again" if "rescored" in told else ""
-                typer.echo(f"of the ten nearest in FP32, {100 * told['recall']:.1f} % are found by {vectors}{again}")
+                typer.echo(f"of the ten nearest in FP32, {100 * told['recall']:.1f} % are found{again}")
         return
     from json import dumps
 
     cut = 0
     for some in texts.chunks():
-        found = encoder.encode(some, prompt, settings)
+        found = encoder.encode(some, prompt, batch_size)
         cut += found.cut
         for one, vector in zip(some, settings.stored(found.vectors).tolist(), strict=True):
             typer.echo(dumps({"text": one, "vector": vector}, ensure_ascii=False) if json else _line(vector))

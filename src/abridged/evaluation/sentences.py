@@ -47,12 +47,19 @@ class VectorSettings:
     dimensions: int | None = None
     batch_size: int = 32
 
-    def cut(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors (n, d) FP32, cut to their first `dimensions` and given length 1 again, where that is asked for."""
-        return shortened(vectors, self.dimensions)
+    @property
+    def loses(self) -> bool:
+        """Whether less is stored than was made."""
+        return self.kind != "float32" or self.dimensions is not None
 
     def stored(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors (n, d) FP32 as they are stored: float32, float16 or int8 (n, d), bits as uint8 (n, d / 8)."""
+        """Vectors (n, d) FP32 as they are stored: cut to their first `dimensions` and given length 1 again, where that
+        is asked for; then float32, float16 or int8 (n, d), or bits as uint8 (n, d / 8).
+
+        Raises:
+            AbridgedError: there are not so many.
+        """
+        vectors = shortened(vectors, self.dimensions)
         return vectors if self.kind == "float32" else quantized(vectors, self.kind)
 
 
@@ -127,17 +134,10 @@ class SentenceEncoder:
             self.settings.pool_prompt,
         )
 
-    def encode(
-        self, texts: Sequence[str], prompt: str | None = None, settings: VectorSettings | None = None
-    ) -> Encoded:
-        """The vectors of texts, as their model's files say; see `tokens`.
-
-        Raises:
-            AbridgedError: vectors have fewer numbers than are to be kept.
-        """
-        settings, tokens = settings or VectorSettings(), self.tokens(texts, prompt)
-        vectors = sentence_vectors(self.model, tokens, settings.batch_size, self.settings.normalize)
-        return Encoded(settings.cut(vectors), tokens.cut)
+    def encode(self, texts: Sequence[str], prompt: str | None = None, batch_size: int = 32) -> Encoded:
+        """The vectors of texts, as their model's files say; see `tokens`."""
+        tokens = self.tokens(texts, prompt)
+        return Encoded(sentence_vectors(self.model, tokens, batch_size, self.settings.normalize), tokens.cut)
 
 
 @torch.inference_mode()
@@ -256,7 +256,7 @@ def write_vectors(
         show: called with how many are done, of how many.
 
     Returns:
-        `texts`, `width`, `cut`, `texts_per_second`; and of rounded vectors what `recall` says of the first part.
+        `texts`, `width`, `cut`, `texts_per_second`; and where vectors lose some, what `recall` says of the first part.
 
     Raises:
         AbridgedError: see `SentenceEncoder.encode`; the file changed while it was read; the disk does not let it.
@@ -267,14 +267,14 @@ def write_vectors(
     with written_file(output) as temporary:
         vectors: np.memmap | None = None
         for some in texts.chunks():
-            found = encoder.encode(some, prompt, settings)
+            found = encoder.encode(some, prompt, settings.batch_size)
             stored = settings.stored(found.vectors)
             if vectors is None:
                 shape = (len(texts), stored.shape[1])
                 vectors = np.lib.format.open_memmap(temporary, mode="w+", dtype=stored.dtype, shape=shape)
-                if settings.kind != "float32":
-                    kept = recall(unit(found.vectors), settings.kind)
-                width = int(found.vectors.shape[1])
+                if settings.loses:
+                    kept = recall(unit(found.vectors), settings.kind, settings.dimensions)
+                width = settings.dimensions or int(found.vectors.shape[1])
             if done + len(some) > len(texts):
                 break
             vectors[done : done + len(some)] = stored

@@ -124,22 +124,24 @@ class Matrix:
             yield room[: len(some)]
 
 
-def recall(vectors: np.ndarray, kind: str, near: int = 10, queries: int = 500, among: int = 4) -> dict[str, float]:
-    """The share of the `near` nearest of each of some unit vectors (n, width) FP32, among the others, that is found
-    where these are stored as `kind`, and the query is not.
+def recall(
+    vectors: np.ndarray, kind: str, width: int | None = None, near: int = 10, queries: int = 500, among: int = 4
+) -> dict[str, float]:
+    """The share of the `near` nearest of each of some unit vectors (n, d) FP32, among the others, that is found where
+    these are cut to `width` and stored as `kind`, or "float32", and the query is cut alone.
 
     Returns:
         `recall`; of bits also `rescored`: where `among` times as many are scored again by the query's values.
     """
-    matrix = Matrix([encode(vectors, kind)], vectors.shape[1], kind)
+    cut = shortened(vectors, width)
+    matrix = None if kind == "float32" else Matrix([encode(cut, kind)], cut.shape[1], kind)
     near = min(near, len(vectors) - 1)
     found: dict[str, list[float]] = {"recall": [], "rescored": []} if kind == "binary" else {"recall": []}
     for number in np.unique(np.linspace(0, len(vectors) - 1, queries).astype(int)).tolist() if near > 0 else []:
-        query = vectors[number]
-        right = top(_without(vectors @ query, number), near)
-        scores = _without(matrix.scores(query), number)
+        right, query = top(_without(vectors @ vectors[number], number), near), cut[number]
+        scores = _without(cut @ query if matrix is None else matrix.scores(query), number)
         found["recall"].append(len(np.intersect1d(right, top(scores, near))) / near)
-        if kind == "binary":
+        if kind == "binary" and matrix is not None:
             some = top(scores, among * near)
             best = some[top(matrix.signs(query, some), near)]
             found["rescored"].append(len(np.intersect1d(right, best)) / near)
