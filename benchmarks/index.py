@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from results import append
 
+from abridged.evaluation.vectors import KINDS, top, unit
 from abridged.index.build import build
-from abridged.index.search import Searcher, _top
-from abridged.index.store import NAME, Content, File, Store
-from abridged.index.vectors import KINDS, unit
+from abridged.index.readers import VIDEOS
+from abridged.index.search import Searcher
+from abridged.index.store import Content, File, Store
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PER_FILE, QUERIES = 200, 200
@@ -64,7 +65,7 @@ def measure(folder: Path, width: int) -> dict:
         times.append(time.perf_counter() - began[0])
         spent.append(time.process_time() - began[1])
         scores, _ = searcher._scores(query, None)
-        best = searcher._exact(query, scores, _top(scores, 2000), 200)[:10]
+        best = searcher._exact(query, scores, top(scores, 2000), 200)[:10]
         recalled += len(set(wanted.tolist()) & set(best.tolist())) / 10
         assert len(hits) == 10
     return {
@@ -74,7 +75,7 @@ def measure(folder: Path, width: int) -> dict:
         "slowest_ms": round(1e3 * max(times), 2),
         "memory_mb": round((resident() - before) / 2**20, 1),
         "vectors_mb": round(searcher.windows.matrix.values.nbytes / 2**20, 2),
-        "file_mb": round((folder / NAME).stat().st_size / 2**20, 1),
+        "file_mb": round((folder / VIDEOS.index).stat().st_size / 2**20, 1),
         "recall_at_10": round(recalled / len(queries), 4),
     }
 
@@ -94,7 +95,7 @@ def make(folder: Path, kind: str, windows: int, width: int) -> None:
     np.save(folder / "queries.npy", queries)
     np.save(folder / "right.npy", np.stack([np.argsort(-(every @ query))[:10] for query in queries]))
     spans = np.stack([np.arange(PER_FILE), np.arange(PER_FILE) + 2.0], 1)
-    store = Store(folder / NAME, dict)
+    store = Store(folder / VIDEOS.index, dict)
     with store.together():
         for number, some in enumerate(np.split(every, len(every) // PER_FILE)):
             store.add(str(number), Content(PER_FILE + 1.0, spans, some, spans[:, 0], some))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from abridged.index.vectors import unit
+from abridged.evaluation.vectors import unit
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), "grey": (128, 128, 128)}
 

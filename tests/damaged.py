@@ -1,4 +1,4 @@
-"""What damaged videos and indexes may come to: what is in them, or one sentence."""
+"""What damaged videos, texts and indexes may come to: what is in them, or one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,40 @@ import numpy as np
 from abridged.core.errors import AbridgedError
 from abridged.data.video.decode import duration, frames, sample, walk
 from abridged.index.moments import align
+from abridged.index.passages import SUFFIXES, Document, TextError, passages, read_document
 from abridged.index.store import Store
+from bags import Bags
 
 
 def check(path: Path) -> None:
-    """Fails where a video or an index ends otherwise."""
-    (_index if path.suffix == ".sqlite" else _video)(path)
+    """Fails where a video, a text or an index ends otherwise."""
+    (_index if path.suffix == ".sqlite" else _text if path.suffix in SUFFIXES else _video)(path)
+
+
+def _text(path: Path) -> None:
+    try:
+        found = read_document(path)
+    except TextError as error:
+        said = str(error)
+    else:
+        return _cut(path, found)
+    assert str(path) not in said
+    assert "\n" not in said
+
+
+def _cut(path: Path, found: Document) -> None:
+    limit = 7
+    spans = passages(found, Bags().count, limit)
+    covered = set().union(*(range(*span) for span in spans))
+    assert all(sign.isspace() or place in covered for place, sign in enumerate(found.text))
+    assert all(end < after for (_, end), (_, after) in zip(spans, spans[1:], strict=False))  # none is within another
+    lines = path.read_bytes().count(b"\n") + path.read_bytes().count(b"\r") + 1
+    for start, end in spans:
+        first, last = found.place(start, end)
+        assert 1 <= first <= last <= lines
+        text = found.text[start:end]
+        assert text.strip() == text != ""
+        assert len(text.split()) <= limit
 
 
 def _video(path: Path) -> None:

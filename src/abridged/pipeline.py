@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abridged.core.errors import AbridgedError
 from abridged.recipe import PLANNED, Recipe
 from abridged.training.job import Job
 
@@ -174,6 +175,61 @@ def evaluate(
     for note in found.notes:
         print(printable(note), file=sys.stderr)
     return found.evaluate(loaded, context, stride, limit)
+
+
+def evaluate_vectors(
+    model: str | Path,
+    data: str | Path,
+    *,
+    teacher: str | Path | None = None,
+    columns: tuple[str, ...] | None = None,
+    limit: int | None = None,
+) -> "Measured":
+    """How well a model of vectors finds: with a `teacher`, the sentences that this one finds nearest to each; else the
+    passages that were judged to answer queries.
+
+    Args:
+        data: sentences; or rows of a query, a passage and perhaps its relevance, see `abridged.data.judged`.
+        limit: sentences, or queries, at most.
+
+    Returns:
+        See `abridged.evaluation.sentences.agreement` and `abridged.evaluation.sentences.found_passages`.
+
+    Raises:
+        AbridgedError: the models or the data cannot be read, a model makes no vectors, or data do not fit.
+    """
+    from abridged.core.measurement import Measured
+    from abridged.data.dataset import announce
+    from abridged.data.judged import read_judged
+    from abridged.data.opening import open_data
+    from abridged.evaluation.sentences import SentenceEncoder, agreement, found_passages, note_cut
+    from abridged.evaluation.vectors import unit
+    from abridged.models.load import load_model
+
+    if teacher is None:
+        judged = read_judged(Path(data).expanduser(), columns, limit)
+        announce(judged.describe())
+        encoder = SentenceEncoder(*load_model(model))
+        asked = encoder.encode(judged.queries, encoder.query_prompt)
+        given = encoder.encode(judged.passages, encoder.passage_prompt)
+        note_cut(asked.cut + given.cut, len(judged.queries) + len(judged.passages), encoder.limit)
+        found = found_passages(unit(asked.vectors), unit(given.vectors), judged.relevant)
+        return Measured(found, queries=len(judged.queries), passages=len(judged.passages))
+    opened = open_data(data, columns).as_sentences()
+    opened.announce(measured=True)
+    sentences = opened.to_evaluate[:limit]
+    if len(sentences) < 2:
+        raise AbridgedError(f"'{data}' has one sentence, which has no neighbours: give several")
+    vectors = []
+    for one in (model, teacher):
+        encoder = SentenceEncoder(*load_model(one))
+        told = encoder.encode(sentences)
+        note_cut(told.cut, len(sentences), encoder.limit)
+        vectors.append(unit(told.vectors))
+    if vectors[0].shape != vectors[1].shape:
+        widths = " and ".join(f"{one.shape[1]:,}" for one in vectors)
+        raise AbridgedError(f"vectors of {widths} numbers have no cosine: give the model that this one was made of")
+    return Measured(agreement(*vectors), sentences=len(sentences))
 
 
 def evaluate_summaries(

@@ -14,8 +14,10 @@ import isolated
 import videos
 from abridged.core.errors import AbridgedError
 from abridged.data.video.decode import walk
-from abridged.index.build import build, files_under, look_into
-from abridged.index.store import NAME, Store
+from abridged.index.build import build, files_under
+from abridged.index.readers import VIDEOS
+from abridged.index.store import Store
+from abridged.index.videos import look_into
 from colours import COLOURS, Colours, Pooled
 
 
@@ -43,11 +45,11 @@ def test_what_is_new_changed_gone_or_moved_and_nothing_else_is_looked_into(model
     found, looked_at = run()
     assert (found.files, found.added, found.unchanged, found.skipped) == (4, 4, 0, {})
     assert looked_at > 0
-    assert found.hours == pytest.approx((4 + 4 + 2 + 6) / 3600)
-    before = state(folder / NAME)
+    assert found.amount == pytest.approx((4 + 4 + 2 + 6) / 3600)
+    before = state(folder / VIDEOS.index)
     found, looked_at = run()
     assert (found.unchanged, found.added, looked_at) == (4, 0, 0)
-    assert state(folder / NAME) == before
+    assert state(folder / VIDEOS.index) == before
 
     videos.write(folder / "sub" / "blue.mp4", videos.plain(COLOURS["red"], each=30))
     (folder / "red-green.mp4").rename(folder / "renamed.mp4")
@@ -56,7 +58,7 @@ def test_what_is_new_changed_gone_or_moved_and_nothing_else_is_looked_into(model
     found, looked_at = run()
     assert (found.unchanged, found.added, found.known, found.gone) == (1, 1, 2, 2)
     assert 0 < looked_at <= 24
-    contents, files = state(folder / NAME)
+    contents, files = state(folder / VIDEOS.index)
     assert set(files) == {"sub/blue.mp4", "renamed.mp4", "copy.mp4", "green-red.mp4"}
     assert set(contents) == {("renamed.mp4",), ("copy.mp4", "green-red.mp4"), ("sub/blue.mp4",)}
     assert contents["renamed.mp4",] == before[0]["red-green.mp4",]
@@ -99,10 +101,10 @@ def test_a_broken_file_is_skipped_with_its_reason_until_it_changes(model, folder
         assert found.added == added
         assert found.skipped["empty.mkv"] == "the file is empty"
         assert found.skipped["bad.mp4"].startswith("cannot be read as a video")
-    before = Store(folder / NAME).files()["bad.mp4"].digest
+    before = Store(folder / VIDEOS.index).files()["bad.mp4"].digest
     bad.write_bytes(b"something of it all" * 99)  # as long as it was
     build(model, folder, embedder=Pooled)
-    assert Store(folder / NAME).files()["bad.mp4"].digest != before
+    assert Store(folder / VIDEOS.index).files()["bad.mp4"].digest != before
     shutil.copy(folder / "red-green.mp4", bad)
     found = build(model, folder, embedder=Pooled)
     assert set(found.skipped) == {"empty.mkv"}
@@ -113,7 +115,7 @@ def test_what_is_hidden_or_no_video_is_passed_over(folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
     (folder / "loop").symlink_to(folder)
-    names = [path.relative_to(folder).as_posix() for path in files_under(folder)]
+    names = [path.relative_to(folder).as_posix() for path in files_under(folder, VIDEOS.suffixes)]
     assert names == ["green-red.mp4", "red-green.mp4", "sub/blue.mp4", "sub/deep/grey-blue-grey.mp4"]
 
 
@@ -163,13 +165,13 @@ def test_a_kill_anywhere_leaves_an_index_that_goes_on(model, folder, tmp_path, s
     build(model, folder, tmp_path / "whole.sqlite", embedder=Pooled)
     whole = state(tmp_path / "whole.sqlite")
     for number, (target, call, when) in enumerate(stops):
-        (folder / NAME).unlink(missing_ok=True)
+        (folder / VIDEOS.index).unlink(missing_ok=True)
         stop = isolated.Stop(f"abridged.index.store:{target}", call, when)
         ended = isolated.call(indexed, model, folder, folder=tmp_path / f"run{number}", stop=stop)
         assert ended.code == -signal.SIGKILL, ended.stderr
         build(model, folder, embedder=Pooled)
-        assert state(folder / NAME) == whole
-        assert not list(folder.glob(f"{NAME}-*"))
+        assert state(folder / VIDEOS.index) == whole
+        assert not list(folder.glob(f"{VIDEOS.index}-*"))
 
 
 def test_an_unchanged_folder_needs_no_torch(model, folder):

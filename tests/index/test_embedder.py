@@ -97,10 +97,10 @@ def test_what_tells_a_model_apart(tmp_path, monkeypatch):
     told = identify(tmp_path)
     assert set(told["files"]) == {"config.json", "model.safetensors"}
     monkeypatch.setattr("abridged.index.embedder.file_sha256", None)  # what was seen is not read again
-    assert identify(tmp_path, told) == told
+    assert identify(tmp_path, [told]) == told
     monkeypatch.undo()
     (tmp_path / "model.safetensors").write_bytes(b"weightz")
-    assert identify(tmp_path, told)["digest"] != told["digest"]
+    assert identify(tmp_path, [told])["digest"] != told["digest"]
     for name, said in ((tmp_path / "none", "no directory of a model"), ("no-such/model", "cannot load the model")):
         with pytest.raises(AbridgedError, match=said):
             identify(name)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from abridged.index.moments import align, closing, merge, remaining, tighten
+from abridged.index.moments import align, apart, closing, merge, remaining, tighten
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 9, 16, 17, 40])
@@ -65,3 +65,9 @@ def test_the_best_order_is_that_of_trying_all(events, length, apart):
 def test_events_that_do_not_fit_are_not_found():
     assert align(np.zeros((3, 2)), 1, 5) == (-np.inf, [])
     assert align(np.zeros((2, 2)), 4, 5)[1] == [0, 1]
+
+
+def test_windows_apart_are_the_best_that_do_not_overlap():
+    spans = np.array([[0, 10], [8, 20], [18, 30], [30, 40], [5, 6]], float)
+    assert apart(spans, np.array([0.5, 0.9, 0.6, 0.4, 0.8]), 0.0) == [(8, 20, 0.9), (5, 6, 0.8), (30, 40, 0.4)]
+    assert apart(spans, np.array([0.9, 0.5, 0.8, 0.1, 0.2]), 0.0) == [(0, 10, 0.9), (18, 30, 0.8), (30, 40, 0.1)]

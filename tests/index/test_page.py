@@ -2,12 +2,15 @@
 
 import shutil
 import threading
+from contextlib import contextmanager
 
 import pytest
 
+import bags
 from abridged.index.build import build
 from abridged.index.search import Searcher
 from abridged.index.serve import serve
+from bags import Bags
 from colours import Pooled
 
 pytestmark = pytest.mark.engine
@@ -16,13 +19,12 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture
-def page(model, folder):
+@contextmanager
+def shown(searcher):
     """The page of a running server in a window as wide as a phone, and what it asked for."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
-    build(model, folder, embedder=Pooled)
-    server = serve(Searcher(model, folder, embedder=Pooled))
+    server = serve(searcher)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -35,6 +37,21 @@ def page(model, folder):
         browser.close()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def page(model, folder):
+    build(model, folder, embedder=Pooled)
+    with shown(Searcher(model, folder, embedder=Pooled)) as found:
+        yield found
+
+
+@pytest.fixture
+def texts_page(model, tmp_path):
+    notes = bags.write(tmp_path / "notes", {**bags.NOTES, "long.txt": f"{'x' * 300} <b>harbour</b> & so on"})
+    build(model, notes, embedder=Bags)
+    with shown(Searcher(model, notes, embedder=Bags)) as found:
+        yield found
 
 
 def until(page, what):
@@ -105,3 +122,33 @@ def test_faults_are_said(page):
     page.route("**/search?*", lambda route: route.fulfill(status=400, json={"error": "the index is gone"}))
     page.keyboard.press("Enter")
     until(page, "document.getElementById('status').textContent.includes('the index is gone')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_passages_are_shown_as_text(texts_page, scheme):
+    page = texts_page
+    page.emulate_media(color_scheme=scheme)
+    until(page, "document.getElementById('next').hidden")
+    assert "space to play" not in page.inner_text("#status")
+    page.keyboard.type("to reset the lamp")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("li")
+    first = page.inner_text("li")
+    assert "reset.md" in first
+    assert "lines 5 – 9" in first
+    assert "Then wait for a green light." in first
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement === document.querySelector('li')")
+    label = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label.startswith("Hit 1: reset.md, lines 5 – 9, ")
+    page.keyboard.press(" ")
+    page.keyboard.press("/")
+    page.fill("#text", "harbour so on")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('li').innerText.includes('<b>harbour</b> & so on')")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
+    assert page.evaluate("document.querySelectorAll('video, b').length") == 0
+    assert [fault for fault in page.faults if "favicon" not in fault] == []

@@ -7,10 +7,12 @@ from contextlib import closing
 
 import pytest
 
+import bags
 from abridged.core.errors import AbridgedError
 from abridged.index.build import build
-from abridged.index.search import Searcher
+from abridged.index.search import Searcher, Together
 from abridged.index.serve import serve
+from bags import Bags
 from colours import Pooled
 
 
@@ -113,3 +115,25 @@ def test_a_file_that_is_gone_is_not_found(get, folder):
     hit = json.loads(get("/search?text=red&text=green")[2])["hits"][0]
     (folder / hit["path"]).unlink()
     assert get(f"/video/{hit['content']}")[0] == 404
+
+
+def test_it_says_what_is_searched_and_passages_come_with_their_text(get, model, folder, tmp_path):
+    assert json.loads(get("/about")[2]) == {"reads": ["videos"]}
+    notes = bags.write(tmp_path / "notes")
+    build(model, notes, embedder=Bags)
+    both = Together([Searcher(model, notes, embedder=Bags), Searcher(model, folder, embedder=Pooled)])
+    with serve(both) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        connection = http.client.HTTPConnection(*found.server_address, timeout=20)
+        answers = []
+        for path in ("/about", "/search?text=green", "/search?text=red&text=green"):
+            connection.request("GET", path)
+            answers.append(json.loads(connection.getresponse().read()))
+        connection.close()
+        found.shutdown()
+    assert answers[0] == {"reads": ["texts", "videos"]}
+    passage, moment = answers[1]["hits"][:2]
+    assert passage.keys() == {"path", "line", "last_line", "text", "score", "content"}
+    assert "green light" in passage["text"]
+    assert moment.keys() == {"path", "start", "end", "score", "content"}
+    assert all("start" in hit for hit in answers[2]["hits"])  # what comes after what is told of videos alone

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from abridged.core.errors import AbridgedError
+from abridged.evaluation.vectors import KINDS, unit
 from abridged.index.store import Content, File, Store
-from abridged.index.vectors import KINDS, unit
 
 
 def content(seed, windows=3, parts=5):

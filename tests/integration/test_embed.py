@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from abridged.evaluation.sentences import agreement, found_passages
+from abridged.evaluation.vectors import shortened, unit
 from abridged.models.load import load_model
 from abridged.tasks.embeddings import embed
 from embedders import embedder, sentences
@@ -84,6 +86,53 @@ def test_vectors_of_a_file_are_those_of_its_texts(command, small, folder):
     np.testing.assert_allclose([one["vector"] for one in told], own[1:31], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "width"), [("float16", "float16", 16), ("int8", "int8", 16), ("binary", "uint8", 2)]
+)
+def test_vectors_are_rounded_and_cut_as_is_asked(command, small, folder, kind, dtype, width):
+    asked = ["--vectors", kind, "--dimensions", "16"]
+    ended = command("embed", small[0], "--file", folder / "a.txt", "--output", folder / "v.npy", *asked, "--json")
+    assert ended.code == 0, ended.stderr
+    assert "do not say that it was trained for vectors that are cut" in ended.stderr
+    told = json.loads(ended.stdout)
+    assert (told["texts"], told["width"]) == (60, 16)
+    assert 0.2 < told["recall"] <= told.get("rescored", 1.0) <= 1
+    own = shortened(embed(*load_model(small[0]), LINES).vectors, 16)
+    found = np.load(folder / "v.npy")
+    assert (found.dtype, found.shape) == (dtype, (60, width))
+    if kind == "binary":
+        assert (np.unpackbits(found, axis=1) != (own > 0)).mean() < 0.01
+    else:
+        np.testing.assert_allclose(unit(found.astype(np.float32)), own, atol=2e-2)
+    one = json.loads(command("embed", small[0], LINES[0], *asked, "--json").stdout)
+    np.testing.assert_allclose(one["vector"], found[0].tolist(), atol=1.01 if kind == "int8" else 1e-2)
+
+
+def test_neighbours_are_measured_against_another_model(command, small, folder):
+    ended = command("evaluate", small[0], "--data", folder / "a.txt", "--teacher", folder / "teacher", "--json")
+    assert ended.code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    own, theirs = (embed(*load_model(one), LINES).vectors for one in (small[0], folder / "teacher"))
+    assert found == pytest.approx({m.name: m.value for m in agreement(own, theirs)} | {"sentences": 60}, abs=0.1)
+    ended = command("evaluate", folder / "teacher", "--data", folder / "a.txt", "--teacher", folder / "teacher")
+    assert "100.000" in ended.stdout
+
+
+def test_passages_that_were_judged_are_measured(command, folder):
+    rows = "".join(f"old man {LINES[i]}\t{LINES[i]}\t1\n{LINES[i]}\t{LINES[i + 1]}\t0\n" for i in range(20))
+    (folder / "judged.tsv").write_text(f"query\tpassage\trelevance\n{rows}\t{LINES[40]}\t0\n")
+    ended = command("evaluate", folder / "teacher", "--task", "retrieval", "--data", folder / "judged.tsv", "--json")
+    assert ended.code == 0, ended.stderr
+    assert "20 queries, 20 answers among 22 passages" in ended.stderr
+    found = json.loads(ended.stdout)
+    assert (found["queries"], found["passages"]) == (20, 22)
+    model = load_model(folder / "teacher")
+    asked = embed(*model, [f"old man {line}" for line in LINES[:20]], "query").vectors
+    given = embed(*model, [*LINES[:21], LINES[40]]).vectors
+    own = found_passages(asked, given, [{i: 1.0} for i in range(20)])
+    assert {m.name: found[m.name] for m in own} == pytest.approx({m.name: m.value for m in own})
+
+
 def test_scores_are_measured(command, small, folder):
     ended = command("evaluate", small[0], "--task", "stsb", "--data", folder / "pairs.tsv", "--json")
     assert ended.code == 0, ended.stderr
@@ -109,6 +158,10 @@ def test_stopped_and_resumed_it_is_the_same(command, small, folder):
         (["embed", "{teacher}", "red", "--prompt", "passage"], "no prompt called 'passage': it has query"),
         (["embed", "bundled", "red"], "without modules.json makes no vectors"),
         (["evaluate", "{teacher}", "--data", "{gap}"], "has no pairs with scores"),
+        (["evaluate", "{teacher}", "--task", "retrieval", "--data", "{gap}"], "cannot read rows from"),
+        (["evaluate", "{teacher}", "--task", "retrieval", "--data", "{pairs}"], "has the relevance"),
+        (["evaluate", "{teacher}", "--data", "{gap}", "--teacher", "bundled"], "makes no vectors of texts"),
+        (["embed", "{teacher}", "red", "--dimensions", "33"], "vectors of 32 numbers cannot be cut to 33"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(command, folder, arguments, message):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from abridged.evaluation.perplexity import perplexities
+from abridged.evaluation.vectors import unit
 from abridged.report.data import (
     Confusion,
     HeadPicture,
@@ -10,10 +11,12 @@ from abridged.report.data import (
     PlanOutcome,
     ReportData,
     SampleGroup,
+    SentencePicture,
     Strip,
     VideoPicture,
 )
 from abridged.report.pictures import matrix_picture, token_picture
+from abridged.tasks.sentence_pictures import sentence_picture
 
 WORDS = [
     "the",
@@ -152,6 +155,7 @@ def make_report(layers: int = 4) -> ReportData:
             each={"attention on the current token": -0.3, "entropy": None},
         ),
         videos=clips(generator),
+        sentences=sentences(generator),
         modules=modules,
         directory="small-gpt2",
         machine={"machine": "x86_64, 2 cores", "torch": "2.13.0"},
@@ -169,6 +173,15 @@ def clips(generator: np.random.Generator) -> VideoPicture:
     ]
     mistaken = {"teacher": 0.02, "untrained": 0.5, "student": 0.04}
     return VideoPicture(strips, names, np.eye(4, dtype=bool), [Confusion("left", "right", 20, mistaken)])
+
+
+def sentences(generator: np.random.Generator) -> SentencePicture:
+    """Forty sentences as three models see them: the student nearly as the teacher."""
+    teacher = unit(generator.normal(size=(40, 16)))
+    models = {"teacher": teacher, "untrained": teacher[::-1].copy(), "student": unit(teacher + 0.01 * teacher[::-1])}
+    found = sentence_picture([f"sentence {n} of a text" for n in range(40)], models)
+    assert found is not None
+    return found
 
 
 @pytest.fixture(name="make_report")

@@ -79,7 +79,7 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(report):
 def test_figures_take_the_pages_colours(report):
     html = render(report)
     figures = re.findall(r"<svg.*?</svg>", html, flags=re.S)
-    assert len(figures) == 1 + 3 + 3 + len(report.matrices) + 3 + 2
+    assert len(figures) == 1 + 3 + 3 + len(report.matrices) + 3 + 2 + 6
     for figure in figures:
         ElementTree.fromstring(figure)
         assert "#0a0b" not in figure
@@ -101,6 +101,7 @@ def test_hostile_text_stays_text(make_report, tmp_path):
     for matrix, text in zip(report.matrices, HOSTILE, strict=False):
         matrix.name = matrix.block = text
     report.videos.strips[0].caption = report.videos.confusions[0].true = hostile
+    report.sentences.worst[0].first = report.sentences.worst[0].second = hostile
     labels = [text + str(index) for text in HOSTILE for index in range(3)]
     cloud = np.random.default_rng(0).normal(size=(len(labels), 4))
     report.tokens = token_picture(labels, {hostile: ("teacher", cloud), "student": ("student", cloud)})
@@ -129,6 +130,17 @@ def test_clips_are_told_of_by_each_model(report):
     found = re.findall(r"correlation with the teacher\s+(\S+)", texts)
     assert found[-1] == "1.00"  # the student's are the teacher's, times 0.9
     assert found[0] != "1.00"
+
+
+def test_sentences_are_told_of_by_each_model(report):
+    html = render(report)
+    section = html[html.index('<section id="sentences">') :].partition("</section>")[0]
+    assert section.count("<svg") == 3 + 2 + 1
+    texts = re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", "", section, flags=re.S))
+    for pair in report.sentences.worst:
+        cells = rf"{pair.first}\s+{pair.second}\s+" + r"\s+".join(f"{value:.2f}" for value in pair.cosines.values())
+        assert re.search(cells, texts), texts
+    assert re.findall(r"correlation with the teacher\s+(\S+)", texts)[-1] == "1.00"
 
 
 def test_absent_data_leaves_its_section_out():

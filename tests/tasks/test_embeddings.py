@@ -9,10 +9,18 @@ import torch
 from abridged.core.errors import AbridgedError
 from abridged.core.settings import TrainingSettings
 from abridged.data.opening import open_data
-from abridged.evaluation.sentences import SentenceEncoder, agreement, nearest, score_agreement
+from abridged.evaluation.sentences import (
+    SentenceEncoder,
+    agreement,
+    found_passages,
+    nearest,
+    score_agreement,
+)
+from abridged.evaluation.vectors import unit
 from abridged.models.load import load_model
 from abridged.tasks import task_for
 from abridged.tasks.embeddings import Embeddings, embed
+from abridged.tasks.sentence_pictures import sentence_picture
 from embedders import embedder, sentences
 
 LINES = sentences(40)
@@ -30,7 +38,7 @@ def by_hand(model, tokenizer, text, pooling, normalize=True):
 @pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", False), ("lasttoken", True)])
 def test_vectors_are_those_of_single_texts_whatever_is_read_with_them(pooling, normalize, tmp_path):
     model, tokenizer = load_model(embedder(tmp_path / "m", pooling, normalize=normalize))
-    found = SentenceEncoder(model, tokenizer).encode([f" {line}\n" for line in LINES], batch_size=7)
+    found = SentenceEncoder(model, tokenizer).encode([f" {line}\n" for line in LINES], None, 7)
     wanted = [by_hand(model, tokenizer, line, pooling, normalize) for line in LINES]
     np.testing.assert_allclose(found.vectors, np.stack(wanted), rtol=1e-4, atol=1e-5)
     assert found.cut == 0
@@ -87,6 +95,80 @@ def test_agreement_is_what_a_loop_gives():
     assert found["neighbours"].title == "top-10 agreement"
     assert found["cosine"].value == pytest.approx(100 * np.mean([a @ b for a, b in zip(own, reference, strict=True)]))
     assert nearest(reference, 1)[0, 0] != 0
+    same = [np.argmax(a) == np.argmax(b) for a, b in zip(_others(own), _others(reference), strict=True)]
+    assert found["nearest"].value == pytest.approx(100 * np.mean(same))
+    worth = []
+    for i in range(40):
+        near, right = (
+            sorted((j for j in range(40) if j != i), key=lambda j: -x[i] @ x[j])[:10] for x in (own, reference)
+        )
+        gains = [10 - right.index(j) if j in right else 0 for j in near]
+        ideal = sum((10 - rank) / np.log2(rank + 2) for rank in range(10))
+        worth.append(sum(gain / np.log2(rank + 2) for rank, gain in enumerate(gains)) / ideal)
+    assert found["ndcg"].value == pytest.approx(100 * np.mean(worth))
+    assert {m.name: m.value for m in agreement(own, own)} == pytest.approx(
+        {"neighbours": 100, "cosine": 100, "nearest": 100, "ndcg": 100}
+    )
+
+
+def _others(x):
+    return x @ x.T - 9 * np.eye(len(x))
+
+
+def test_neighbours_are_the_same_whatever_is_in_memory_at_once(monkeypatch):
+    draw = np.random.default_rng(0)
+    vectors = unit(draw.normal(size=(50, 8)))
+    whole = nearest(vectors, 5)
+    right = np.argsort(-_others(vectors), 1)[:, :5]
+    assert np.array_equal(whole, right)
+    for room in (1, 50 * 7, 50 * 49):
+        monkeypatch.setattr("abridged.evaluation.sentences._AT_ONCE", room)
+        assert np.array_equal(nearest(vectors, 5), right)
+    assert nearest(vectors[:2], 9).tolist() == [[1, 0], [0, 1]]
+
+
+def test_judged_passages_are_found_as_a_loop_says():
+    draw = np.random.default_rng(0)
+    queries, passages = unit(draw.normal(size=(6, 8))), unit(draw.normal(size=(30, 8)))
+    relevant = [{int(p): float(draw.integers(1, 4)) for p in draw.choice(30, 1 + q, replace=False)} for q in range(6)]
+    found = {m.name: m.value for m in found_passages(queries, passages, relevant)}
+    for k in (1, 5, 10):
+        shares = []
+        for query, judged in zip(queries, relevant, strict=True):
+            best = sorted(range(30), key=lambda p: -(passages[p] @ query))[:k]
+            shares.append(sum(p in judged for p in best) / len(judged))
+        assert found[f"recall_at_{k}"] == pytest.approx(100 * np.mean(shares))
+    gains = []
+    for query, judged in zip(queries, relevant, strict=True):
+        best = sorted(range(30), key=lambda p: -(passages[p] @ query))[:10]
+        ideal = sorted(judged.values(), reverse=True)[:10]
+        sums = [
+            sum(worth / np.log2(i + 2) for i, worth in enumerate(some))
+            for some in ([judged.get(p, 0) for p in best], ideal)
+        ]
+        gains.append(sums[0] / sums[1])
+    assert found["ndcg_at_10"] == pytest.approx(100 * np.mean(gains))
+    best = [{int(np.argmax(passages @ query)): 1.0} for query in queries]
+    assert {m.name: m.value for m in found_passages(queries, passages, best)}["ndcg_at_10"] == pytest.approx(100)
+
+
+def test_the_picture_says_what_is_kept_and_what_is_worst():
+    draw = np.random.default_rng(0)
+    teacher = unit(draw.normal(size=(30, 8)))
+    student = teacher.copy()
+    student[3] = teacher[7]  # taken for the same
+    texts = [f"sentence {i}" for i in range(30)]
+    found = sentence_picture(texts, {"teacher": teacher, "student": student})
+    assert {found.worst[0].first, found.worst[0].second} & {"sentence 3"}
+    named = [text for pair in found.worst for text in (pair.first, pair.second)]
+    assert len(named) == len(set(named))
+    assert found.worst[0].cosines["student"] - found.worst[0].cosines["teacher"] == pytest.approx(
+        max((student @ student.T - teacher @ teacher.T).ravel(), key=abs), abs=1e-6
+    )
+    near, own = nearest(teacher, 10), nearest(student, 10)
+    assert found.kept["student"].tolist() == [len(set(a) & set(b)) for a, b in zip(near, own, strict=True)]
+    assert found.own.sum() == sum(j in near[i] or i in near[j] for i in range(30) for j in range(i))
+    assert sentence_picture(texts[:2], {"teacher": teacher[:2], "student": student[:2]}) is None
 
 
 def test_scores_are_compared_by_rank():

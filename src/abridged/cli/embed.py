@@ -26,12 +26,17 @@ def embed(
         str | None,
         typer.Option(metavar="NAME", help="Put the prompt of that name before each, where the model has some."),
     ] = None,
+    vectors: Annotated[
+        str, typer.Option(metavar="KIND", help="float32, float16, int8, or binary: bits, eight in a number.")
+    ] = "float32",
+    dimensions: options.Dimensions = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that are read at once.")] = 32,
     json: options.Json = False,
 ) -> None:
     """Make a vector of a text, or of each in a file: of a line of numbers, or with --json an object a line.
 
     Examples: abridged embed small "how do I reset it"; abridged embed small --file sentences.txt --output vectors.npy
+    --vectors int8
     """
     if (text is None) == (file is None):
         raise typer.BadParameter("give either a text or --file")
@@ -39,20 +44,25 @@ def embed(
         raise typer.BadParameter("is for the texts of a --file", param_hint="--output")
     if output is not None and output.suffix != ".npy":
         raise typer.BadParameter("must end in .npy", param_hint="--output")
+    from abridged.evaluation.vectors import KINDS
+
+    if vectors not in ("float32", *KINDS):
+        raise typer.BadParameter(f"{vectors!r} is none: there are float32, {', '.join(KINDS)}", param_hint="--vectors")
     from abridged.data.text_files import TextFile
 
     texts = None if file is None else TextFile(file, column)  # what is wrong with it is said before a model is loaded
     quiet()
     from abridged.core.progress import counter
-    from abridged.evaluation.sentences import SentenceEncoder, note_cut, write_vectors
+    from abridged.evaluation.sentences import SentenceEncoder, VectorSettings, note_cut, write_vectors
     from abridged.models.load import load_model
 
-    encoder = SentenceEncoder(*load_model(model))
+    encoder, settings = SentenceEncoder(*load_model(model)), VectorSettings(vectors, dimensions, batch_size)
+    options.note_dimensions(model, dimensions)
     for note in [encoder.note] if encoder.note else []:
         typer.echo(note, err=True)
     if texts is None:
         found = encoder.encode([text or ""], prompt, batch_size)
-        vector = found.vectors[0].tolist()
+        vector = settings.stored(found.vectors)[0].tolist()
         if json:
             print_json({"vector": vector, "cut": bool(found.cut)})
         else:
@@ -61,7 +71,7 @@ def embed(
         return
     if output is not None:
         with counter("texts") as show:
-            told = write_vectors(encoder, texts, output, prompt, batch_size, show)
+            told = write_vectors(encoder, texts, output, prompt, settings, show)
         if json:
             print_json(told)
         else:
@@ -69,6 +79,9 @@ def embed(
                 f"{told['texts']:,} vectors of {told['width']:,} numbers written to {output}, at "
                 f"{told['texts_per_second']:,.0f} texts/s"
             )
+            if "recall" in told:
+                again = f", {100 * told['rescored']:.1f} % where 40 are scored again" if "rescored" in told else ""
+                typer.echo(f"of the ten nearest in FP32, {100 * told['recall']:.1f} % are found{again}")
         return
     from json import dumps
 
@@ -76,7 +89,7 @@ def embed(
     for some in texts.chunks():
         found = encoder.encode(some, prompt, batch_size)
         cut += found.cut
-        for one, vector in zip(some, found.vectors.tolist(), strict=True):
+        for one, vector in zip(some, settings.stored(found.vectors).tolist(), strict=True):
             typer.echo(dumps({"text": one, "vector": vector}, ensure_ascii=False) if json else _line(vector))
     note_cut(cut, len(texts), encoder.limit)
 

@@ -34,20 +34,31 @@ def evaluate(
     metric: Annotated[str, typer.Option(help="perplexity, or rouge of what an encoder-decoder writes.")] = "perplexity",
     columns: options.Columns = None,
     task: options.Task = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Of a model of vectors: how far the sentences nearest to each are those that this model finds.",
+            show_default=False,
+        ),
+    ] = None,
     beams: options.Beams = None,
     max_new_tokens: options.SummaryTokens = None,
     batch_size: options.BatchSize = 16,
     json: options.Json = False,
 ) -> None:
-    """Measure perplexity, or ROUGE, on the test part of your data; or run tasks.
+    """Measure perplexity, or ROUGE, on the test part of your data; or how well vectors find; or run tasks.
 
     Examples: abridged evaluate small --data wikitext-2 --json; abridged evaluate small --tasks lambada_openai;
-    abridged evaluate small-bart --data pairs.jsonl --metric rouge
+    abridged evaluate small-bart --data pairs.jsonl --metric rouge; abridged evaluate small --task retrieval --data
+    queries.tsv; abridged evaluate small --data sentences.txt --teacher sentence-transformers/all-MiniLM-L6-v2
     """
     if metric not in ("perplexity", "rouge"):
         raise typer.BadParameter(f"{metric!r} is none: there are perplexity and rouge", param_hint="--metric")
     if (data is None) == (tasks is None):
         raise typer.BadParameter("give either --data or --tasks")
+    if teacher is not None and (task is not None or metric == "rouge" or data is None):
+        raise typer.BadParameter("goes with --data alone", param_hint="--teacher")
     if data is not None:
         options.check_there(model, data)
     quiet()
@@ -68,9 +79,14 @@ def evaluate(
         search = {"beams": beams, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
         _rouge(model, data, pair, limit, search, json)
         return
+    from abridged.data.judged import RETRIEVAL
     from abridged.pipeline import evaluate as run
+    from abridged.pipeline import evaluate_vectors
 
-    result = run(model, data, context=context, stride=stride, columns=pair, task=task, limit=limit)
+    if teacher is not None or task == RETRIEVAL:
+        result = evaluate_vectors(model, data, teacher=teacher, columns=pair, limit=limit)
+    else:
+        result = run(model, data, context=context, stride=stride, columns=pair, task=task, limit=limit)
     if json:
         print_json(result)
         return

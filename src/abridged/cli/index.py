@@ -10,8 +10,8 @@ from abridged.cli.output import print_json
 
 
 def index(
-    model: options.VideoModel,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of videos.", show_default=False)],
+    model: options.IndexModel,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of videos, or texts.", show_default=False)],
     file: options.IndexFile = None,
     vectors: Annotated[
         str | None,
@@ -21,17 +21,20 @@ def index(
             show_default="float16",
         ),
     ] = None,
+    dimensions: options.Dimensions = None,
     json: options.Json = False,
 ) -> None:
-    """Make an index of the videos in a folder, or bring it up to date: only what is new or changed is looked into.
+    """Make an index of a folder, or bring it up to date: only what is new or changed is looked into.
 
+    A model of pictures and texts indexes the videos, one of sentences the texts (.txt, .md, .jsonl, .csv, .tsv).
     Interrupted at any moment, the same command goes on. A file that cannot be read is skipped, with its reason.
 
-    Examples: abridged index openai/clip-vit-base-patch32 ~/Videos; abridged index small ~/Videos --index videos.sqlite
+    Examples: abridged index openai/clip-vit-base-patch32 ~/Videos; abridged index small notes/ --vectors int8
     """
     from abridged.index.build import build
 
-    found = build(model, folder, file, vectors)
+    found = build(model, folder, file, vectors, dimensions)
+    options.note_dimensions(model, dimensions)
     if json:
         print_json(found.as_dict())
         return
@@ -40,5 +43,6 @@ def index(
     parts = {"looked into": found.added, "unchanged": found.unchanged, "known by another name": found.known,
              "gone": found.gone, "skipped": len(found.skipped)}  # fmt: skip
     told = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count) or "none"
-    hours = f", {found.hours:.2f} hours of video" if found.hours else ""
-    typer.echo(f"{found.files:,} videos: {told}{hours}, in {found.seconds:.1f} s -> {found.index}")
+    amount = f"{found.amount:,.0f}" if found.reads == "texts" else f"{found.amount:,.2f}"
+    more = f", {amount} {found.unit}" if found.amount else ""
+    typer.echo(f"{found.files:,} {found.reads}: {told}{more}, in {found.seconds:.1f} s -> {found.index}")

@@ -21,17 +21,25 @@ AnyModel = Annotated[
         show_default=False,
     ),
 ]
-VideoModel = Annotated[
+IndexModel = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model with vectors for pictures and texts, such as CLIP: a directory, or a hub name.",
+        help="A model of pictures and texts, such as CLIP, or of sentences: a directory, or a hub name.",
         show_default=False,
     ),
 ]
 IndexFile = Annotated[
     Path | None,
-    typer.Option("--index", metavar="FILE", help="The index.", show_default=".abridged-index.sqlite in FOLDER"),
+    typer.Option(
+        "--index", metavar="FILE", help="The index.", show_default="in FOLDER, one of videos and one of texts"
+    ),
+]
+Dimensions = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Keep the first N numbers of each vector, given length 1 again.", show_default="all"
+    ),
 ]
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", help="A directory that `abridged compress` wrote.", show_default=False)
@@ -57,7 +65,8 @@ Task = Annotated[
     str | None,
     typer.Option(
         help="A task of GLUE, such as sst2, or squad, whose files are in the folder --data; or labels, for texts and "
-        "labels of your own and a model that has written texts so far.",
+        "labels of your own and a model that has written texts so far; or retrieval (evaluate), for rows of a query "
+        "and the passage that answers it.",
         show_default=False,
     ),
 ]
@@ -114,6 +123,20 @@ def check_there(model: str, data: str) -> None:
 
     pretrained(model)
     check_there(data)
+
+
+def note_dimensions(model: str, dimensions: int | None) -> None:
+    """Say on standard error where vectors are cut that may not be meant to be."""
+    if dimensions is None:
+        return
+    from abridged.models.sentence import trained_for_cuts
+
+    if not trained_for_cuts(model):
+        typer.echo(
+            "note: the model's files do not say that it was trained for vectors that are cut (Matryoshka): they may "
+            "find much less",
+            err=True,
+        )
 
 
 def columns_of(text: str | None) -> tuple[str, ...] | None:

@@ -7,43 +7,36 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing as closed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from abridged.core.digest import file_sha256
 from abridged.core.errors import AbridgedError
 from abridged.core.names import resolve
 from abridged.core.progress import progress
-from abridged.data.video.decode import SUFFIXES, VideoError, duration, walk
-from abridged.index.embedder import Embedder, Pools, identify, open_embedder
-from abridged.index.moments import closing, remaining
-from abridged.index.store import NAME, Content, File, Store
-from abridged.index.vectors import KINDS
-
-#: Seconds between frames, and of windows. An hour has 7,200 frames, and 4,700 windows.
-EVERY = 0.5
-SCALES = (2.0, 8.0, 32.0)
-#: Frames that are looked at together where each stands for itself.
-_TOGETHER = 16
+from abridged.evaluation.vectors import KINDS, shortened
+from abridged.index.embedder import Embedder, identify, open_embedder
+from abridged.index.readers import READERS, Reader, reader_for
+from abridged.index.store import Content, File, NoIndex, Store
 
 
 @dataclass
 class Summary:
-    """What a run did: files by what became of them, `skipped` with its reason, and hours of video looked into."""
+    """What a run did: files by what became of them, `skipped` with its reason, and the `amount` that was looked
+    into, in `unit`s: hours of video, or passages."""
 
+    reads: str = ""  #: what the files are
     files: int = 0
     unchanged: int = 0
     added: int = 0  #: looked into
     known: int = 0  #: new names, or copies, of what was known
     gone: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
-    hours: float = 0.0
+    amount: float = 0.0
+    unit: str = ""
     seconds: float = 0.0
     index: str = ""
 
@@ -56,14 +49,17 @@ def build(
     folder: Path,
     file: Path | None = None,
     kind: str | None = None,
+    dimensions: int | None = None,
     embedder: Callable[[str | Path], Embedder] = open_embedder,
 ) -> Summary:
-    """Make the index of a folder, or bring it up to date.
+    """Make the index of a folder, or bring it up to date: of its videos or of its texts, as the model has it.
 
     Args:
-        model: a CLIP, or another model with vectors for pictures and texts, by name or directory.
-        file: of the index; None = `.abridged-index.sqlite` in the folder.
+        model: a CLIP, or another model with vectors for pictures and texts, or a model of sentences; by name or
+            directory.
+        file: of the index; None = in the folder, by the name that a `Reader` says.
         kind: how vectors are stored, one of `KINDS`; None = as they are, or float16.
+        dimensions: numbers of a vector that are kept, the first ones; None = as it is, or all.
 
     Raises:
         AbridgedError: no such folder or model; the index was made by another model, or stores vectors otherwise.
@@ -74,7 +70,6 @@ def build(
         raise AbridgedError(f"there is no folder {folder}")
     if kind not in (None, *KINDS):
         raise AbridgedError(f"vectors are stored as one of {', '.join(KINDS)}, not as '{kind}'")
-    file = file or folder / NAME
     opened: list[Embedder] = []
 
     def model_opened() -> Embedder:
@@ -82,19 +77,26 @@ def build(
             opened.append(embedder(model))
         return opened[0]
 
-    with closed(_store(file, model, kind, model_opened)) as store:
-        summary = Summary(index=str(file))
+    found = index_of(model, folder, file)
+    if found is None:
+        reader = reader_for(model_opened())
+        file = file or folder / reader.index
+    else:
+        file, reader = found.file, found.reader
+    with closed(_store(file, model, reader, kind, dimensions, model_opened)) as store:
+        summary = Summary(reader.name, unit=reader.unit, index=str(file))
         known, faults = store.files(), store.faults()
-        paths = list(files_under(folder))
+        paths = list(files_under(folder, reader.suffixes))
         with progress("index", len(paths)) as update:
             for number, path in enumerate(paths, 1):
                 name = path.relative_to(folder).as_posix()
                 try:
-                    _one(store, path, name, known.get(name), faults, model_opened, summary)
+                    _one(store, reader, path, name, known.get(name), faults, model_opened, summary)
                 except OSError as error:
                     summary.skipped[name] = error.strerror or str(error)
                 minutes = (time.monotonic() - began) / 60
-                update(number, watched={"hours of video a minute": summary.hours / minutes} if summary.hours else None)
+                watched = {f"{reader.unit} a minute": summary.amount / minutes} if summary.amount else None
+                update(number, watched=watched)
         present = {path.relative_to(folder).as_posix() for path in paths}
         gone = [name for name in known if name not in present]
         with store.together():
@@ -104,102 +106,107 @@ def build(
     return summary
 
 
-def files_under(folder: Path) -> Iterator[Path]:
-    """The videos in a folder and all below it, in order, but for what is hidden; links to folders are not followed."""
+def files_under(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """The files in a folder and all below it whose names end so, in order, but for what is hidden; links to folders are
+    not followed."""
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(where, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
+            if path.suffix.lower() in suffixes and not name.startswith(".") and path.is_file():
                 yield path
 
 
-def look_into(path: Path, embedder: Embedder, every: float = EVERY, scales: Sequence[float] = SCALES) -> Content:
-    """The vectors of a video: of its frames, and of windows of several lengths.
+class Index(NamedTuple):
+    """An index that a model made: its file, and what it reads."""
+
+    file: Path
+    reader: Reader
+
+
+def index_of(model: str | Path, folder: Path, file: Path | None = None) -> Index | None:
+    """The index of a folder that a model made; None where there is none yet.
+
+    Args:
+        file: of the index; None = one of those that a folder may have within it.
 
     Raises:
-        VideoError: it cannot be read.
+        AbridgedError: there is no such model; what is there is damaged, or another model made `file`.
     """
-    lengths = [max(1, round(scale / every)) for scale in scales]
-    pools = isinstance(embedder, Pools)
-    held: deque[tuple[int, np.ndarray]] = deque(maxlen=_TOGETHER if pools else max(lengths))
-    times: list[float] = []
-    parts: dict[int, np.ndarray] = {}  # of frames, by number
-    clips: dict[tuple[int, int], np.ndarray] = {}
-
-    def window(start: int, stop: int) -> None:
-        chosen = start + ((np.arange(n := min(embedder.frames, stop - start)) + 0.5) * (stop - start) / n).astype(int)
-        frames = dict(held)
-        vectors, clips[start, stop] = embedder.embed_frames(np.stack([frames[i] for i in chosen.tolist()]))
-        for i, vector in zip(chosen.tolist(), vectors, strict=True):
-            parts.setdefault(i, vector)
-
-    for moment, frame in walk(path, every, embedder.side):
-        held.append((len(times), frame))
-        times.append(moment)
-        if not pools:
-            for span in closing(len(times), lengths):
-                window(*span)
-        elif len(held) == _TOGETHER:
-            _each(embedder, held, parts)
-    if pools:
-        _each(embedder, held, parts)
-    spans = [span for n in range(1, len(times) + 1) for span in closing(n, lengths)] if pools else list(clips)
-    for span in remaining(len(times), lengths):
-        spans.append(span)
-        if not pools:
-            window(*span)
-    if isinstance(embedder, Pools):
-        clips = {(a, b): embedder.pool(np.stack([parts[i] for i in range(a, b)])) for a, b in spans}
-    ends = [*times[1:], min(times[-1] + every, duration(path))]
-    return Content(
-        length=ends[-1],
-        spans=np.array([[times[start], ends[stop - 1]] for start, stop in spans]),
-        vectors=np.stack([clips[span] for span in spans]),
-        places=np.array([times[i] for i in sorted(parts)]),
-        parts=np.stack([parts[i] for i in sorted(parts)]),
-    )
+    files = [file] if file is not None else [folder / reader.index for reader in READERS.values()]
+    had: dict[Path, dict[str, Any]] = {}
+    reads: dict[Path, Reader] = {}
+    for one in files:
+        try:
+            with closed(Store(one)) as store:
+                had[one], reads[one] = _maker(store), _reader(store)
+        except NoIndex:
+            continue
+    told = identify(model, had.values())
+    found = next((one for one, maker in had.items() if maker["digest"] == told["digest"]), None)
+    if found is None and file is not None and had:
+        raise _made_by_another(file, had[file], told)
+    return None if found is None else Index(found, reads[found])
 
 
-def _each(embedder: Embedder, held: deque[tuple[int, np.ndarray]], parts: dict[int, np.ndarray]) -> None:
-    if held:
-        numbers, frames = zip(*held, strict=True)
-        parts.update(zip(numbers, embedder.embed_frames(np.stack(frames))[0], strict=True))
-        held.clear()
-
-
-def _store(file: Path, model: str | Path, kind: str | None, opened: Callable[[], Embedder]) -> Store:
+def _store(
+    file: Path, model: str | Path, reader: Reader, kind: str | None, dimensions: int | None,
+    opened: Callable[[], Embedder],
+) -> Store:  # fmt: skip
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AbridgedError(f"cannot write the index {file}: {error.strerror}") from error
-    store = Store(file, lambda: {"width": opened().width, "kind": kind or KINDS[0], "model": identify(model)})
+
+    def settings() -> dict[str, Any]:
+        width = opened().width
+        if dimensions is not None and not 1 <= dimensions <= width:
+            raise AbridgedError(f"vectors of {width:,} numbers cannot be cut to {dimensions:,}")
+        told = {"width": dimensions or width, "kind": kind or KINDS[0], "model": identify(model)}
+        return {**told, "reads": reader.name}
+
+    store = Store(file, settings)
     if not store.fresh:
-        had = store.settings["model"]
+        had = _maker(store)
+        told = identify(model, [had])
+        if told["digest"] != had["digest"]:
+            raise _made_by_another(file, had, told)
         if kind not in (None, store.kind):
             raise AbridgedError(f"{file} stores vectors as {store.kind}, not {kind}: delete it, or name another file")
-        if (told := check_model(file, had, model)) != had:
+        if dimensions not in (None, store.width):
+            raise AbridgedError(
+                f"{file} stores vectors of {store.width:,} numbers, not {dimensions:,}: delete it, or name another file"
+            )
+        if told != had:
             store.set(model=told)
     return store
 
 
-def check_model(file: Path, had: dict[str, Any], model: str | Path) -> dict[str, Any]:
-    """What `identify` says of `model`.
+def _maker(store: Store) -> dict[str, Any]:
+    """What an index says of the model that made it, as `identify` told it."""
+    had = store.settings.get("model")
+    if not isinstance(had, dict) or not all(isinstance(had.get(key), str) for key in ("name", "digest")):
+        raise AbridgedError(f"{store.file} does not say which model made it: delete it, or name another file")
+    return had
 
-    Raises:
-        AbridgedError: an index was made by another one.
-    """
-    told = identify(model, had)
-    if told["digest"] != had["digest"]:
-        raise AbridgedError(
-            f"{file} was made by {had['name']} ({had['digest']}), whose vectors say nothing to {told['name']} "
-            f"({told['digest']}): use that model, or make another index with --index FILE"
-        )
-    return told
+
+def _reader(store: Store) -> Reader:
+    """Who reads the files of an index."""
+    reads = store.settings.get("reads", "videos")
+    if not isinstance(reads, str) or reads not in READERS:
+        raise AbridgedError(f"{store.file} does not say what is in it: delete it, or name another file")
+    return READERS[reads]
+
+
+def _made_by_another(file: Path, had: dict[str, Any], told: dict[str, Any]) -> AbridgedError:
+    return AbridgedError(
+        f"{file} was made by {had['name']} ({had['digest']}), whose vectors say nothing to {told['name']} "
+        f"({told['digest']}): use that model, or make another index with --index FILE"
+    )
 
 
 def _one(
-    store: Store, path: Path, name: str, before: File | None, faults: dict[str, str],
+    store: Store, reader: Reader, path: Path, name: str, before: File | None, faults: dict[str, str],
     opened: Callable[[], Embedder], summary: Summary,
 ) -> None:  # fmt: skip
     """Bring the index up to date with one file."""
@@ -209,14 +216,18 @@ def _one(
         if before.digest in faults:
             summary.skipped[name] = faults[before.digest]
         return
-    file = File(stat.st_size, stat.st_mtime_ns, file_sha256(path))
+    form = path.suffix.lower() if reader.by_ending else ""
+    file = File(stat.st_size, stat.st_mtime_ns, file_sha256(path) + form)
     content: Content | str | None = None
     if not store.knows(file.digest):
         try:
-            content = look_into(path, opened())
+            found = reader.look_into(path, opened())
             summary.added += 1
-            summary.hours += content.length / 3600
-        except VideoError as error:
+            summary.amount += reader.amount(found)
+            content = replace(
+                found, vectors=shortened(found.vectors, store.width), parts=shortened(found.parts, store.width)
+            )
+        except reader.fault as error:
             content = faults[file.digest] = str(error).removeprefix(f"{path}: ")
     elif file.digest not in faults:
         summary.known += 1

@@ -1,9 +1,10 @@
-"""Models that put pictures and texts into one space, as the index asks them."""
+"""Models that put pictures and texts, or texts alone, into one space, as the index asks them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,7 +13,7 @@ import numpy as np
 from abridged.core.digest import file_sha256
 from abridged.core.errors import AbridgedError
 from abridged.core.names import pretrained, public_name, resolve
-from abridged.index.vectors import unit
+from abridged.evaluation.vectors import unit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,9 +23,18 @@ _OF_MODEL = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
 class Embedder(Protocol):
-    """What the index needs of a model. Vectors are FP32, of length 1, all `width` wide."""
+    """What a search needs of a model. Vectors are FP32, of length 1, all `width` wide."""
 
     width: int
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """The vector (width,) of a text that is searched by."""
+        ...
+
+
+class SeesVideos(Embedder, Protocol):
+    """What the index of videos needs of a model."""
+
     frames: int  #: frames that a window is shown as, at most
     side: int  #: pixels that the shorter side of a frame needs
 
@@ -32,8 +42,19 @@ class Embedder(Protocol):
         """The vectors of frames (T, height, width, 3) uint8: (T, width) one by one, and (width,) of all as a clip."""
         ...
 
-    def embed_text(self, text: str) -> np.ndarray:
-        """The vector (width,) of a text."""
+
+@runtime_checkable
+class ReadsTexts(Embedder, Protocol):
+    """What the index of texts needs of a model."""
+
+    limit: int  #: tokens of a passage at most
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text."""
+        ...
+
+    def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """The vectors (n, width) of passages that are found."""
         ...
 
 
@@ -47,7 +68,7 @@ class Pools(Protocol):
 
 
 @runtime_checkable
-class Matches(Protocol):
+class Matches(SeesVideos, Protocol):
     """An embedder that looks at frames and text together, too."""
 
     def match(self, frames: np.ndarray, text: str) -> float:
@@ -165,15 +186,55 @@ class MatchingVideoEncoder(VideoEncoder):
         return float((yes - no) * self.model.temperature.detach().clamp(*self.model.temperatures))
 
 
+class TextEncoder:
+    """A model of sentences. What is searched by and what is found each have their prompt, where there are such."""
+
+    def __init__(self, name: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        from abridged.evaluation.sentences import SentenceEncoder
+
+        self.encoder = SentenceEncoder(model, tokenizer)
+        prompt = self.count([self.encoder.settings.prompt(self.encoder.passage_prompt)])[0]
+        self.limit = self.encoder.limit - tokenizer.num_special_tokens_to_add() - prompt
+        self.width = len(self.embed_text("a"))
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether a model makes vectors of texts."""
+        from abridged.models.sentence import sentence_settings_of
+
+        return sentence_settings_of(model) is not None
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """See `ReadsTexts`."""
+        if not texts:
+            return []
+        found = self.encoder.tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return [len(ids) for ids in found["input_ids"]]
+
+    def embed_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """See `ReadsTexts`."""
+        return unit(self.encoder.encode(texts, self.encoder.passage_prompt).vectors)
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """See `Embedder`."""
+        from abridged.evaluation.sentences import note_cut
+
+        found = self.encoder.encode([text], self.encoder.query_prompt)
+        note_cut(found.cut, 1, self.encoder.limit)
+        return unit(found.vectors[0])
+
+
 #: The first that fits a model serves it.
-ADAPTERS = (MatchingVideoEncoder, VideoEncoder, ImageEncoder)
+ADAPTERS = (MatchingVideoEncoder, VideoEncoder, ImageEncoder, TextEncoder)
 
 
 def open_embedder(name: str | Path) -> Embedder:
     """The model of that name, for the index.
 
     Raises:
-        AbridgedError: it cannot be loaded, or has no vectors for pictures and texts.
+        AbridgedError: it cannot be loaded, or has no vectors for pictures and texts, nor for texts.
     """
     from abridged.models.load import load_any, load_tokenizer
 
@@ -181,26 +242,30 @@ def open_embedder(name: str | Path) -> Embedder:
     adapter = next((adapter for adapter in ADAPTERS if adapter.fits(model)), None)
     if adapter is None:
         raise AbridgedError(
-            f"a {type(model).__name__} has no vectors for both pictures and texts: an index needs a model such as CLIP"
+            f"a {type(model).__name__} has no vectors for both pictures and texts, nor for texts: an index of videos "
+            "needs a model such as CLIP, an index of texts one of sentence-transformers"
         )
     return adapter(name, model, load_tokenizer(name))
 
 
-def identify(name: str | Path, seen: dict[str, Any] | None = None) -> dict[str, Any]:
+def identify(name: str | Path, seen: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
     """What tells a model apart, found without loading it: `name`, `digest` of its files, and `files`, their sizes and
-    times, by which an unchanged model is known when it was `seen` before.
+    times, by which an unchanged model is known when it is among those that were `seen` before.
 
     Raises:
         AbridgedError: there is no such model.
     """
     folder = _folder(name)
-    paths = sorted(path for path in folder.iterdir() if path.suffix in _OF_MODEL and path.is_file())
+    within = (*folder.iterdir(), *folder.glob("[0-9]*_*/config.json"))  # modules of sentence-transformers
+    paths = sorted(path for path in within if path.suffix in _OF_MODEL and path.is_file())
     if not paths:
         raise AbridgedError(f"'{name}' holds no model")
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
-    if seen is not None and seen.get("files") == files:
-        return seen
-    whole = hashlib.sha256(json.dumps([[path.name, file_sha256(path)] for path in paths]).encode())
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    files = {names[path]: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    for one in seen:
+        if one.get("files") == files:
+            return one
+    whole = hashlib.sha256(json.dumps([[names[path], file_sha256(path)] for path in paths]).encode())
     return {"name": public_name(name), "digest": whole.hexdigest()[:16], "files": files}
 
 

@@ -64,6 +64,16 @@ def merge(spans: np.ndarray, scores: np.ndarray, usual: float) -> list[tuple[flo
     return found
 
 
+def apart(spans: np.ndarray, scores: np.ndarray, usual: float) -> list[tuple[float, float, float]]:
+    """Windows in one file that do not overlap, the best first, as they are; otherwise as `merge`."""
+    found: list[tuple[float, float, float]] = []
+    for i in np.argsort(-scores, kind="stable"):
+        start, end = map(float, spans[i])
+        if all(end <= before or start >= after for before, after, _ in found):
+            found.append((start, end, float(scores[i])))
+    return found
+
+
 def tighten(scores: np.ndarray, usual: float) -> tuple[int, int]:
     """The run of frames that a hit is: the one in which most stand out, most, from the `usual` score.
 

@@ -1,4 +1,4 @@
-"""A page on this machine with a box and the hits as playing clips. No network: what it shows it brings along.
+"""A page on this machine with a box and the hits as playing clips, or text. No network: it brings along all it shows.
 
 Files are asked for by the number of their content in the index, never by a path: no request reaches another file.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from abridged.core.errors import AbridgedError
-from abridged.index.search import Searcher, Where
+from abridged.index.search import Searcher, Together, Where
 
 _PAGE = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -32,7 +32,7 @@ _MOST = 100  #: hits that are shown
 _CHUNK = 1 << 18
 
 
-def serve(searcher: Searcher, port: int = 0, rerank: int = 0) -> ThreadingHTTPServer:
+def serve(searcher: Searcher | Together, port: int = 0, rerank: int = 0) -> ThreadingHTTPServer:
     """A server on this machine's own address, not yet running: call its `serve_forever`.
 
     Raises:
@@ -50,8 +50,10 @@ def serve(searcher: Searcher, port: int = 0, rerank: int = 0) -> ThreadingHTTPSe
             return {"seconds": round(time.monotonic() - began, 3), "hits": [hit.as_dict() for hit in hits]}
 
         def file(self, content: int) -> Path | None:
-            names = searcher.paths.get(content)
-            return searcher.folder / names[0][0] if names else None
+            return searcher.file(content)
+
+        def about(self) -> dict[str, Any]:
+            return {"reads": searcher.reads}
 
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), Handler)
@@ -68,6 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
     def file(self, content: int) -> Path | None:
         raise NotImplementedError
 
+    def about(self) -> dict[str, Any]:
+        raise NotImplementedError
+
     def do_GET(self) -> None:
         host = (self.headers.get("Host") or "").rpartition(":")[0] or self.headers.get("Host")
         if host not in ("127.0.0.1", "localhost"):  # a name of somebody else's that leads here
@@ -78,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._end(HTTPStatus.OK, (files("abridged.index") / name).read_bytes(), kind)
         if address.path == "/search":
             return self._search(parse_qs(address.query))
+        if address.path == "/about":
+            return self._end(HTTPStatus.OK, json.dumps(self.about()).encode(), "application/json")
         if number := re.fullmatch(r"/video/([0-9]{1,18})", address.path):
             return self._video(self.file(int(number[1])))
         return self._end(HTTPStatus.NOT_FOUND, b"", "text/plain")

@@ -22,11 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from abridged.core.errors import AbridgedError
-from abridged.index import vectors
-from abridged.index.vectors import Matrix
+from abridged.evaluation import vectors
+from abridged.evaluation.vectors import Matrix
 
-#: The file's name in a folder that has its index within it.
-NAME = ".abridged-index.sqlite"
 _VERSION = 1
 _SCHEMA = f"""
 CREATE TABLE settings(value TEXT NOT NULL);
@@ -37,6 +35,10 @@ CREATE TABLE files(path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, digest
 CREATE INDEX of_content ON files(digest);
 PRAGMA user_version = {_VERSION};
 """
+
+
+class NoIndex(AbridgedError):
+    """There is no index yet, or no more than the empty file of one whose first writer was killed."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,13 @@ class Store:
     def __init__(self, file: Path, new: Callable[[], dict[str, Any]] | None = None) -> None:
         """Open `file` to read it, or, where the settings of a `new` one are given, to write it, and make it if need be.
 
+        Raises `NoIndex` where there is nothing to read yet.
+
         Settings have `width` of the vectors and their `kind`; what else is in them is the writer's.
         """
         self.file, self.fresh = file, False
         if new is None and not file.is_file():
-            raise AbridgedError(f"there is no index {file}: make it with `abridged index MODEL FOLDER`")
+            raise NoIndex(f"there is no index {file}: make it with `abridged index MODEL FOLDER`")
         with self._faults():  # a reader may have to undo what a killed writer left, so that it, too, opens to write
             where = f"{file.absolute().as_uri()}?mode={'rw' if new is None else 'rwc'}"
             self._base = sqlite3.connect(where, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
@@ -99,11 +103,13 @@ class Store:
                 for statement in _SCHEMA.strip().rstrip(";").split(";\n"):
                     self._run(statement)
                 self._run("INSERT INTO settings VALUES (?)", [settings])
+        elif empty and not version:
+            raise NoIndex(f"the index {file} is empty: make it with `abridged index MODEL FOLDER`")
         elif version != _VERSION:
             raise AbridgedError(f"{file} is no index of this version of abridged: delete it, or name another file")
         with self._faults():
             self._run(f"PRAGMA {'query_only = ON' if new is None else 'synchronous = NORMAL'}")
-            self.settings: dict[str, Any] = json.loads(self._run("SELECT value FROM settings")[0][0])
+            self.settings: dict[str, Any] = dict(json.loads(self._run("SELECT value FROM settings")[0][0]))
             self.width, self.kind = int(self.settings["width"]), str(self.settings["kind"])
             if self.width < 1 or self.kind not in vectors.KINDS:
                 raise ValueError("its settings are none")
@@ -183,6 +189,8 @@ class Store:
                 counts.append(len(spans[-1]))
                 if len(blob) != len(spans[-1]) * vectors.size(self.width, self.kind):
                     raise ValueError("windows and vectors do not fit")
+                if not (np.isfinite(spans[-1]).all() and (spans[-1][:, 0] <= spans[-1][:, 1]).all()):
+                    raise ValueError("a window is none")
             return Windows(
                 np.repeat(np.array(numbers, np.int64), counts),
                 np.concatenate(spans) if spans else np.zeros((0, 2)),

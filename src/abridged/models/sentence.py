@@ -13,6 +13,7 @@ from typing import Any, cast, get_args
 
 from abridged.checkpoint.files import safe_file
 from abridged.core.errors import AbridgedError
+from abridged.core.names import resolve
 from abridged.core.text import parse_json, read_text
 from abridged.data.sentences import Pooling
 from abridged.families.kinds import is_bare_encoder
@@ -142,6 +143,17 @@ def read_sentence_settings(name: str) -> SentenceSettings | None:
     )
 
 
+def trained_for_cuts(name: str) -> bool:
+    """Whether a model's files say that the first numbers of its vectors do for all of them (Matryoshka): in a setting
+    that such models have, or by that name in the README."""
+    name = resolve(name)
+    settings = [found for file in ("config.json", PROMPTS) if isinstance(found := _json(name, "", file), dict)]
+    if any(one.get(key) for one in settings for key in ("matryoshka_dimensions", "matryoshka_dims", "truncate_dim")):
+        return True
+    readme = _file(name, "", "README.md")
+    return readme is not None and "matryoshka" in readme.read_text(encoding="utf-8", errors="replace").lower()
+
+
 def _pooling(name: str, settings: Mapping[str, Any]) -> Pooling:
     given = settings.get("pooling_mode")
     modes = [given] if isinstance(given, str) else list(given or [])
@@ -167,6 +179,12 @@ def _object(name: str, folder: str, file: str, files: dict[str, Any]) -> dict[st
 
 def _json(name: str, folder: str, file: str) -> Any:
     """What is in a JSON file of a model; None where there is no such file."""
+    path = _file(name, folder, file)
+    return None if path is None else _parsed(path)
+
+
+def _file(name: str, folder: str, file: str) -> Path | None:
+    """A file of a model, by directory or of the hub; None where there is none of that name."""
     where = Path(name)
     if not name:
         return None
@@ -176,7 +194,7 @@ def _json(name: str, folder: str, file: str) -> Any:
             raise AbridgedError(f"{MODULES} of {name} names a folder that is not in it: {folder}")
         if not (inner / file).exists() and not (inner / file).is_symlink():
             return None
-        return _parsed(safe_file(inner, file))
+        return safe_file(inner, file)
     from transformers.utils import cached_file
 
     try:
@@ -184,7 +202,7 @@ def _json(name: str, folder: str, file: str) -> Any:
         found = cached_file(name, file, subfolder=folder, **quiet)
     except Exception:  # no name of the hub: loading the model has said so
         return None
-    return None if found is None else _parsed(Path(found))
+    return None if found is None else Path(found)
 
 
 def _parsed(path: Path) -> Any:

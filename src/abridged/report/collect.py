@@ -20,6 +20,7 @@ from abridged.report.data import (
     PlanOutcome,
     ReportData,
     SampleGroup,
+    SentencePicture,
     TokenPicture,
     VideoPicture,
 )
@@ -57,6 +58,7 @@ def collect(
     samples: Sequence[SampleGroup] = (),
     heads: HeadPicture | None = None,
     videos: VideoPicture | None = None,
+    sentences: SentencePicture | None = None,
     auto_class: str = "AutoModelForCausalLM",
     environment: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -78,6 +80,7 @@ def collect(
         samples: what the models wrote.
         heads: of `picture_heads(…)`, where heads were pruned.
         videos: of `Task.clips(…)`, where the models read videos.
+        sentences: of `Task.sentences(…)`, where they make vectors of sentences.
         auto_class: the class of transformers that loads the student.
         environment: `versions` and `hardware`, as in abridged.json.
         seconds: wall time by name, such as {"training": 372.1, "evaluation": 20.4}.
@@ -111,6 +114,7 @@ def collect(
         samples=list(samples),
         heads=heads,
         videos=videos,
+        sentences=sentences,
         auto_class=auto_class,
         modules=[dict(module) for module in account["modules"]],
         directory=Path(directory).name,

@@ -181,6 +181,27 @@ class VideoPicture:
 
 
 @dataclass
+class SentencePair:
+    """Two sentences, and their cosine by each model."""
+
+    first: str
+    second: str
+    cosines: dict[str, float]
+
+
+@dataclass
+class SentencePicture:
+    """Sentences as several models see them. Models are called as in `SampleGroup.of`, the teacher first."""
+
+    points: TokenPicture  #: sentences in place of tokens
+    similarities: dict[str, np.ndarray]  #: (pairs,) cosines by model, of some pairs
+    own: np.ndarray  #: (pairs,) bool: whether one is among the teacher's nearest to the other
+    neighbours: int  #: how many are called nearest
+    kept: dict[str, np.ndarray]  #: (sentences,) how many of the teacher's nearest each other model finds
+    worst: list[SentencePair]  #: whose cosine by the student is farthest from the teacher's
+
+
+@dataclass
 class ReportData:
     """Everything a report can show. A field left empty leaves its section out."""
 
@@ -203,6 +224,7 @@ class ReportData:
     samples: list[SampleGroup] = field(default_factory=list)
     heads: HeadPicture | None = None
     videos: VideoPicture | None = None
+    sentences: SentencePicture | None = None
     modules: list[dict[str, Any]] = field(default_factory=list)  #: as `inspect` lists them
     directory: str = ""  #: name of the checkpoint's directory, for the loading example
     auto_class: str = "AutoModelForCausalLM"  #: of transformers, that loads it

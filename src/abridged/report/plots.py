@@ -1,7 +1,7 @@
 """The figures of a report. Each takes plain data and gives inline SVG, or several for small multiples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
@@ -10,7 +10,16 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from abridged.report.curves import Curve
-from abridged.report.data import MB, HeadPicture, MatrixPicture, TokenCloud, TokenPicture, VideoPicture, role_of
+from abridged.report.data import (
+    MB,
+    HeadPicture,
+    MatrixPicture,
+    SentencePicture,
+    TokenCloud,
+    TokenPicture,
+    VideoPicture,
+    role_of,
+)
 from abridged.report.figure import COLOURS, DASHES, MARKERS, SERIES, Drawing
 from abridged.report.text import name_of, visible
 
@@ -224,12 +233,14 @@ def front(
     return drawing.svg
 
 
-def similarities(picture: VideoPicture, teacher: str, other: str) -> Markup:
-    """Cosines of texts and clips, a model's against the teacher's; a text's own clips stand out."""
+def similarities(
+    picture: VideoPicture | SentencePicture, teacher: str, other: str, what: str = "texts and clips"
+) -> Markup:
+    """Cosines, a model's against the teacher's; of texts with their own clips, or of neighbours, stand out."""
     x, y = picture.similarities[teacher], picture.similarities[other]
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
     room = 0.03 * (high - low or 1.0)
-    with Drawing(3.5, 3.5, f"Cosines of texts and clips, {other} against {teacher}") as drawing:
+    with Drawing(3.5, 3.5, f"Cosines of {what}, {other} against {teacher}") as drawing:
         axes = drawing.axes
         axes.plot([low, high], [low, high], color=COLOURS["rule"], linewidth=0.8)
         for own, colour, size in ((False, COLOURS["muted"], 2.0), (True, COLOURS[role_of(other)], 4.0)):
@@ -246,10 +257,28 @@ def similarities(picture: VideoPicture, teacher: str, other: str) -> Markup:
     return drawing.svg
 
 
-def agreement(picture: VideoPicture, teacher: str, other: str) -> float | None:
+def agreement(picture: VideoPicture | SentencePicture, teacher: str, other: str) -> float | None:
     """Correlation of a model's cosines with the teacher's; None where one of them does not vary."""
     x, y = (picture.similarities[name].ravel() for name in (teacher, other))
     return float(np.corrcoef(x, y)[0, 1]) if len(x) > 1 and x.std() > 0 and y.std() > 0 else None
+
+
+def kept(counts: Mapping[str, np.ndarray], most: int) -> Markup:
+    """How many of their `most` nearest each model keeps, as the share of sentences: bars side by side."""
+    with Drawing(4.6, 2.4, "Neighbours that are kept") as drawing:
+        axes = drawing.axes
+        width = 0.8 / len(counts)
+        for number, (name, some) in enumerate(counts.items()):
+            shares = np.bincount(some, minlength=most + 1) / max(1, len(some))
+            places = np.arange(most + 1) + (number - (len(counts) - 1) / 2) * width
+            axes.bar(places, 100 * shares, width, color=COLOURS[role_of(name)], label=name, linewidth=0)
+        axes.set_xticks(range(most + 1))
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(f"neighbours kept, of {most}")
+        axes.set_ylabel("% of sentences")
+        axes.legend(loc="upper left")
+    return drawing.svg
 
 
 def kind_of(matrix: MatrixPicture) -> str:
@@ -264,8 +293,8 @@ def within_layer(path: str) -> tuple[str, int | None]:
     return (".".join(pieces[digits[-1] + 1 :]), int(pieces[digits[-1]])) if digits else (path, None)
 
 
-def token_cloud(picture: TokenPicture, cloud: TokenCloud) -> Markup:
-    """One model's tokens in the plane of the teacher's two principal components, all models at one scale.
+def token_cloud(picture: TokenPicture, cloud: TokenCloud, what: str = "Tokens") -> Markup:
+    """One model's tokens, or sentences, in the plane of the teacher's two principal components, all at one scale.
 
     A hairline leads from each token to where the teacher has it.
     """
@@ -273,7 +302,7 @@ def token_cloud(picture: TokenPicture, cloud: TokenCloud) -> Markup:
     everything = np.concatenate([other.points for other in picture.clouds])
     low, high = everything.min(0), everything.max(0)
     centre, half = (low + high) / 2, 0.56 * float((high - low).max() or 1.0)
-    with Drawing(3.5, 3.5, f"Tokens as {cloud.name} sees them", margins=(0.02, 0.02, 0.02, 0.02)) as drawing:
+    with Drawing(3.5, 3.5, f"{what} as {cloud.name} sees them", margins=(0.02, 0.02, 0.02, 0.02)) as drawing:
         axes = drawing.axes
         axes.set_xlim(centre[0] - half, centre[0] + half)
         axes.set_ylim(centre[1] - half, centre[1] + half)

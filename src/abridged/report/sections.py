@@ -293,6 +293,23 @@ def videos(data: ReportData) -> Section | None:
     }
 
 
+def sentences(data: ReportData) -> Section | None:
+    """Sentences in the teacher's plane, similarities against the teacher's, neighbours that are kept, worst pairs."""
+    picture = data.sentences
+    if picture is None:
+        return None
+    teacher, *others = picture.similarities
+    return {
+        "title": "Sentences as the models see them",
+        "clouds": [(cloud, plots.token_cloud(picture.points, cloud, "Sentences")) for cloud in picture.points.clouds],
+        "models": {name: role_of(name) for name in picture.similarities},
+        "drawn": [(name, role_of(name), plots.similarities(picture, teacher, name, "sentences")) for name in others],
+        "agreement": {name: plots.agreement(picture, teacher, name) for name in others},
+        "kept": plots.kept(picture.kept, picture.neighbours) if others else None,
+        "count": max((len(some) for some in picture.kept.values()), default=0),
+    }
+
+
 def samples(data: ReportData) -> Section | None:
     """The same prompts continued, or documents summed up, by each model."""
     if not data.samples:
@@ -317,6 +334,6 @@ def setting(data: ReportData) -> Section | None:
 
 
 SECTIONS: list[Callable[[ReportData], Section | None]] = [
-    summary, plan, bytes_by_part, training, tokens, factors, weights, gamma, heads, videos, samples, loading, modules,
-    setting,
+    summary, plan, bytes_by_part, training, tokens, factors, weights, gamma, heads, videos, sentences, samples, loading,
+    modules, setting,
 ]  # fmt: skip

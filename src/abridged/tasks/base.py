@@ -13,7 +13,7 @@ from abridged.data.batch import Batch
 from abridged.data.dataset import Dataset
 from abridged.data.examples import Examples
 from abridged.families.kinds import context_of, labels_texts
-from abridged.report.data import SampleGroup, VideoPicture
+from abridged.report.data import SampleGroup, SentencePicture, VideoPicture
 
 Made = TypeVar("Made")
 Split = Literal["validation", "test"]
@@ -110,6 +110,10 @@ class Task(ABC):
 
     def clips(self, models: Mapping[str, Any]) -> VideoPicture | None:
         """Videos of the test part as "teacher", "untrained" and "student" see them; None where they read none."""
+        return None
+
+    def sentences(self, models: Mapping[str, Any]) -> SentencePicture | None:
+        """Sentences of the test part as these models see them; None where they make no vectors of such."""
         return None
 
     @abstractmethod

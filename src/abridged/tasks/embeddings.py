@@ -22,8 +22,9 @@ from abridged.evaluation.sentences import (
     sentence_vectors,
 )
 from abridged.models.sentence import SentenceSettings
-from abridged.report.data import SampleGroup
+from abridged.report.data import SampleGroup, SentencePicture
 from abridged.tasks.base import Split, Task
+from abridged.tasks.sentence_pictures import COMPARED, sentence_picture
 
 _PICTURED = 16
 _SAMPLES = 6
@@ -117,6 +118,12 @@ class Embeddings(Task):
     def picture(self) -> Batch:
         some = self.encoder.tokens(self.data.test[:_PICTURED])
         return some.batch(torch.arange(len(some)))
+
+    def sentences(self, models: Mapping[str, Any]) -> SentencePicture | None:
+        tokens = self.encoder.tokens(self.data.test[:COMPARED])
+        return sentence_picture(
+            self.data.test[:COMPARED], {name: sentence_vectors(model, tokens) for name, model in models.items()}
+        )
 
     def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:
         """The sentence that each model takes for the nearest to some."""

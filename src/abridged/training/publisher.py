@@ -121,6 +121,7 @@ class Publisher:
             samples=self._samples(models),
             heads=self._heads(),
             videos=opened.task.clips(models),
+            sentences=opened.task.sentences(models),
             auto_class=kind_of(record["data"])[0],
             environment=record["environment"],
             seconds=stages.seconds,

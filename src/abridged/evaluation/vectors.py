@@ -1,4 +1,4 @@
-"""Unit vectors as they are stored, and their cosines with a query.
+"""Unit vectors as they are stored, their cosines with a query, and what is still found among them.
 
 `float16` and `int8` are scanned as they are. `binary` is scanned as signs, one bit a value, by Hamming distance; the
 best by that are scored by the query's values against the bits (Yamada et al., ACL 2021, arXiv:2106.00882), and the best
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from abridged.core.errors import AbridgedError
 
 KINDS = ("float16", "int8", "binary")
 #: Vectors that are turned into FP32 at once: they stay in the processor's cache.
@@ -23,14 +25,38 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(length, np.finfo(np.float32).tiny)
 
 
-def encode(vectors: np.ndarray, kind: str) -> bytes:
-    """Unit vectors (n, width) as bytes; `binary` means their signs."""
+def shortened(vectors: np.ndarray, width: int | None) -> np.ndarray:
+    """The first `width` values of vectors (…, d), given length 1 again; all of them where None.
+
+    A model that was trained so has the most in front (Kusupati et al., NeurIPS 2022, arXiv:2205.13147).
+
+    Raises:
+        AbridgedError: there are not so many.
+    """
+    if width is None or width == vectors.shape[-1]:
+        return vectors
+    if not 1 <= width <= vectors.shape[-1]:
+        raise AbridgedError(f"vectors of {vectors.shape[-1]:,} numbers cannot be cut to {width:,}")
+    return unit(vectors[..., :width])
+
+
+def quantized(vectors: np.ndarray, kind: str) -> np.ndarray:
+    """Unit vectors (n, width) as they are stored: `float16`, `int8`, or `binary`, their signs, eight in a uint8.
+
+    An int8 vector is in steps of its own, the largest value being 127, as usearch casts each by itself: a cosine does
+    not ask how long a vector is, so no scale is kept. Bits are sentence-transformers' "ubinary".
+    """
     if kind == "float16":
-        return vectors.astype("<f2").tobytes()
-    if kind == "int8":  # every vector in steps of its own: its length is known to be 1
+        return vectors.astype("<f2")
+    if kind == "int8":
         top = np.abs(vectors).max(axis=-1, keepdims=True)
-        return np.rint(vectors * (127 / np.maximum(top, 1e-12))).astype(np.int8).tobytes()
-    return np.packbits(vectors > 0, axis=-1).tobytes()
+        return np.rint(vectors * (127 / np.maximum(top, 1e-12))).astype(np.int8)
+    return np.packbits(vectors > 0, axis=-1)
+
+
+def encode(vectors: np.ndarray, kind: str) -> bytes:
+    """The bytes of `quantized`."""
+    return quantized(vectors, kind).tobytes()
 
 
 def size(width: int, kind: str) -> int:
@@ -96,3 +122,42 @@ class Matrix:
             some = self.values[start : start + _AT_ONCE]
             np.copyto(room[: len(some)], some)
             yield room[: len(some)]
+
+
+def recall(
+    vectors: np.ndarray, kind: str, width: int | None = None, near: int = 10, queries: int = 500, among: int = 4
+) -> dict[str, float]:
+    """The share of the `near` nearest of each of some unit vectors (n, d) FP32, among the others, that is found where
+    these are cut to `width` and stored as `kind`, or "float32", and the query is cut alone.
+
+    Returns:
+        `recall`; of bits also `rescored`: where `among` times as many are scored again by the query's values.
+    """
+    cut = shortened(vectors, width)
+    matrix = None if kind == "float32" else Matrix([encode(cut, kind)], cut.shape[1], kind)
+    near = min(near, len(vectors) - 1)
+    found: dict[str, list[float]] = {"recall": [], "rescored": []} if kind == "binary" else {"recall": []}
+    for number in np.unique(np.linspace(0, len(vectors) - 1, queries).astype(int)).tolist() if near > 0 else []:
+        right, query = top(_without(vectors @ vectors[number], number), near), cut[number]
+        scores = _without(cut @ query if matrix is None else matrix.scores(query), number)
+        found["recall"].append(len(np.intersect1d(right, top(scores, near))) / near)
+        if kind == "binary" and matrix is not None:
+            some = top(scores, among * near)
+            best = some[top(matrix.signs(query, some), near)]
+            found["rescored"].append(len(np.intersect1d(right, best)) / near)
+    return {name: float(np.mean(shares)) if shares else 1.0 for name, shares in found.items()}
+
+
+def top(scores: np.ndarray, count: int) -> np.ndarray:
+    """Numbers of the `count` best finite scores, best first."""
+    count = min(count, int(np.isfinite(scores).sum()))
+    if not count:
+        return np.zeros(0, np.int64)
+    best = np.argpartition(-scores, count - 1)[:count]
+    return best[np.argsort(-scores[best], kind="stable")]
+
+
+def _without(scores: np.ndarray, number: int) -> np.ndarray:
+    scores = scores.copy()
+    scores[number] = -np.inf
+    return scores
