@@ -76,7 +76,7 @@ def _entities(model: Any, tokenizer: Any, texts: Sequence[str]) -> tuple[list[An
 
     found, cut = find_entities(model, tokenizer, texts)
     if cut:
-        typer.echo(f"note: {cut:,} of {len(texts):,} texts are longer than the model reads and lose their ends", err=True)
+        typer.echo(f"note: {cut:,} of {len(texts):,} texts are longer than the model reads and are cut", err=True)
     lines = [
         [f"{one['text']}\t{one['label']}\t{one['probability']:.3f}\t{one['start']}-{one['end']}" for one in some]
         for some in found
