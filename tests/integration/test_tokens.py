@@ -91,9 +91,15 @@ def test_entities_of_a_packed_model(compressed, command, folder, names):
     assert ended.code == 0, ended.stderr
     lines = [line.split("\t") for line in ended.stdout.splitlines()]
     assert [[line[0], line[1], line[3]] for line in lines] == [["Anna Curie", "PER", "0-10"], ["Oslo", "LOC", "19-23"]]
-    (folder / "lines.txt").write_text("Anna saw\n\nsaw Oslo\n")
+    (folder / "lines.txt").write_text("Anna saw the Oslo\n\nParis saw the Anna\n")
     ended = command("classify", small, "--file", folder / "lines.txt")
-    assert [line.split("\t")[0] for line in ended.stdout.split("\n")[:-1]] == ["Anna", "", "", "Oslo", ""]
+    assert [line.split("\t")[0] for line in ended.stdout.split("\n")[:-1]] == [
+        *"Anna Oslo".split(),
+        "",
+        "",
+        *"Paris Anna".split(),
+        "",
+    ]
     model = AutoModelForTokenClassification.from_pretrained(small)
     assert type(model.classifier).__name__ == "PackedLinear"
     found, _ = find_entities(model, AutoTokenizer.from_pretrained(small), ["Anna Curie saw the Oslo"])

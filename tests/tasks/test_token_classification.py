@@ -8,11 +8,12 @@ from transformers import BertConfig, BertForTokenClassification
 from abridged.core.errors import AbridgedError
 from abridged.core.settings import TrainingSettings
 from abridged.data.opening import open_data
+from abridged.data.tagged import Tagged
 from abridged.data.tokenizer import learn_tokenizer
 from abridged.evaluation.entities import entity_scores
 from abridged.families.kinds import LabelSet
 from abridged.tasks import task_for
-from abridged.tasks.token_classification import TokenClassification, find_entities, marked_text, word_logits
+from abridged.tasks.token_classification import TokenClassification, _found, find_entities, marked_text, word_logits
 
 TAGS = ("B-LOC", "I-LOC", "O")
 SENTENCES = "the sea is near New York\nParis is old\n" * 10
@@ -116,19 +117,26 @@ def test_samples_are_what_the_student_reads_worst(tmp_path):
 
 def test_entities_have_their_characters():
     model, tokenizer = model_of(), tokenizer_of()
-    model.classifier.bias.data[0] = 0.7  # so that some words are tagged, and some are not
+    model.classifier.bias.data[0] = 100.0  # every word is a place
     text = "  the sea,  near New   York"
     (found,), cut = find_entities(model, tokenizer, [text])
     assert cut == 0
-    assert found
-    for one in found:
-        assert text[one["start"] : one["end"]] == one["text"]
-        assert one["label"] == "LOC"
-        assert 1 / 3 < one["probability"] <= 1
-    assert sum(len(one["text"].split()) for one in found) < 6
+    assert [one["text"] for one in found] == ["the", "sea", ",", "near", "New", "York"]
+    assert all(text[one["start"] : one["end"]] == one["text"] and one["label"] == "LOC" for one in found)
+    assert all(one["probability"] == pytest.approx(1) for one in found)
     assert find_entities(model, tokenizer, []) == ([], 0)
     assert find_entities(model, tokenizer, ["", text])[0] == [[], found]
     assert find_entities(model, tokenizer, ["sea " * 100, text])[1] == 1
     with pytest.raises(AbridgedError, match="takes a list"):
         find_entities(model, tokenizer, text)
+
+
+def test_words_of_one_entity_are_told_as_they_stand_in_the_text():
+    logits = np.zeros((6, 3), dtype=np.float32)
+    logits[:4, 2], logits[4, 0], logits[5, 1] = 9.0, np.log(2), np.log(8)
+    (found,) = _found(Tagged.of_text("  the sea,  near New   York"), logits, dict(enumerate(TAGS)))
+    assert (found["text"], found["label"], found["start"], found["end"]) == ("New   York", "LOC", 17, 27)
+    assert found["probability"] == pytest.approx((0.5 + 0.8) / 2)
+    logits[5] = np.nan  # cut off
+    assert _found(Tagged.of_text("a b, c d e"), logits, dict(enumerate(TAGS)))[0]["text"] == "d"
     assert marked_text(["in", "New", "York", "."], ["O", "B-LOC", "I-LOC", "O"]) == "in [New York LOC] ."
