@@ -69,7 +69,8 @@ def summary(data: ReportData) -> Section | None:
 def by_kind(data: ReportData) -> Section | None:
     """What was measured of each kind of entity alone, one after the other."""
     kinds = [m for m in data.summary[0].measurements if m.part] if data.summary else []
-    rows = [(kind.part, [number(m and m.value) for m in (row.find(kind) for row in data.summary)]) for kind in kinds]
+    found = [(kind.part, [row.find(kind) for row in data.summary]) for kind in kinds]
+    rows = [(kind, [number(None if m is None else m.value) for m in some]) for kind, some in found]
     return {"title": "F1 of each kind", "rows": rows, "models": data.summary} if rows else None
 
 
