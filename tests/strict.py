@@ -25,6 +25,9 @@ def check(path: Path) -> None:
         assert _outcome(lambda: load_text(path).to_evaluate) == (text if text and text.strip() else None)
         assert _outcome(lambda: read_texts(path)) == _outcome(_lines, text)
         return
+    if path.suffix == ".conll":
+        assert _outcome(_tagged_by_us, path) == _outcome(_tagged, path)
+        return
     expected = _outcome(_rows, path)
     found = _outcome(lambda: list(rows(path)))
     assert (repr(found) if found is None else repr([dict(row) for row in found])) == repr(expected)
@@ -48,6 +51,36 @@ def _labelled_by_us(path: Path) -> Any:
     data.describe().encode()
     texts = Counter(map(repr, ((row.first, row.second, row.label) for row in data.to_evaluate)))
     return texts, data.labels, data.dropped
+
+
+def _tagged_by_us(path: Path) -> Any:
+    data = open_data(path).as_tagged()
+    data.describe().encode()
+    return Counter((tuple(one.words), one.tags) for one in data.to_evaluate)
+
+
+def _tagged(path: Path) -> Any:
+    """Texts with an empty line between; of each other line the first cell is a word, and the last its tag."""
+    texts: list[list[tuple[str, str]]] = [[]]
+    width, tabs = 0, False
+    for line in _text(path).split("\n"):
+        if not line or line.isspace():
+            texts.append([])
+            continue
+        if not width:
+            if line[:2] == "# ":
+                continue
+            tabs = "\t" in line
+        cells = [cell.strip() for cell in line.split("\t")] if tabs else line.split()
+        if cells[0] == "-DOCSTART-" or (width and line[0] == "#" and len(cells) != width):
+            continue
+        width = width or len(cells)
+        if width < 2 or len(cells) != width or not cells[0] or not cells[-1]:
+            raise Refused
+        texts[-1].append((cells[0], cells[-1]))
+    if not any(texts):
+        raise Refused
+    return Counter(tuple(zip(*some, strict=True)) for some in texts if some)
 
 
 def _text(path: Path) -> str:

@@ -92,8 +92,9 @@ def finetune(model: str | Path, data: str | Path, output: str | Path, **options:
     """Train `model` on `data`, and write a Hugging Face directory to `output`.
 
     A language model goes on with a text; an encoder-decoder learns from pairs of texts, or, where `data` is one text,
-    to restore it from noise, as BART does; an encoder learns to label texts. Without a `recipe` it learns from hard
-    labels alone. A recipe whose stages have methods compresses what it trains, as `compress` does.
+    to restore it from noise, as BART does; an encoder learns to label texts or words of them, or to fill masks in one.
+    Without a `recipe` it learns from hard labels alone. A recipe whose stages have methods compresses what it trains,
+    as `compress` does.
 
     Args:
         model, data, output, options: the fields of `abridged.training.job.Job`, which says what they mean.
@@ -171,7 +172,7 @@ def evaluate(
     else:
         loaded, tokenizer = load_model(model)
     found = task_for(loaded, tokenizer, opened)
-    announce_reading(loaded, public_name(model), found.data, context)
+    announce_reading(loaded, public_name(model), found.data, context or found.context)
     for note in found.notes:
         print(printable(note), file=sys.stderr)
     return found.evaluate(loaded, context, stride, limit)

@@ -120,7 +120,18 @@ def parquet(draw):
     return columns
 
 
+@st.composite
+def columns(draw):
+    """Words and tags, most lines with as many cells as each other."""
+    apart, width = draw(st.sampled_from([" ", "\t"])), draw(st.integers(1, 4))
+    cells = st.one_of(st.sampled_from(["a", "O", "B-A", "#", "-DOCSTART-"]), CELLS)
+    whole = st.lists(cells, min_size=width, max_size=width).map(apart.join)
+    lines = st.one_of(whole, whole, whole, st.just(""), st.sampled_from(["# a comment", "#", "-DOCSTART- -X- O", " "]))
+    return draw(st.sampled_from(["\n", "\r\n"])).join(draw(st.lists(lines, max_size=20))).encode()
+
+
 FORMATS = {
+    ".conll": damaged(columns()),
     ".txt": damaged(st.lists(st.sampled_from([*WORDS, *ENDS]), max_size=30).map(lambda words: "".join(words).encode())),
     ".csv": damaged(tables(",", True)),
     ".tsv": damaged(tables("\t", False)),

@@ -55,10 +55,10 @@ def test_a_capped_teacher_is_matched_at_any_temperature():
     torch.testing.assert_close(loss, 4.0 * (log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
-def test_a_head_behind_more_than_a_scale_is_refused():
-    model = tiny.build("bert-masked")
+def test_a_model_without_a_head_for_tokens_is_refused():
+    model = tiny.build("bert-bare")
     ids = tiny.inputs(model)["input_ids"]
-    with pytest.raises(AbridgedError, match="BertForMaskedLM does not read its last hidden state as it is"):
+    with pytest.raises(AbridgedError, match="BertModel does not read its last hidden state as it is"):
         outputs_of(model, Batch.of(ids, ids, torch.arange(len(ids))))
 
 

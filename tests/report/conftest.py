@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from abridged.core.measurement import Measurement
 from abridged.evaluation.perplexity import perplexities
 from abridged.evaluation.vectors import unit
 from abridged.report.data import (
@@ -47,6 +48,11 @@ def ternary(generator: np.random.Generator, rows: int, columns: int, scales: int
     scale = 1.2 * np.abs(weight.reshape(scales, -1)).mean(1)
     levels = np.round(np.clip(weight.reshape(scales, -1) / scale[:, None], -1, 1)).reshape(rows, columns)
     return weight, levels.astype(np.int8), scale.astype(np.float32)
+
+
+def persons_of(f1: float):
+    """As measured of one kind of entity."""
+    return Measurement("f1_PER", f1, part="PER (1,200)")
 
 
 def perplexities_of(per_token: float, per_word: float):
@@ -120,9 +126,23 @@ def make_report(layers: int = 4) -> ReportData:
         date="2026-01-02",
         evaluation={"context": 256, "stride": 128, "tokens": 301_234, "words": 245_569},
         summary=[
-            ModelRow("teacher", "teacher", perplexities_of(44.21, 96.4), 18_400_000, 1.0, 32.0),
-            ModelRow("round to nearest, 2 bits", "rounded", perplexities_of(18_344.2, 91_000.3), 1_310_000, 14.0, 2.28),
-            ModelRow("student, quantgpt-2-2-8", "student", perplexities_of(50.12, 112.7), 1_310_000, 14.0, 2.28),
+            ModelRow("teacher", "teacher", [*perplexities_of(44.21, 96.4), persons_of(91.25)], 18_400_000, 1.0, 32.0),
+            ModelRow(
+                "round to nearest, 2 bits",
+                "rounded",
+                [*perplexities_of(18_344.2, 91_000.3), persons_of(3.5)],
+                1_310_000,
+                14.0,
+                2.28,
+            ),
+            ModelRow(
+                "student, quantgpt-2-2-8",
+                "student",
+                [*perplexities_of(50.12, 112.7), persons_of(88.75)],
+                1_310_000,
+                14.0,
+                2.28,
+            ),
         ],
         plan=PlanOutcome(
             1_310_720, 0.12, 1_310_000, 0.1255, True, "interpolated", 512, [(990_000, 0.9), (2_000_000, 0.1)]

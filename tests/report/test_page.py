@@ -53,6 +53,14 @@ def test_every_section_is_there_and_tags_are_balanced(report):
         assert section.__name__.replace("_", "-") in ids
 
 
+def test_each_kind_has_a_row_with_what_every_model_finds_of_it(report):
+    told = re.search(r'<section id="by-kind".*?</section>', render(report), re.DOTALL)[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", told) == ["91.25", "3.50", "88.75"]
+    assert "PER (1,200)" in told
+    report.summary[-1].measurements = [m for m in report.summary[-1].measurements if not m.part]
+    assert ">–</td>" in render(report)
+
+
 def test_the_page_needs_nothing_else(report):
     html = render(report)
     page = Page(html)

@@ -35,13 +35,11 @@ def test_the_model_and_the_data_say_what_the_task_is(bart, teacher, text, tmp_pa
         task_for(gpt2, load_tokenizer(teacher), open_data(FABLES, ("text", "summary")))
 
 
-@pytest.mark.parametrize(
-    ("name", "does"),
-    [("bert-tokens", "labels tokens"), ("bert-masked", "fills in masks"), ("llama-bare", "gives hidden states")],
-)
-def test_what_has_no_task_yet_is_said_with_what_works(name, does, text, teacher):
-    with pytest.raises(AbridgedError, match=f"{does}, for which there is no task yet: it can be .* to label"):
-        task_for(tiny.build(name), load_tokenizer(teacher), open_data(text))
+def test_what_has_no_task_yet_is_said_with_what_works(text, teacher):
+    with pytest.raises(
+        AbridgedError, match="gives hidden states, for which there is no task yet: it can be .* to label"
+    ):
+        task_for(tiny.build("llama-bare"), load_tokenizer(teacher), open_data(text))
 
 
 def test_a_task_is_for_a_model_that_labels(teacher, tmp_path):

@@ -13,6 +13,8 @@ MEGABYTE = 1 << 20
 _KINDS = {
     "columns": ("AutoModelForSeq2SeqLM", "summarization"),
     "labels": ("AutoModelForSequenceClassification", "text-classification"),
+    "tags": ("AutoModelForTokenClassification", "token-classification"),
+    "masked": ("AutoModelForMaskedLM", "fill-mask"),
     "train_questions": ("AutoModelForQuestionAnswering", "question-answering"),
     "pooling": ("AutoModel", "sentence-similarity"),
     "": ("AutoModelForCausalLM", "text-generation"),

@@ -91,7 +91,9 @@ def evaluate(
         print_json(result)
         return
     counts = {key.replace("_", " "): f"{count:,}" for key, count in result.facts.items()}
-    print_pairs({m.column: f"{m.value:.3f}" for m in result.measurements if m.title} | counts)
+    shown = {m.column: f"{m.value:.3f}" for m in result.measurements if m.title}
+    kinds = {f"F1 of {m.part}": f"{m.value:.3f}" for m in result.measurements if m.part}
+    print_pairs(shown | kinds | counts)
 
 
 def _rouge(

@@ -57,16 +57,16 @@ Columns = Annotated[
     typer.Option(
         metavar="NAME,NAME",
         help="Columns of rows: SOURCE,TARGET of pairs; TEXT,LABEL or TEXT,TEXT,LABEL of labelled texts; TEXT of "
-        "sentences.",
+        "sentences; WORDS,TAGS, by their numbers from 0 in a CoNLL file.",
         show_default="the first known, such as document,summary",
     ),
 ]
 Task = Annotated[
     str | None,
     typer.Option(
-        help="A task of GLUE, such as sst2, or squad, whose files are in the folder --data; or labels, for texts and "
-        "labels of your own and a model that has written texts so far; or retrieval (evaluate), for rows of a query "
-        "and the passage that answers it.",
+        help="A task of GLUE, such as sst2, or squad, whose files are in the folder --data; or for data of your own: "
+        "labels, texts and labels and a model that has written texts so far; tokens, words and their tags; mlm, a text "
+        "and a model that fills masks; retrieval (evaluate), queries and the passages that answer them.",
         show_default=False,
     ),
 ]

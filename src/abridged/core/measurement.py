@@ -18,6 +18,7 @@ class Measurement:
     unit: str = "%"  #: or what it is counted by, such as "per token"
     better: Literal["lower", "higher"] = "higher"
     headline: bool = False  #: whether it is told how much of it was lost; the first such is watched while training
+    part: str = ""  #: of what alone, where it is a part of another: a kind of entity, and how many there are
     logarithmic: bool = False  #: whether its logarithm is what adds up, as of a perplexity
 
     @property

@@ -18,6 +18,8 @@ class Batch:
         labels: (B, T) int64, `labels[:, t]` is the token, or the token's label, to be predicted from input t; -100
             never counts. Of whole examples, (B,) int64 labels or (B,) float scores.
         index: (B,) int64, number of each example in the training data.
+        sparse: whether only some tokens have labels of their own, such as those that were masked; what layers give is
+            compared on all that are no padding.
         twins: whether the second half are the examples of the first half, with what happens in them in the other order.
         pooling: (B, T) FP32, what each token counts in the vector of its text, where texts are to become vectors.
     """
@@ -26,6 +28,7 @@ class Batch:
     labels: Tensor
     index: Tensor
     twins: bool = False
+    sparse: bool = False
     pooling: Tensor | None = None
 
     @classmethod
@@ -104,15 +107,20 @@ class Batch:
 
     @property
     def counted(self) -> Tensor:
-        """(B, T) bool: the tokens that enter the losses; of labelled examples all but the padding, and (B, 1), true of
-        all that a model makes of them, where they are no texts."""
-        if not self.labels_examples:
-            return self.labels != -100
+        """(B, T) bool: the tokens that enter the losses; of labelled examples, or where only some tokens have labels,
+        all but the padding; and (B, 1), true of all that a model makes of them, where they are no texts."""
+        if not self.labels_examples and not self.sparse:
+            return self.labelled
         if not self.tokens:
             return torch.ones(len(self.index), 1, dtype=torch.bool, device=self.index.device)
         if self.attention_mask is None:
             return torch.ones_like(self.input_ids, dtype=torch.bool)
         return self.attention_mask.bool()
+
+    @property
+    def labelled(self) -> Tensor:
+        """(B, T) bool: the tokens that have labels."""
+        return self.labels != -100
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""

@@ -35,6 +35,13 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", text: str) -> np.ndarray:
     return np.concatenate(encoded)
 
 
+def specials_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before a text and behind it."""
+    text, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    place = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
+    return whole[:place], whole[place + len(text) :]
+
+
 def _chunks(text: str) -> Iterator[str]:
     start = 0
     while start < len(text):

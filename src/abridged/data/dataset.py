@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from abridged.data.pairs import PairData
     from abridged.data.sentences import SentenceData
     from abridged.data.squad import QuestionData
+    from abridged.data.tagged import TaggedData
     from abridged.data.text import TextData
     from abridged.data.video.clips import VideoData
 
@@ -34,8 +35,8 @@ class Dataset:
     """Three parts of one collection, whatever is in it. `as_…` is what a model makes of it that needs that kind.
 
     Attributes:
-        kind: `text`, `pairs`, `labels`, `questions`, `videos`, or `rows`: columns that are pairs, labelled texts or a
-            text, depending on who reads them.
+        kind: `text`, `pairs`, `labels`, `tags`, `questions`, `videos`, or `rows`: columns that are pairs, labelled
+            texts or a text, depending on who reads them.
         name: as the person called it.
         task: of GLUE, or `squad`, where it is one of theirs.
     """
@@ -120,6 +121,13 @@ class Dataset:
     def as_labelled(self) -> LabelledData:
         """As texts with labels or scores."""
         raise self._is_no("labelled texts are wanted: give rows (.tsv, .csv, .jsonl, .parquet) of texts and labels")
+
+    def as_tagged(self) -> TaggedData:
+        """As texts with a tag for each word."""
+        raise self._is_no(
+            "words with tags are wanted: give a file of columns (.conll, or another name and --task tokens), or rows "
+            "with lists of tokens and of tags"
+        )
 
     def as_questions(self) -> QuestionData:
         """As questions whose answers are spans of paragraphs."""

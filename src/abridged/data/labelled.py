@@ -154,7 +154,7 @@ def load_glue(data: str | Path, name: str, seed: int = 0) -> LabelledData:
         AbridgedError: no such task, file or column; a label that is not among the task's.
     """
     if name not in GLUE:
-        raise AbridgedError(f"no task called '{name}': there are {', '.join(GLUE)}, and {OWN} for your own")
+        raise AbridgedError(f"no task called '{name}': there are {', '.join(GLUE)}; {OWN}, tokens and mlm for your own")
     task, where = GLUE[name], Path(data).expanduser()
     if str(data) == "glue":
         parts = _from_hub(name, task)

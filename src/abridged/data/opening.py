@@ -27,7 +27,9 @@ from abridged.data.rows import (
 )
 from abridged.data.sentences import SentenceData, sentences_of_rows
 from abridged.data.squad import SQUAD, TRAIN, load_questions
-from abridged.data.text import BUILT_IN, TEXT_SUFFIXES, TextData, load_text, not_found, text_of_rows
+from abridged.data.tag_files import TOKENS, holds_conll, holds_tags, load_tagged, tagged_of_hub, tagged_of_rows
+from abridged.data.tagged import TaggedData
+from abridged.data.text import BUILT_IN, MLM, TEXT_SUFFIXES, TextData, load_text, not_found, text_of_rows
 from abridged.data.video.clips import VideoData, holds_videos, of_folder, of_rows
 from abridged.data.video.layouts import published
 
@@ -40,12 +42,14 @@ def open_data(spec: str | Path, columns: tuple[str, ...] | None = None, task: st
             a folder of such files; rows: a .jsonl, .csv, .tsv or .parquet file, a folder of them (train, validation and
             test by that word in their path), `xsum`, `cnn_dailymail`, or the name of a `datasets` dataset, its
             configuration after a colon; a folder with the files of SQuAD or of a GLUE task, or `glue` for the hub's;
-            videos: rows that name a video file, a folder of videos, or annotations of MSR-VTT, MSVD, DiDeMo or
+            words with tags: a file of columns (.conll, .bio, .iob), a folder of such, rows with two lists; videos: rows
+            that name a video file, a folder of videos, or annotations of MSR-VTT, MSVD, DiDeMo or
             QVHighlights with the videos below their folder.
         columns: of rows: (source, target) of pairs, (text, label) or (text, second text, label) of labelled texts,
             (video, caption) or (video, question, answer); those of sentences.
-        task: one of GLUE's, `squad`, or `labels` for texts and labels of one's own. The files of a task are in a
-            folder; of one that is of scores, such as `stsb`, `spec` may be one file of rows.
+        task: one of GLUE's, `squad`, or for one's own data `labels` (texts and labels), `tokens` (words and tags) or
+            `mlm` (a text, tokens of which are masked). The files of a published task are in a folder; of one that is
+            of scores, such as `stsb`, `spec` may be one file of rows.
 
     Raises:
         AbridgedError: nothing is found under that name, it cannot be read, or it has no such columns.
@@ -53,6 +57,12 @@ def open_data(spec: str | Path, columns: tuple[str, ...] | None = None, task: st
     name, path = str(spec), Path(spec).expanduser()
     if task == SQUAD or (task is None and (path / TRAIN).is_file()):
         return load_questions(path)
+    if task == TOKENS:
+        return load_tagged(spec, columns)
+    if task == MLM:
+        if columns is not None:
+            raise AbridgedError("tokens are masked in a text, which has no columns: rows have it in a column `text`")
+        return load_text(spec)
     if task not in (None, OWN):
         assert task is not None
         if task in GLUE and GLUE[task].labels is None and path.is_file():
@@ -66,6 +76,8 @@ def open_data(spec: str | Path, columns: tuple[str, ...] | None = None, task: st
     if path.exists() or is_rows(path) or path.suffix in TEXT_SUFFIXES or name.startswith((".", "/", "~")):
         if not asked and (videos := published(path)) is not None:
             return videos
+        if holds_conll(path):
+            return load_tagged(spec, columns)
         texts = not is_rows(path) if path.is_file() else not any(p.suffix.lower() in SUFFIXES for p in path.rglob("*"))
         if not asked and path.exists() and texts:
             return of_folder(path) or load_text(spec)
@@ -73,11 +85,15 @@ def open_data(spec: str | Path, columns: tuple[str, ...] | None = None, task: st
             raise AbridgedError(f"'{name}' is a text, which has no columns: give {', '.join(SUFFIXES)}")
         first = next((row for some in files_by_split(path).values() for file in some for row in rows(file)), None)
         data = RowData.of(name, first, columns, task, path=path)
+        if not asked and holds_tags(data.first):
+            return load_tagged(spec)
         return data.as_videos() if task is None and holds_videos(data.first, columns) else data
     repository, _, configuration = name.partition(":")
     complaint = not_found("pairs" if columns is not None or name in HUB_PAIRS else "text", name)
     splits = hub_splits(*HUB_PAIRS.get(name, (repository, configuration or None)), complaint)
     parts = {split: rows_of_hub(split, splits.get(split, ())) for split in PARTS}
+    if not asked and any(holds_tags(row) for some in parts.values() for row in some[:1]):
+        return tagged_of_hub(name, splits)
     return RowData.of(name, next((row for some in parts.values() for row in some), None), columns, task, given=parts)
 
 
@@ -144,6 +160,9 @@ class RowData(Dataset):
 
     def as_labelled(self) -> LabelledData:
         return self._labelled
+
+    def as_tagged(self) -> TaggedData:
+        return tagged_of_rows(self.name, self._parts, self.columns)
 
     def as_sentences(self) -> SentenceData:
         return self._sentences

@@ -13,6 +13,7 @@ import torch
 from abridged.core.errors import AbridgedError
 from abridged.core.text import read_text
 from abridged.data.batch import Batch
+from abridged.data.blocks import specials_around
 from abridged.data.dataset import Dataset, announce
 from abridged.data.examples import Order
 from abridged.data.padding import digest_of, mask_of, rectangle
@@ -175,10 +176,7 @@ class Specials:
         for key in ("decoder_start_token_id", "pad_token_id"):
             if getattr(config, key, None) is None:
                 raise AbridgedError(f"the model's config has no {key}, which an encoder-decoder needs")
-        text = tokenizer("a", add_special_tokens=False)["input_ids"]
-        whole = tokenizer("a")["input_ids"]
-        place = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
-        before, after = whole[:place], whole[place + len(text) :]
+        before, after = specials_around(tokenizer)
         return cls(tuple(before), tuple(after), config.decoder_start_token_id, config.pad_token_id)
 
     @property

@@ -14,7 +14,7 @@ from abridged.core.errors import AbridgedError
 from abridged.core.text import open_text, parse_json, read_text
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  #: of what is read of a folder
-SPLITS = {"train": {"train"}, "validation": {"validation", "valid", "dev"}, "test": {"test"}}
+SPLITS = {"train": {"train"}, "validation": {"validation", "valid", "dev", "testa"}, "test": {"test", "testb"}}
 _EXACT = 2**53  #: from here on a float says less than its digits do
 
 

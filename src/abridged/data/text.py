@@ -23,6 +23,8 @@ _HUB = {
 }
 BUILT_IN = ("wikitext-2", *_HUB)
 TEXT_SUFFIXES = (".txt", ".tokens", ".txt.xz", *SUFFIXES)
+#: The name of the task, where it must be said that a model is to learn which tokens of a text were masked.
+MLM = "mlm"
 #: Held out of a text that has no validation split of its own.
 VALIDATION_SHARE = 0.05
 

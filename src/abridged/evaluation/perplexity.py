@@ -116,9 +116,9 @@ def perplexity(
     )
 
 
-def perplexities(nll: float, tokens: int, words: int) -> list[Measurement]:
+def perplexities(nll: float, tokens: int, words: int, title: str = "perplexity") -> list[Measurement]:
     """What a summed negative log-likelihood is per token and per word, as perplexities."""
-    kind: Any = {"title": "perplexity", "better": "lower", "headline": True, "logarithmic": True}
+    kind: Any = {"title": title, "better": "lower", "headline": True, "logarithmic": True}
     per_token, per_word = exp(nll / tokens), exp(nll / max(1, words))
     return [
         Measurement("perplexity", per_token, unit="per token", **kind),

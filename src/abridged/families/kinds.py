@@ -19,6 +19,16 @@ def labels_texts(model: Any) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
+def labels_tokens(model: Any) -> bool:
+    """Whether a model gives a label to each token of a text."""
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
+def fills_masks(model: Any) -> bool:
+    """Whether a model says which tokens were masked."""
+    return type(model).__name__.endswith("ForMaskedLM")
+
+
 def finds_answers(model: Any) -> bool:
     """Whether a model finds where in a paragraph the answer to a question is."""
     return type(model).__name__.endswith("ForQuestionAnswering")
@@ -65,9 +75,19 @@ def context_of(config: Any) -> int:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What a model that labels texts is to tell apart; no names = it is to give a score."""
+    """What a model that labels texts is to tell apart; no names = it is to give a score.
+
+    Attributes:
+        tokens: whether each token has a label, not the text as a whole.
+    """
 
     names: tuple[str, ...] | None
+    tokens: bool = False
+
+    @property
+    def head(self) -> str:
+        """What transformers calls the head."""
+        return "TokenClassification" if self.tokens else "SequenceClassification"
 
     def settings(self) -> dict[str, Any]:
         """Settings of a config."""
@@ -85,7 +105,7 @@ class LabelSet:
 
     def fit(self, config: Any) -> bool:
         """Whether the model of `config` has a head for them already, in whatever order."""
-        if not architecture(config).endswith("ForSequenceClassification"):
+        if not architecture(config).endswith(f"For{self.head}"):
             return False
         return config.num_labels == 1 if self.names is None else set(self.names) == self.ids(config).keys()
 

@@ -44,6 +44,28 @@ def run_body(model: Any, inputs: dict[str, Any], **options: Any) -> Any:
     )
 
 
+def run_head_on(model: Any, inputs: dict[str, Any], chosen: Tensor, **options: Any) -> tuple[Tensor, Tensor, Any]:
+    """What a model whose head works on each token by itself says of some of them; its head runs on no others, since
+    logits of a whole vocabulary for every token take more memory than the model.
+
+    Args:
+        chosen: (B, T) bool, n of them true.
+
+    Returns:
+        Logits (n, C), the last hidden states (B, T, d) of all tokens, and what the model gives besides.
+    """
+    last: list[Tensor] = []
+
+    def narrow(module: Any, given: Any, output: Any) -> Any:
+        last.append(output.last_hidden_state)
+        output.last_hidden_state = last[0][chosen].unsqueeze(0)
+        return output
+
+    with model.base_model.register_forward_hook(narrow):
+        found = model(**inputs, **options, return_dict=True)
+    return found.logits[0], last[0], found
+
+
 @torch.no_grad()
 def logits_of(model: Any, inputs: dict[str, Tensor]) -> tuple[Logits | None, str]:
     """(how logits are made of the last hidden state, "") or (None, why not); both empty where there is no head.

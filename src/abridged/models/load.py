@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MaskedLM")
 
 
-def load_dense(name: str | Path, labels: LabelSet | None = None, answers: bool = False) -> "PreTrainedModel":
+def load_dense(name: str | Path, labels: LabelSet | None = None, head: str | None = None) -> "PreTrainedModel":
     """Load a full-precision model in FP32, in evaluation mode: a language model, an encoder-decoder, or an encoder
     with the head that its config names; of a model of sentence-transformers the body alone. A GGUF file is dequantised.
 
     Args:
         labels: give it a head for these labels; one that it has is kept where it is for the same labels.
-        answers: give it a head that finds answers in paragraphs.
+        head: give it one of another kind: "QuestionAnswering" or "MaskedLM".
 
     Raises:
         AbridgedError: no such model, it cannot be read, or it is compressed already.
@@ -40,12 +40,12 @@ def load_dense(name: str | Path, labels: LabelSet | None = None, answers: bool =
         config = load_config(name)
         if file is None and getattr(config, "quantization_config", None) is not None:
             raise AbridgedError(f"{name} is compressed already: a teacher must have its full-precision weights")
-        new_head = answers or (labels is not None and not labels.fit(config))
+        new_head = head is not None or (labels is not None and not labels.fit(config))
         settings = {"ignore_mismatched_sizes": True, **labels.settings()} if labels and new_head else {}
         if settings and config.pad_token_id is None:  # a decoder gives its label where the padding begins
             ends = config.eos_token_id
             settings["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
-        kind = "QuestionAnswering" if answers else "SequenceClassification" if labels is not None else None
+        kind = head if labels is None else labels.head
         if file is not None:
             settings["config"] = config
         found = transformers.AutoModel if kind is None and _makes_vectors(name, config) else auto_class(config, kind)

@@ -15,7 +15,8 @@ from abridged import families
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.data.examples import Examples
-from abridged.families.logits import run_body
+from abridged.families.kinds import fills_masks, labels_tokens
+from abridged.families.logits import run_body, run_head_on
 from abridged.objectives.settings import Objective
 from abridged.storage.view import Logits as LogitsMap
 
@@ -106,7 +107,7 @@ class Outputs:
             encoder's (S, S), the decoder's (T, T), and those across (T, S).
         encoder_layers: how many layers the encoder has; 0 where there is none.
         label_logits: (B, C) of a model that labels texts (C = 1: a score), which has no `head`; (B, 2, T) of one that
-            finds where answers begin and end.
+            finds where answers begin and end; (n, C) of one that labels tokens or fills masks, n = `batch.labelled`.
         feed_forward: (B, T, d) of each layer, what its feed-forward part gives, if asked for; an encoder's come first.
         embeddings: of texts, where the batch says how they are pooled; of videos and texts, where the model reads both
             and has no `head`: hidden states are then the video encoder's (B * T, 1 + P, d), and the text encoder's.
@@ -129,7 +130,7 @@ class Outputs:
             AbridgedError: the model labels texts and has none.
         """
         if self.head is None:
-            raise AbridgedError("an objective on tokens was asked of a model that labels whole texts")
+            raise AbridgedError("an objective on tokens was asked of a model that labels texts, or fills masks in them")
         return self.head
 
 
@@ -240,6 +241,8 @@ def outputs_of(model: nn.Module, batch: Batch, *, hidden_states: bool = False, a
         return _outputs_of_answers(model, batch, hidden_states)
     if batch.pooling is not None:
         return _outputs_of_texts(model, batch, hidden_states, attentions)
+    if labels_tokens(model) or fills_masks(model):
+        return _outputs_of_some_tokens(model, batch, hidden_states, attentions)
     if batch.labels_examples:
         return _outputs_of_labeller(model, batch, attentions)
     states = run_body(
@@ -348,6 +351,19 @@ def _outputs_of_labeller(model: nn.Module, batch: Batch, attentions: bool) -> Ou
         attentions=probabilities,
         encoder_layers=len(encoder) - 1 if encoder else 0,
         label_logits=_label_logits(found, batch),
+    )
+
+
+def _outputs_of_some_tokens(model: Any, batch: Batch, hidden_states: bool, attentions: bool) -> Outputs:
+    """Of a model whose head works on each token: what it says of those that have labels."""
+    asked = {"output_hidden_states": hidden_states, "output_attentions": attentions}
+    logits, last, found = run_head_on(model, batch.model_inputs, batch.labelled, **asked)
+    return Outputs(
+        last_hidden=last,
+        head=None,
+        hidden_states=found.get("hidden_states"),
+        attentions=found.get("attentions"),
+        label_logits=logits,
     )
 
 

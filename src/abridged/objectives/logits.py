@@ -18,17 +18,19 @@ class LabelCrossEntropy(Term):
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
         if student.label_logits is not None:
-            return text_label_loss(student.label_logits, batch.labels)
+            labels = batch.labels if batch.labels_examples else batch.labels[batch.labelled]
+            return text_label_loss(student.label_logits, labels)
         head = student.language_head
         hidden = head.inputs(student.last_hidden)
         return label_cross_entropy(hidden, *head.weights(), batch.labels, cap=head.cap)
 
 
 def text_label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of logits (..., C) with labels (...); of scores (B,) the mean squared error."""
+    """Mean cross-entropy, in nats, of logits (..., C) with labels (...), 0 of none; of scores (B,) the mean squared
+    error."""
     if labels.is_floating_point():
         return F.mse_loss(logits.float().squeeze(-1), labels)
-    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="sum") / max(1, labels.numel())
 
 
 def tsld_weights(losses: Tensor, counted: Tensor, temperature: float = 10.0) -> Tensor:
@@ -47,12 +49,13 @@ def tsld_weights(losses: Tensor, counted: Tensor, temperature: float = 10.0) -> 
 
 
 def text_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) in nats, mean over texts, of label logits (..., C); of scores (B, 1) the squared error."""
+    """KL(teacher || student) in nats, mean over texts or tokens, of label logits (..., C), 0 where there are none; of
+    scores (B, 1) the squared error."""
     student, teacher = student.float(), teacher.detach().float()
     if student.shape[-1] == 1:
         return F.mse_loss(student, teacher)
     log_p, log_q = (x.flatten(0, -2).div(temperature).log_softmax(-1) for x in (teacher, student))
-    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / max(1, len(log_q)) * temperature**2
 
 
 class LogitDistillation(Term):

@@ -66,6 +66,14 @@ def summary(data: ReportData) -> Section | None:
     return {"title": "Before and after", "rows": rows, "counts": counts}
 
 
+def by_kind(data: ReportData) -> Section | None:
+    """What was measured of each kind of entity alone, one after the other."""
+    kinds = [m for m in data.summary[0].measurements if m.part] if data.summary else []
+    found = [(kind.part, [row.find(kind) for row in data.summary]) for kind in kinds]
+    rows = [(kind, [number(None if m is None else m.value) for m in some]) for kind, some in found]
+    return {"title": "F1 of each kind", "rows": rows, "models": data.summary} if rows else None
+
+
 def what_was_lost(data: ReportData) -> list[str]:
     """Plain sentences about the student, for someone who reads nothing else."""
     if len(data.summary) < 2:
@@ -104,7 +112,7 @@ def _against(own: Measurement, before: Measurement, rounded: Measurement | None,
         sentence = f"Its {own.title}{text} is {number(own.value)} against {gave}, a loss of {percent(loss)}"
         if own.logarithmic:
             sentence += (
-                ": on (geometric) average it gives the token that really comes next "
+                ": on (geometric) average it gives the right token "
                 f"{number(1 / (1 + loss))} times the probability that the teacher gives it"
             )
         sentences = [f"{sentence}."]
@@ -311,11 +319,11 @@ def sentences(data: ReportData) -> Section | None:
 
 
 def samples(data: ReportData) -> Section | None:
-    """The same prompts continued, or documents summed up, by each model."""
+    """The same prompts continued, texts labelled, or documents summed up, by each model."""
     if not data.samples:
         return None
-    continued = data.samples[0].label == "Prompt"
-    return {"title": "The same prompt, continued" if continued else "The same documents, summed up"}
+    titles = {"Prompt": "The same prompt, continued", "Text": "The same texts, as each model reads them"}
+    return {"title": titles.get(data.samples[0].label, "The same documents, summed up")}
 
 
 def modules(data: ReportData) -> Section | None:
@@ -334,6 +342,6 @@ def setting(data: ReportData) -> Section | None:
 
 
 SECTIONS: list[Callable[[ReportData], Section | None]] = [
-    summary, plan, bytes_by_part, training, tokens, factors, weights, gamma, heads, videos, sentences, samples, loading,
-    modules, setting,
+    summary, by_kind, plan, bytes_by_part, training, tokens, factors, weights, gamma, heads, videos, sentences, samples,
+    loading, modules, setting,
 ]  # fmt: skip

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from abridged.core.errors import AbridgedError
 from abridged.data.dataset import Dataset
 from abridged.data.opening import RowData
-from abridged.families.kinds import finds_answers, is_encoder_decoder, is_language_model, labels_texts, reads_videos
+from abridged.families.kinds import (
+    fills_masks,
+    finds_answers,
+    is_encoder_decoder,
+    is_language_model,
+    labels_texts,
+    labels_tokens,
+    reads_videos,
+)
 from abridged.models.sentence import sentence_settings_of
 from abridged.tasks.base import Split, Task
 
@@ -16,8 +24,8 @@ __all__ = ["Split", "Task", "task_for"]
 
 
 def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", data: Dataset) -> Task:
-    """What `data` are to `model`: texts to label, sentences to make vectors of, a text to go on with, pairs to learn
-    from, or one to restore, videos.
+    """What `data` are to `model`: texts to label, or words of them, sentences to make vectors of, a text to go on with,
+    to fill masks in, or to restore, pairs to learn from, videos.
 
     Raises:
         AbridgedError: the data are not for such a model.
@@ -31,6 +39,14 @@ def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", dat
         from abridged.tasks.classification import Classification
 
         return Classification(model, tokenizer, data.as_labelled())
+    if labels_tokens(model):
+        from abridged.tasks.token_classification import TokenClassification
+
+        return TokenClassification(model, tokenizer, data.as_tagged())
+    if fills_masks(model):
+        from abridged.tasks.masked_language_modeling import MaskedLanguageModeling
+
+        return MaskedLanguageModeling(model, tokenizer, data.as_text())
     if finds_answers(model):
         from abridged.tasks.question_answering import QuestionAnswering
 
@@ -55,15 +71,9 @@ def task_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", dat
         raise AbridgedError("columns of a source and a target are for an encoder-decoder, such as BART")
     if not is_language_model(model):
         raise AbridgedError(
-            f"a {name} {_does(model)}, for which there is no task yet: it can be quantised, stored and loaded "
+            f"a {name} gives hidden states, for which there is no task yet: it can be quantised, stored and loaded "
             "through the library, and fine-tuned to label texts (abridged finetune MODEL --data ROWS)"
         )
     from abridged.tasks.language_modeling import LanguageModeling
 
     return LanguageModeling(model, tokenizer, data.as_text())
-
-
-def _does(model: "PreTrainedModel") -> str:
-    """What a model that no task is for does with a text."""
-    heads = {"ForTokenClassification": "labels tokens", "ForMaskedLM": "fills in masks"}
-    return next((does for head, does in heads.items() if type(model).__name__.endswith(head)), "gives hidden states")

@@ -35,6 +35,8 @@ class Task(ABC):
         "epochs": 3, "learning_rate": 3e-4, "schedule": "cosine", "weight_decay": 0.1, "keep": "best",
     }  # fmt: skip
 
+    #: Tokens that are read at once where nobody says how many; None: as many as the model reads, see `DEFAULT_CONTEXT`.
+    context: ClassVar[int | None] = None
     #: What it can be asked for beside its own data: "texts" or "augmentation" of a stage, a "stride" between windows.
     takes: ClassVar[frozenset[str]] = frozenset()
     #: Whether it compares with the model that it was made for, which then stays as it is while others learn from it.

@@ -21,6 +21,7 @@ from abridged.core.settings_text import apply_overrides
 from abridged.core.text import printable
 from abridged.data.examples import Examples, Subset
 from abridged.data.opening import open_data
+from abridged.data.text import MLM
 from abridged.families.kinds import LabelSet
 from abridged.families.standin import plain_config, skeleton
 from abridged.methods.base import check_by_parts, check_needs
@@ -149,7 +150,7 @@ class Opened:
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
         """The model, its tokenizer, and the settings that come with it: those of a .yaml file, none else."""
-        job, labels, answers = self.job, None, False
+        job, labels, head = self.job, None, None
         if self.data.kind == "videos":
             torch.manual_seed(job.seed or 0)
             changes = {} if self._asked is None else self._asked.model
@@ -158,14 +159,29 @@ class Opened:
         if self.from_scratch:
             return create_from_config(Path(job.model), lambda: self.data.words, job.seed)
         if job.kind == "finetune":
-            answers = self.data.kind == "questions"
-            if not answers and (self.data.task is not None or is_encoder(job.model)):
-                data = self.data.as_labelled()
-                data.check_to_learn()
-                labels = LabelSet(data.labels)
+            labels, head = self._head()
             torch.manual_seed(job.seed or 0)  # a new head is drawn at random
-        model = load_dense(job.model, labels, answers)
+        model = load_dense(job.model, labels, head)
         return model, load_tokenizer(job.model, model), {}
+
+    def _head(self) -> tuple[LabelSet | None, str | None]:
+        """What a model gets a head for to be fine-tuned on the data: labels, or what `load_dense` calls another one."""
+        if self.data.kind == "questions":
+            return None, "QuestionAnswering"
+        if self.data.kind == "tags":
+            tagged = self.data.as_tagged()
+            tagged.check_to_learn()
+            return LabelSet(tagged.tags, tokens=True), None
+        encoder = is_encoder(self.job.model)
+        if self.data.kind == "text" and (encoder or self.job.task == MLM):
+            if not encoder:
+                raise AbridgedError(f"{self.model_name} goes on with texts: only an encoder learns to fill masks")
+            return None, "MaskedLM"
+        if self.data.task is not None or encoder:
+            labelled = self.data.as_labelled()
+            labelled.check_to_learn()
+            return LabelSet(labelled.labels), None
+        return None, None
 
     def _plain(self, described: dict[str, Any]) -> Recipe:
         """Hard labels, by the task's settings, or those that came with the model."""
