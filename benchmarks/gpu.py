@@ -88,7 +88,8 @@ class Bench:
             making = self.work / "text.new"
             making.mkdir(exist_ok=True)
             for part, words in parts.items():
-                (making / f"{part}.txt").write_text(words[:60_000] if self.tiny else words)
+                few = 20_000 if part == "train" else 3_000
+                (making / f"{part}.txt").write_text(words[:few] if self.tiny else words)
             making.rename(folder)
         return folder
 
@@ -96,7 +97,7 @@ class Bench:
         """A GPT-2 of random weights of a true shape, with GPT-2's tokenizer."""
         folder = self.work / f"fresh-{shape}"
         if not folder.exists():
-            width, layers, heads = (32, 2, 2) if self.tiny else SHAPES[shape]
+            width, layers, heads = (256, 2, 4) if self.tiny else SHAPES[shape]
             named = "bundled" if self.tiny else str(self.needs(self.data / "tokenizers" / "gpt2"))
             tokenizer = load_tokenizer(named) if self.tiny else AutoTokenizer.from_pretrained(named)
             sizes = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": 32 if self.tiny else 1024}
@@ -180,8 +181,8 @@ def finetuned(bench: Bench, model: Path, data: Path | str, output: Path, batch: 
     """Trained for SECONDS["teacher"]: the account of `abridged finetune`, of which a row keeps what was measured."""
 
     def run(steps: int, output: Path) -> dict[str, Any]:
-        words = [f"stages.0.{word.partition('.*.')[2]}" for word in bench.batch(batch)]
-        words += [f"stages.0.steps={steps}", f"stages.0.learning_rate={rate}", "stages.0.schedule=cosine"]
+        words = [word.removeprefix("stages.*.") for word in bench.batch(batch)]
+        words += ["epochs=null", f"steps={steps}", f"learning_rate={rate}", "schedule=cosine"]
         resume = output.with_name(output.name + ".partial").exists()
         return abridged.finetune(str(model), str(data), output, overrides=words, resume=resume)
 
@@ -273,9 +274,8 @@ def progressive_bert(bench: Bench) -> dict[str, Any]:
     steps = 2 if bench.tiny else 100
     own = [word for word in bench.batch(32) if "evaluate_tokens" not in word]
     if not (bench.work / "bert-teacher").exists():
-        words_of = [f"stages.0.{word.partition('.*.')[2]}" for word in own]
-        words_of += [f"stages.0.steps={steps}"]
-        abridged.finetune(str(folder), str(glue), bench.work / "bert-teacher", task="sst2", overrides=words_of)
+        plain = [*(word.removeprefix("stages.*.") for word in own), f"steps={steps}"]
+        abridged.finetune(str(folder), str(glue), bench.work / "bert-teacher", task="sst2", overrides=plain)
     return bench.train(
         "progressive-bert", bench.work / "bert-teacher", "progressive-bert-1-1-4",
         [*own, f"stages.*.steps={steps}"], data=str(glue), task="sst2",
