@@ -13,8 +13,10 @@ Rows are of benchmarks/results/gpu.jsonl, gpu_kernels.jsonl and training_cost.js
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +34,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2L
 import abridged
 from abridged.core.errors import AbridgedError
 from abridged.core.hardware import describe
+from abridged.core.record import RECORD
 from abridged.data.text import load_text
 from abridged.models.load import load_tokenizer
 from abridged.recipe import Recipe
@@ -167,9 +170,9 @@ def plan() -> Iterator[Step]:
 def real(bench: Bench, recipe: str) -> dict[str, Any]:
     """A real teacher, SmolLM2-135M, in few bits: from the compensated start, then distilled."""
     model = bench.fresh("124M") if bench.tiny else bench.needs(bench.models / "smollm2-135m")
-    overrides = [*GPTQ, *bench.batch(32)]
-    steps = bench.steps(model, recipe, overrides, SECONDS["real"])
-    return {"steps": steps} | bench.train(f"real-{recipe}", model, recipe, [*overrides, f"stages.*.steps={steps}"])
+    shared = bench.batch(32)
+    steps = bench.steps(model, recipe, shared, SECONDS["real"])
+    return {"steps": steps} | bench.train(f"real-{recipe}", model, recipe, [*GPTQ, *shared, f"stages.*.steps={steps}"])
 
 
 def teacher(bench: Bench) -> dict[str, Any]:
@@ -192,15 +195,20 @@ def finetuned(bench: Bench, model: Path, data: Path | str, output: Path, batch: 
         if not known:
             took = []
             for count in (5, 25):
+                timed = bench.work / f"{output.name}-{count}"
+                for rubbish in (timed, timed.with_name(f"{timed.name}.partial")):  # of a call that was cut off
+                    shutil.rmtree(rubbish, ignore_errors=True)
                 begun = time.perf_counter()
-                run(count, bench.work / f"{output.name}-{count}")
+                run(count, timed)
                 took.append(time.perf_counter() - begun)
+                shutil.rmtree(timed)
             known = [int(SECONDS["teacher"] * 20 / max(took[1] - took[0], 1e-3))]
             found = {"steps": known[0]}
             append("gpu", found, bench.results, name=f"steps to {output.name}", settings=bench.settings)
         steps = known[0]
     begun = time.perf_counter()
-    account = run(steps, output)
+    # there, but without a row, where the time was up between the two
+    account = json.loads((output / RECORD).read_text()) if output.exists() else run(steps, output)
     kept = {key: account[key] for key in ("validation", "test", "peak_memory_bytes") if key in account}
     return {"steps": steps, "seconds": round(time.perf_counter() - begun, 1), **kept}
 
@@ -234,6 +242,7 @@ def suite(bench: Bench) -> dict[str, Any]:
     last = done.stdout.strip().splitlines()[-1]
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
     print(done.stdout[-3000:] if done.returncode else last)
+    done.check_returncode()
     return {"counts": counts, "seconds": round(time.perf_counter() - begun, 1)}
 
 
