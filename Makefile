@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: help setup demo test slow engines paths sanitize fuzz lint wheel clean
+.PHONY: help setup demo test slow engines paths sanitize fuzz gpu bench lint wheel clean
 
 help:
 	@echo "make demo   compress the bundled model and compare (about 6 minutes on 2 cores)"
@@ -13,6 +13,8 @@ help:
 	@echo "make paths  the kernel tests on every instruction set that this processor has"
 	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
 	@echo "make fuzz   mutated checkpoints, data, recipes, workspaces and videos: some of each, or ABRIDGED_FUZZ_SECONDS of each"
+	@echo "make gpu    the tests that need a GPU; without one a rehearsal of them on the CPU"
+	@echo "make bench  quick runs of every benchmark of speed, beside the committed numbers of the nearest processor"
 	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness, servers and Chromium; but for that one it installs them first (some minutes)"
 	@echo "make lint   ruff, mypy, floors   make wheel  dist/*.whl        make clean  remove what these made"
 
@@ -53,6 +55,14 @@ sanitize: $(READY)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz -s tests/fuzz
+
+# Packed layers go through Triton's interpreter in a rehearsal.
+gpu: $(READY)
+	ABRIDGED_GPU_REHEARSAL=$$($(BIN)/python -c 'import torch; print(int(not torch.cuda.is_available()))') \
+	  $(BIN)/python -m pytest -m gpu
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py $(RECORD)
 
 engines: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,llama-cpp,onnx,serving,tasks]'

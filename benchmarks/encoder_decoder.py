@@ -1,6 +1,6 @@
 """Speed of a packed encoder-decoder on this CPU beside torch in FP32 and bf16, in one run.
 
-    python benchmarks/encoder_decoder.py [--threads 2] [--source 512] [--new 64] [--rounds 5]
+    python benchmarks/encoder_decoder.py [--threads 2] [--source 512] [--new 64] [--rounds 5] [--quick]
 
 BART-base's true shape with random weights, `best-bart-2-2-8` without its training. Reading is the encoder alone;
 writing is `model.generate` with four beams, the reading left out. A row of benchmarks/results/encoder_decoder.jsonl.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import append
+from results import append, quick_settings, speed_options
 from transformers import BartConfig, BartForConditionalGeneration
 
 from abridged import families
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--source", type=int, default=512)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = speed_options(parser, new=8, rounds=1)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         where = build(Path(name) / "packed")
@@ -66,8 +66,9 @@ def main() -> None:
             "packed": packed,
             "packed, loaded in bf16": load(where).to(torch.bfloat16),
             "torch FP32": dense_model(packed, torch.float32),
-            "torch bf16": dense_model(packed, torch.bfloat16),
         }
+        if not options.quick:
+            models["torch bf16"] = dense_model(packed, torch.bfloat16)
         ids = torch.randint(4, 50_000, (1, options.source), generator=torch.Generator().manual_seed(0))
         read = in_turns({key: lambda m=m: prompt_seconds(m, ids) for key, m in models.items()}, options.rounds)
         write = in_turns(
@@ -82,11 +83,12 @@ def main() -> None:
             "kernels": compiled.path if compiled else "reference",
             "source_tokens_per_second": {key: options.source / seconds for key, seconds in read.items()},
             "written_tokens_per_second": {key: 1 / seconds for key, seconds in write.items()},
-            "memory": {"file_bytes": inspect(where)["file_bytes"], **memory(where)},
+            "memory": {"file_bytes": inspect(where)["file_bytes"], **({} if options.quick else memory(where))},
         }
     for key in ("source_tokens_per_second", "written_tokens_per_second"):
         print(key, json.dumps({name: round(value, 1) for name, value in result[key].items()}), flush=True)
-    append("encoder_decoder", result, recipe=RECIPE, model="BART-base")
+    about = {"recipe": RECIPE, "model": "BART-base", "settings": quick_settings(options)}
+    append("encoder_decoder", result, options.results, **about)
 
 
 if __name__ == "__main__":

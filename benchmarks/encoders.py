@@ -1,7 +1,7 @@
 """Sentences per second of a packed BERT-base on this CPU beside torch and onnxruntime, in one run.
 
     pip install onnx onnxscript onnxruntime      # for the rows of onnxruntime; left out where they are missing
-    python benchmarks/encoders.py [--threads 2] [--length 128] [--rounds 5] [--memory-only]
+    python benchmarks/encoders.py [--threads 2] [--length 128] [--rounds 5] [--memory-only] [--quick]
 
 BERT-base's true shape with random weights, `xtc-1-1-8` without its training. A row of benchmarks/results/encoders.jsonl
 for each kind of kernels.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import append, latest
+from results import append, latest, quick_settings, speed_options
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -114,35 +114,42 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-only", action="store_true", help="measure memory anew, and keep the speeds there are")
-    options = parser.parse_args()
+    options = speed_options(parser, rounds=1)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         where = build(folder / "packed", BertConfig())
-        held = {"file_bytes": inspect(where)["file_bytes"], **memory(where)}
-        held["tiny_resident_bytes"] = memory(build(folder / "tiny", TINY))["resident_bytes"]
+        held = {"file_bytes": inspect(where)["file_bytes"]}
+        if not options.quick:
+            held |= memory(where)
+            held["tiny_resident_bytes"] = memory(build(folder / "tiny", TINY))["resident_bytes"]
         compiled = kernels()
         kind = {"kernels": compiled.path if compiled else "reference"}
-        about = {"recipe": RECIPE, "model": "BERT-base", "settings": kind}
+        about = {"recipe": RECIPE, "model": "BERT-base", "settings": kind | quick_settings(options)}
         if options.memory_only:
-            return append("encoders", latest("encoders", **kind)["metrics"] | {"memory": held}, **about)
+            found = latest("encoders", options.results, **kind)["metrics"] | {"memory": held}
+            return append("encoders", found, options.results, **about)
         packed = load(where)
         dense = dense_model(packed, torch.float32)
-        from torch.ao.quantization import quantize_dynamic
-
         models: dict[str, Any] = {
             "packed": packed,
             "packed, loaded in bf16": load(where).to(torch.bfloat16),
             "torch FP32": dense,
-            "torch bf16": dense_model(packed, torch.bfloat16),
-            "torch int8, dynamic": quantize_dynamic(dense_model(packed, torch.float32), {nn.Linear}, dtype=torch.qint8),
         }
+        if not options.quick:
+            from torch.ao.quantization import quantize_dynamic
+
+            copied = dense_model(packed, torch.float32)
+            models["torch bf16"] = dense_model(packed, torch.bfloat16)
+            models["torch int8, dynamic"] = quantize_dynamic(copied, {nn.Linear}, dtype=torch.qint8)
         contestants: dict[str, Callable[[torch.Tensor], float]] = {
             key: (lambda ids, m=m: seconds(m, ids)) for key, m in models.items()
         }
-        contestants |= onnx_models(where, dense_model(packed, torch.float32), folder, options.threads, options.length)
+        if not options.quick:
+            copied = dense_model(packed, torch.float32)
+            contestants |= onnx_models(where, copied, folder, options.threads, options.length)
         speeds = {}
-        for size in BATCHES:
+        for size in BATCHES[:1] if options.quick else BATCHES:
             ids = torch.randint(1000, 30_000, (size, options.length), generator=torch.Generator().manual_seed(0))
             turns = in_turns(
                 {key: lambda run=run, ids=ids: run(ids) for key, run in contestants.items()}, options.rounds

@@ -1,7 +1,7 @@
 """Frames per second of BLIP-base's image encoder on this CPU, packed, beside torch and onnxruntime, in one run.
 
     pip install onnx onnxscript onnxruntime      # for the rows of onnxruntime; left out where they are missing
-    python benchmarks/frames.py [--threads 2] [--batch 8] [--rounds 5] [--files-only]
+    python benchmarks/frames.py [--threads 2] [--batch 8] [--rounds 5] [--files-only] [--quick]
 
 BLIP-base's true shape for retrieval with random weights, as a video model without temporal attention, which is BLIP
 frame by frame, `best-video-2-2-8` without its training; at 224 pixels. Also what the whole model takes on the disk, as
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import append
+from results import append, quick_settings, speed_options
 from torch import nn
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -95,20 +95,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files-only", action="store_true", help="measure no speed, as on a busy machine")
-    options = parser.parse_args()
+    options = speed_options(parser, batch=2, rounds=1)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = {
-            "BLIP": inspect(build(folder / "packed", **FRAME_BY_FRAME)),
-            "LiteVL": inspect(build(folder / "litevl")),
-        }
-        about = {"recipe": RECIPE, "model": "BLIP-base"}
-        append("frames", {"files": {who: told(account) for who, account in files.items()}}, name="files", **about)
+        files = {"BLIP": inspect(build(folder / "packed", **FRAME_BY_FRAME))}
+        about = {"recipe": RECIPE, "model": "BLIP-base", "settings": quick_settings(options)}
+        if not options.quick:
+            files["LiteVL"] = inspect(build(folder / "litevl"))
+            told_of = {"files": {who: told(account) for who, account in files.items()}}
+            append("frames", told_of, options.results, name="files", **about)
         print({who: (round(one["file_bytes"] / 2**20, 2), round(one["ratio"], 2)) for who, one in files.items()})
         if not options.files_only:
             found = measured(folder, options)
-            append("frames", found, name="speed", **about)
+            append("frames", found, options.results, name="speed", **about)
             print(found["frames_per_second"])
 
 
@@ -122,7 +122,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Frames a second of each contestant, in turn."""
     packed = load(folder / "packed")
     dense = Frames(dense_model(packed, torch.float32)).eval()
-    onnx = onnx_model(dense, folder, options.batch, options.threads)
+    onnx = None if options.quick else onnx_model(dense, folder, options.batch, options.threads)
     runs: dict[str, Any] = {"packed": Frames(packed).eval(), "torch FP32": dense, "onnxruntime int8": onnx}
     pixels = torch.randn(options.batch, 3, SIDE, SIDE)
     turns = {who: lambda run=run: seconds(run, pixels) for who, run in runs.items() if run is not None}

@@ -1,6 +1,6 @@
 """Search in 100,000 windows: time, memory and recall, by how vectors are stored.
 
-    python benchmarks/index.py [--windows 100000] [--width 256]
+    python benchmarks/index.py [--windows 100000] [--width 256] [--quick]
 
 Vectors are made up as videos make them: scenes of a theme, windows of a scene. Each kind is measured in a process of
 its own with one thread; on a busy machine processor time is what a quiet one would take. Memory is what opening the
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from results import append
+from results import append, quick_settings, speed_options
 
 from abridged.evaluation.vectors import KINDS, top, unit
 from abridged.index.build import build
@@ -107,7 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--windows", type=int, default=100_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = speed_options(parser)  # quick as it is
     if asked.measure is not None:
         print(json.dumps(measure(asked.measure, asked.width)))
         sys.exit()
@@ -119,4 +119,5 @@ if __name__ == "__main__":
             run = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
             rows[kind] = json.loads(run.stdout)
         print(f"{kind:<8}", "  ".join(f"{name} {value}" for name, value in rows[kind].items()), flush=True)
-    append("index", {"windows": asked.windows, "width": asked.width, "rows": rows})
+    found = {"windows": asked.windows, "width": asked.width, "rows": rows}
+    append("index", found, asked.results, settings=quick_settings(asked))

@@ -1,12 +1,12 @@
 """Loading checkpoints by this checkout and by one before digests covered more than weights, in turns within one run.
 
     git worktree add /tmp/other COMMIT && cp src/abridged/runtime/abridged_kernels.so /tmp/other/src/abridged/runtime/
-    python benchmarks/loading.py /tmp/other [--version 2] [--threads 1] [--rounds 20]
+    python benchmarks/loading.py /tmp/other [--version 2] [--threads 1] [--rounds 20] [--quick]
 
 The bundled teacher as best-1-1-8 begins with it, and BERT-base's true shape with random weights, each with a
 tokenizer: here as it is written now, there in a version of the format that the other one reads. Times are processor
 seconds; a ratio is the median, over the rounds, of this one's time by the other's: below 1 this checkout is faster.
-A row of benchmarks/results/loading.jsonl.
+Without another checkout this one is measured alone. A row of benchmarks/results/loading.jsonl.
 """
 
 import argparse
@@ -58,8 +58,9 @@ def build(folder: Path, version: int) -> None:
         path.write_text(json.dumps({**config, "quantization_config": spec.to_dict()}))
 
 
-def work(folder: Path, threads: int) -> None:
+def work(checkout: Path, folder: Path, threads: int) -> None:
     """Read "way model", and answer with processor seconds."""
+    use(checkout)
     import torch
     import transformers
 
@@ -81,28 +82,24 @@ def work(folder: Path, threads: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("other", type=Path)
+    parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--version", type=int, default=2, help="of the format, that the other checkout reads")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.work is not None:
-        use(options.other)
-        return work(options.work, options.threads)
-    from results import append
+    from results import append, quick_settings, speed_options
 
+    options = speed_options(parser, rounds=3)
+    checkouts = {"this": HERE} | ({"other": options.other} if options.other else {})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder, options.version)
         sizes = {name: (folder / "this" / name / "model.safetensors").stat().st_size for name in MODELS}
         workers = {}
-        for side, checkout in (("this", HERE), ("other", options.other)):
-            command = [sys.executable, __file__, str(checkout), "--work", str(folder / side)]
-            command += ["--threads", str(options.threads)]
+        for side, checkout in checkouts.items():
+            command = [sys.executable, __file__, "work", str(checkout), str(folder / side), str(options.threads)]
             workers[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert workers[side].stdout.readline() == "ready\n"
-        seconds = {f"{way} {name}": {"this": [], "other": []} for way in WAYS for name in MODELS}
+        seconds = {f"{way} {name}": {side: [] for side in checkouts} for way in WAYS for name in MODELS}
         for number in range(options.rounds + 2):
             for case, sides in seconds.items():
                 for side in sides if number % 2 else reversed(sides):
@@ -113,13 +110,11 @@ def main() -> None:
         for worker in workers.values():
             worker.stdin.close()
             worker.wait()
-    found = {
-        case: {
-            "ratio": statistics.median(a / b for a, b in zip(sides["this"], sides["other"], strict=True)),
-            **{side: statistics.median(values) for side, values in sides.items()},
-        }
-        for case, sides in seconds.items()
-    }
+    found = {case: {side: statistics.median(taken) for side, taken in sides.items()} for case, sides in seconds.items()}
+    if options.other:
+        for case, sides in seconds.items():
+            ratios = (a / b for a, b in zip(sides["this"], sides["other"], strict=True))
+            found[case]["ratio"] = statistics.median(ratios)
     result = {
         "cases": found,
         "file_bytes": sizes,
@@ -127,10 +122,14 @@ def main() -> None:
         "version": options.version,
         "threads": options.threads,
     }
-    append("loading", result)
+    append("loading", result, options.results, settings=quick_settings(options))
     for case, row in found.items():
-        print(f"{case}: {row['this']:.3f} s here, {row['other']:.3f} s there, ratio {row['ratio']:.2f}")
+        there = f", {row['other']:.3f} s there, ratio {row['ratio']:.2f}" if options.other else ""
+        print(f"{case}: {row['this']:.3f} s here{there}")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["work"]:
+        work(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()

@@ -2,15 +2,18 @@
 
 A row is a line of JSON that says all of itself: what was measured (FIELDS), what came out (metrics), and by which
 command, commit and processor. Nothing is changed once it is written; of rows with the same KEY the newest counts. What
-older rows did not record is null.
+older rows did not record is null. A benchmark of speed has `--quick` (`speed_options`): fewer rounds, the headline
+rows, in under two minutes on two cores; its rows say `quick: true` in their settings, and pages pass over them.
 """
 
+import argparse
 import fcntl
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -54,14 +57,49 @@ def append(benchmark: str, metrics: dict[str, Any], folder: Path = RESULTS, **fi
 
 def read(benchmark: str, folder: Path = RESULTS, **wanted: Any) -> list[Row]:
     """The rows of a benchmark that have these fields or settings, in the order in which each was first there: fields,
-    settings and metrics beside each other."""
+    settings and metrics beside each other. Rows of quick runs only where `quick=True` is wanted."""
+    wanted = {"quick": None} | wanted
+    rows = _newest(benchmark, folder, lambda row: None)
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def by_processor(benchmark: str, folder: Path = RESULTS) -> list[Row]:
+    """As `read`, the newest of each processor (`processor_of`), and those of quick runs, too."""
+    return _newest(benchmark, folder, processor_of)
+
+
+def processor_of(row: Row) -> str:
+    """A row's processor by name, family and model, and the kernels that were forced on it, if any were."""
+    made = row["processor"]
+    numbers = [f"{key} {made[key]}" for key in ("family", "model") if made.get(key) is not None]
+    forced = [f"forced to {made['forced']}"] if made.get("forced") else []
+    return ", ".join([made["cpu"], *([" ".join(numbers)] if numbers else []), *forced])
+
+
+def _newest(benchmark: str, folder: Path, also: Callable[[Row], Any]) -> list[Row]:
+    """The newest row of each KEY and of whatever `also` tells of it."""
     path, newest = _file(benchmark, folder), {}
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a last line without its end was cut off
     for row in sorted(map(json.loads, lines), key=_age):
         if row["benchmark"] == benchmark:
             what = [row[key] for key in KEY] + ([] if row["name"] else [row["recipe"], row["overrides"]])
-            newest[json.dumps(what, sort_keys=True)] = {**row["metrics"], **(row["settings"] or {}), **row}
-    return [row for row in newest.values() if all(row.get(key) == value for key, value in wanted.items())]
+            key = json.dumps([*what, also(row)], sort_keys=True)
+            newest[key] = {**row["metrics"], **(row["settings"] or {}), **row}
+    return [*newest.values()]
+
+
+def speed_options(parser: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """The command line, with what every benchmark of speed has; `quick`: defaults of its options under `--quick`."""
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and the headline rows alone")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to which rows go")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**quick)
+    return parser.parse_args()
+
+
+def quick_settings(options: argparse.Namespace) -> Row:
+    """What tells rows of a quick run from others."""
+    return {"quick": True} if options.quick else {}
 
 
 def latest(benchmark: str, folder: Path = RESULTS, **wanted: Any) -> Row:
@@ -97,10 +135,12 @@ def _public(word: str) -> str:
 
 
 def _processor() -> Row:
-    """Family and model as the processor numbers itself: kinds that go by one name are told apart by them."""
+    """Family and model as the processor numbers itself, for kinds that go by one name, and the path that was forced."""
     known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     found = {name: re.search(rf"^{name}\s*: (\d+)$", known, re.M) for name in ("cpu family", "model")}
-    return {name.removeprefix("cpu "): match and int(match[1]) for name, match in found.items()}
+    numbers = {name.removeprefix("cpu "): match and int(match[1]) for name, match in found.items()}
+    forced = os.environ.get("ABRIDGED_KERNELS", "auto")
+    return numbers if forced == "auto" else {**numbers, "forced": forced}
 
 
 def _commit() -> str | None:

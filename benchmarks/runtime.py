@@ -1,6 +1,6 @@
 """Speed and memory of packed models on this CPU, side by side with torch and llama.cpp, in one run.
 
-    python benchmarks/runtime.py [--threads 2] [--prompt 512] [--new 64] [--rounds 5]
+    python benchmarks/runtime.py [--threads 2] [--prompt 512] [--new 64] [--rounds 5] [--quick]
 
 A GPT-2 of the true 124M shape with random weights, `best-ternary-2-2-8` without its training; all contestants have the
 same weights, read the same prompt (logits of the last position only) and write tokens one at a time. llama.cpp takes
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import append
+from results import append, quick_settings, speed_options
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
@@ -35,7 +35,10 @@ from abridged.exporters import export
 from abridged.exporters.dense import dense_model
 from abridged.models.load import load_tokenizer
 from abridged.recipe import Recipe
+from abridged.runtime.activations import Rounding
 from abridged.runtime.kernels import PATHS, kernels
+from abridged.runtime.weight import PackedWeight
+from abridged.storage.matrix import Storage
 from abridged.storage.packing import pack
 
 RECIPE = "best-ternary-2-2-8"
@@ -127,6 +130,12 @@ def best(work: Callable[[], Any], count: int, before: Callable[[], Any] = lambda
     return min(seconds)
 
 
+def ternary(rows: int, columns: int, scales: int) -> PackedWeight:
+    """A random packed matrix."""
+    codes = pack(torch.randint(-1, 2, (rows, columns)), "ternary", "bits")
+    return PackedWeight(codes, torch.rand(scales), Storage(rows, columns, "ternary", "bits", scales))
+
+
 def bandwidth() -> dict[str, float]:
     """The matrix-vector kernel on the largest matrix of GPT-2, out of a cold cache, against copying (bytes copied)."""
     compiled = kernels()
@@ -135,11 +144,11 @@ def bandwidth() -> dict[str, float]:
     source = torch.ones(64 << 20, dtype=torch.uint8)
     target, flush = torch.empty_like(source), torch.empty(600 << 20, dtype=torch.uint8)
     rows, columns, x = 50_257, 768, torch.randn(1, 768)
-    codes = pack(torch.randint(-1, 2, (rows, columns)), "ternary", "bits")
     result = {}
     for name, count in (("row", rows), ("group of 256", 3 * rows)):
-        work = compiled.prepared_linear(codes, torch.rand(count), None, None, None, 8, rows, columns, "ternary", "bits")
-        result[f"scale a {name}"] = codes.numel() / best(lambda w=work: w(x), 9, lambda: flush.fill_(1)) / 1e9
+        weight = ternary(rows, columns, count)
+        work = compiled.prepared_linear(weight, None, Rounding(8))
+        result[f"scale a {name}"] = weight.codes.numel() / best(lambda w=work: w(x), 9, lambda: flush.fill_(1)) / 1e9
     result["copy"] = source.numel() / best(lambda: target.copy_(source), 9, lambda: flush.fill_(1)) / 1e9
     return result
 
@@ -184,10 +193,8 @@ def growth(folder: Path) -> dict[str, Any]:
     compiled = kernels()
     for width in WIDTHS:
         x, weight = torch.randn(64, width), torch.randn(width, width)
-        codes = pack(torch.randint(-1, 2, (width, width)), "ternary", "bits")
-        scale = torch.rand(width)
         if compiled is not None:
-            work = compiled.prepared_linear(codes, scale, None, None, None, 8, width, width, "ternary", "bits")
+            work = compiled.prepared_linear(ternary(width, width, width), None, Rounding(8))
             widths["packed"].append(best(lambda w=work, x=x: w(x), 5))
         widths["torch FP32"].append(best(lambda x=x, w=weight: nn.functional.linear(x, w), 5))
     return {"lengths": list(LENGTHS), "by_length": lengths, "widths": list(WIDTHS), "by_width": widths}
@@ -200,7 +207,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = speed_options(parser, new=16, rounds=1)
     torch.set_num_threads(options.threads)
     if options.one:
         return one(options)
@@ -213,13 +220,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     where, ids = build(folder / "packed"), prompt_ids(options.prompt)
     packed, tokenizer = load(where), load_tokenizer(where)
     dense = dense_model(packed, torch.float32)
-    models = {
-        "packed": packed,
-        "packed, loaded in bf16": load(where).to(torch.bfloat16),
-        "torch FP32": dense,
-        "torch bf16": dense_model(packed, torch.bfloat16),
-        "torch int8, dynamic": int8_model(dense),
-    }
+    models = {"packed": packed, "packed, loaded in bf16": load(where).to(torch.bfloat16), "torch FP32": dense}
+    if not options.quick:
+        models |= {"torch bf16": dense_model(packed, torch.bfloat16), "torch int8, dynamic": int8_model(dense)}
     prompts = {name: (lambda m=m: prompt_seconds(m, ids)) for name, m in models.items()}
     decodes = {name: (lambda m=m: decode_seconds(m, ids, options.new)) for name, m in models.items()}
     text = tokenizer.decode(ids[0])
@@ -229,7 +232,8 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         import llama_cpp
 
         engine = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
-        files = {"llama.cpp F32": {"dtype": "float32"}, "llama.cpp TQ2_0": {}}
+        files = {} if options.quick else {"llama.cpp F32": {"dtype": "float32"}}
+        files["llama.cpp TQ2_0"] = {}
         for number, (name, chosen) in enumerate(files.items()):
             export(where, folder / f"{number}.gguf", format="gguf", **chosen)
             contestant = LlamaCpp(folder / f"{number}.gguf", options.threads)
@@ -252,6 +256,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     }
     for key in ("prompt_tokens_per_second", "decode_tokens_per_second"):
         print(key, json.dumps({name: round(value, 1) for name, value in result[key].items()}), flush=True)
+    about = {"recipe": RECIPE, "model": "GPT-2 124M", "settings": quick_settings(options)}
+    if options.quick:
+        return append("runtime", result, options.results, **about)
     result["bandwidth_gb_per_second"] = bandwidth()
     result["memory"] = {"file_bytes": inspect(where)["file_bytes"], **memory(where)}
     tiny = GPT2LMHeadModel(GPT2Config(n_embd=48, n_positions=32, vocab_size=100, bos_token_id=0, eos_token_id=0))
@@ -261,7 +268,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     result["forced_paths"] = forced(where, options)
     print(json.dumps(result["forced_paths"]), flush=True)
     result["growth"] = growth(folder / "long")
-    append("runtime", result, recipe=RECIPE, model="GPT-2 124M")
+    append("runtime", result, options.results, **about)
 
 
 if __name__ == "__main__":

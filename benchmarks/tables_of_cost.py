@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rendering import DOCS, markdown, rates
-from results import latest, read
+from results import by_processor, latest, processor_of, read
+from speeds import SPEEDS, spoken
 
 
 def sizes() -> str:
@@ -138,6 +139,19 @@ def _sentences(found: dict[str, Any]) -> str:
     )
 
 
+def processors() -> str:
+    """The headlines of every benchmark of speed, a column for each processor that has some."""
+    found: dict[str, dict[str, str]] = {}
+    for benchmark, headlines in SPEEDS.items():
+        for row in by_processor(benchmark):
+            if not row.get("quick"):
+                for what, unit, number in headlines(row):
+                    found.setdefault(f"{what}, {unit}", {})[processor_of(row)] = spoken(number)
+    columns = list(dict.fromkeys(who for numbers in found.values() for who in numbers))
+    rows = [[what, *(numbers.get(who, "–") for who in columns)] for what, numbers in found.items()]
+    return markdown(["", *columns], rows)
+
+
 def kronecker_size() -> str:
     """What is left of GPT-2 124M."""
     found = latest("kronecker size")
@@ -227,6 +241,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "encoder_decoder": encoder_decoder,
     "encoders": encoders,
+    "processors": processors,
     "kronecker_size": kronecker_size,
     "kronecker_speed": kronecker_speed,
     "pruning_speed": pruning_speed,

@@ -1,6 +1,6 @@
 """What a training step costs: plain fine-tuning against a bare torch loop, distillation and QuantGPT against that.
 
-    python benchmarks/training_cost.py [--model bundled] [--batch-size 16] [--context 256] [--compile]
+    python benchmarks/training_cost.py [--model bundled] [--batch-size 16] [--context 256] [--compile] [--quick]
 
 All contestants train copies of one model in one process, a few steps each in turn and in another order every round:
 what else the machine does falls on all alike. Peak memory is measured in a process for each. A row of
@@ -19,12 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from results import RESULTS, append
+from results import append, quick_settings, speed_options
 
 from abridged import families
 from abridged.core.hardware import peak_memory
@@ -209,9 +208,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile of every contestant's blocks")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     parser.add_argument("--no-memory", action="store_true", help="measure speed alone")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    few = ["bare torch loop", "finetune", "distillation", "quantgpt-2-2-8"]
+    return speed_options(parser, rounds=2, steps=1, warmup=1, only=few, no_memory=True)
 
 
 def main() -> None:
@@ -246,7 +245,8 @@ def main() -> None:
         "contestants": rows,
         "bank_bytes_after_one_epoch": bank_bytes(bench),
     }
-    append("training_cost", result, options.results, model=public_name(options.model))
+    about = {"model": public_name(options.model), "settings": quick_settings(options)}
+    append("training_cost", result, options.results, **about)
 
 
 if __name__ == "__main__":

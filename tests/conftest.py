@@ -4,11 +4,24 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "src")
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test needs a network
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: a GPU's kernels are tried on the CPU
+
+
+@pytest.fixture
+def device():
+    """Where tests marked gpu run: on CUDA, or on the CPU where ABRIDGED_GPU_REHEARSAL=1 asks to go through them."""
+    if os.environ.get("ABRIDGED_GPU_REHEARSAL") == "1":
+        return "cpu"
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device; ABRIDGED_GPU_REHEARSAL=1 goes through these tests on the CPU")
+    return "cuda"
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,88 @@ def test_paths_of_this_machine_stay_out_of_commands(tmp_path, monkeypatch):
     assert results.latest("glue", folder=tmp_path)["command"] == "python benchmarks/glue.py --data glue --base=gpt2"
 
 
+def test_rows_of_quick_runs_are_passed_over_unless_they_are_wanted(tmp_path):
+    results.append("index", {"ms": 2}, tmp_path)
+    results.append("index", {"ms": 9}, tmp_path, settings={"quick": True})
+    assert [row["ms"] for row in results.read("index", tmp_path)] == [2]
+    assert results.latest("index", tmp_path)["ms"] == 2
+    assert [row["ms"] for row in results.read("index", tmp_path, quick=True)] == [9]
+    assert [row["ms"] for row in results.by_processor("index", tmp_path)] == [2, 9]
+
+
+def test_options_that_are_given_win_over_those_of_a_quick_run(monkeypatch):
+    import argparse
+
+    def parsed(*words):
+        monkeypatch.setattr(sys, "argv", ["index.py", *words])
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--rounds", type=int, default=5)
+        return results.speed_options(parser, rounds=1)
+
+    assert parsed().rounds == 5
+    assert parsed("--quick").rounds == 1
+    assert parsed("--quick", "--rounds", "3").rounds == 3
+    assert results.quick_settings(parsed("--quick")) == {"quick": True}
+    assert results.quick_settings(parsed()) == {}
+
+
+def made_on(folder, ms, cpu, family=None, model=None, amx=False, **settings):
+    """A row of `index`, made on a processor."""
+    results.append("index", {"windows": 10, "rows": {"int8": {"processor_ms": ms}}}, folder, settings=settings)
+    path = folder / "index.jsonl"
+    *others, last = path.read_text().splitlines()
+    row = json.loads(last)
+    row["processor"] |= {"cpu": cpu, "family": family, "model": model, "amx": amx, "forced": None}
+    path.write_text("".join(line + "\n" for line in (*others, json.dumps(row))))
+
+
+def test_each_processor_has_its_newest_row(tmp_path):
+    for ms, model in ((1.0, 17), (2.0, 143), (3.0, 17)):
+        made_on(tmp_path, ms, "AMD EPYC", 25, model)
+    found = {
+        results.processor_of(row): row["rows"]["int8"]["processor_ms"]
+        for row in results.by_processor("index", tmp_path)
+    }
+    assert found == {"AMD EPYC, family 25 model 17": 3.0, "AMD EPYC, family 25 model 143": 2.0}
+
+
+def test_a_forced_path_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("ABRIDGED_KERNELS", "avx2")
+    results.append("index", {"ms": 2}, tmp_path)
+    assert results.processor_of(results.latest("index", tmp_path)).endswith(", forced to avx2")
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ([("Intel(R) Xeon(R)", 6, 143, True), ("AMD EPYC", 25, 1, False), ("AMD EPYC", 25, 17, False)], 3),
+        ([("Intel(R) Xeon(R)", 6, 143, False), ("AMD EPYC", 23, 17, True), ("AMD EPYC", 25, 1, True)], 3),
+        ([("Intel(R) Xeon(R)", 6, 143, False), ("AMD EPYC", None, None, False)], 2),
+        ([("Intel(R) Xeon(R)", 25, 17, False), ("AMD EPYC", None, None, True)], 2),
+    ],
+)
+def test_numbers_stand_beside_those_of_the_nearest_processor(tmp_path, there, expected):
+    bench = benchmark("bench")
+    for number, about in enumerate(there, start=1):
+        made_on(tmp_path / "there", float(number), *about)
+    made_on(tmp_path / "here", 1.5, "AMD EPYC", 25, 17, quick=True)
+    committed = results.by_processor("index", tmp_path / "there")
+    (line,) = bench.beside(results.by_processor("index", tmp_path / "here"), committed, "index")
+    assert line[:3] == ["search in 10 windows, int8", "1.5 ms", str(expected)]
+    assert line[3] == f"{expected / 1.5:.2f}×"  # less time is faster
+    assert there[expected - 1][0] in line[4]
+    assert bench.table([line]).splitlines()[1].startswith("search in 10 windows, int8  1.5 ms")
+
+
+def test_headlines_are_found_in_every_row_that_is_kept():
+    speeds = benchmark("speeds")
+    for name, headlines in speeds.SPEEDS.items():
+        for row in results.by_processor(name):
+            found = [*headlines(row)]
+            assert found or row["name"] == "files"
+            assert all(number > 0 for _, _, number in found)
+
+
 def test_what_was_not_measured_is_told_apart():
     with pytest.raises(results.NotMeasured, match="nothing"):
         results.latest("nothing")

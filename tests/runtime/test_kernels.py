@@ -18,18 +18,11 @@ from abridged.runtime.weight import PackedWeight
 from abridged.storage.code_books import CODE_BOOKS, has_zero_points
 from abridged.storage.matrix import Storage
 from abridged.storage.packing import pack, pack_zeros
-from packed import drawn
+from products import KINDS, STORAGES, compare, packed_matrix
 
 LIBRARY = module._library()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels were not compiled")
-STORAGES = [(book, "bits") for book in CODE_BOOKS] + [("ternary", "base3")]
 RUNNING = [path for i, path in enumerate(PATHS) if LIBRARY is not None and LIBRARY.abridged_runs(i)]
-
-
-def packed_matrix(rows, columns, book, packing, scales, seed=0):
-    """(weight, bias) of a random matrix."""
-    bias = torch.randn(rows, generator=torch.Generator().manual_seed(seed))
-    return drawn(rows, columns, book, packing, scales, seed)[0], bias
 
 
 #: (backend, path through the kernels), of all that this machine has.
@@ -44,48 +37,6 @@ def backend(request, monkeypatch):
         compiled = Kernels(LIBRARY, path)
         monkeypatch.setattr(module, "kernels", lambda: compiled)
     return next(backend for backend in BACKENDS if backend.name == name)
-
-
-def inputs(kind):
-    """What a kind of activation quantiser does."""
-    scale = torch.tensor([0.021])
-    return {
-        "dynamic 8": Rounding(8),
-        "dynamic 4": Rounding(4),
-        "static 8": Rounding(8, scale),
-        "static 4": Rounding(4, scale * 16),
-        "asymmetric 8": Rounding(8, scale, torch.tensor([9], dtype=torch.int32)),
-        "asymmetric 4": Rounding(4, scale * 16, torch.tensor([3], dtype=torch.int32)),
-        "static 1": Rounding(1, scale * 16),
-        "asymmetric 1": Rounding(1, scale * 16, torch.tensor([0], dtype=torch.int32)),
-    }[kind]
-
-
-KINDS = ["dynamic 8", "dynamic 4", "static 8", "static 4", "asymmetric 8", "asymmetric 4", "static 1", "asymmetric 1"]
-
-
-def compare(backend, tokens, rows, columns, book, packing, scales, kind, dtype=torch.float32, bias=True, seed=0):
-    """A backend's answer must be the product in double precision, but for rounding."""
-    weight, offset = packed_matrix(rows, columns, book, packing, scales, seed)
-    x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
-    rounding, offset = inputs(kind), offset if bias else None
-    assert backend.supports(weight, x, rounding)
-    ours = backend.linear(backend.prepare(weight), x, offset, rounding)
-    assert ours.dtype == dtype
-    assert ours.shape == (tokens, rows)
-    q = rounding.apply(x.float()).double()
-    if backend.name == "reference" and dtype != torch.float32:
-        q = q.to(dtype).double()  # it goes on with what the model computes in
-    dense = weight.dequantize().double()
-    exact, size = q @ dense.T, q.abs() @ dense.abs().T
-    if bias:
-        exact, size = exact + offset.double(), size + offset.double().abs()
-    tolerance = 1e-6 if dtype == torch.float32 else 2**-8
-    error = (ours.double() - exact).abs()
-    limit = tolerance * (size if dtype == torch.float32 else exact.abs()) + 1e-6 * size
-    if backend.name == "reference" and dtype != torch.float32:
-        limit = limit + tolerance * size  # its weights are rounded to that type, too
-    assert bool((error <= limit).all()), f"{(error / size).max():.2e}"
 
 
 @pytest.mark.parametrize(("book", "packing"), STORAGES)
@@ -352,7 +303,7 @@ def test_sizes_are_checked_before_a_kernel_sees_them(change, words, monkeypatch)
 
 
 def test_a_path_that_is_not_there(monkeypatch):
-    with pytest.raises(AbridgedError, match="known are auto, reference, portable"):
+    with pytest.raises(AbridgedError, match="known are auto, reference, triton, portable"):
         Kernels(LIBRARY, "sse9")
     monkeypatch.setattr(LIBRARY, "abridged_runs", lambda number: number == 0)
     with pytest.raises(AbridgedError, match="this processor has only portable"):

@@ -1,4 +1,5 @@
-"""Who computes with packed weights: the torch reference anywhere, the compiled kernels on CPUs, and whoever registers.
+"""Who computes with packed weights: the torch reference anywhere, compiled kernels on CPUs, Triton's on GPUs, and
+whoever registers.
 
 A backend `prepare`s a weight once, which may repack it, and is handed what it made of it at every call. Which one
 serves a call is decided in `choose`, and nowhere else.
@@ -6,8 +7,11 @@ serves a call is decided in `choose`, and nowhere else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Any, Protocol
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,9 @@ from abridged.runtime import kernels
 from abridged.runtime.activations import Rounding, apply_function
 from abridged.runtime.kernels import Held
 from abridged.runtime.weight import PackedWeight
+
+if TYPE_CHECKING:
+    from abridged.runtime import triton_kernels
 
 SLICE_WEIGHTS = 1 << 22
 """Weights that the reference dequantises at a time (16 MB in FP32)."""
@@ -138,7 +145,60 @@ class Cpu:
         return compiled.embedding(handle, ids)
 
 
-BACKENDS: list[Backend] = [Cpu(), Reference()]
+class Triton:
+    """Triton's kernels on CUDA (from Ampere on) and ROCm devices: inputs rounded to any bits, or as they are."""
+
+    name = "triton"
+
+    def supports(self, weight: PackedWeight, x: Tensor, rounding: Rounding | None = None) -> bool:
+        if not (_has_tensor_cores(x.device) if x.is_cuda else x.is_cpu and _interprets()) or not _has_triton():
+            return False
+        from abridged.runtime import triton_kernels
+
+        if x.dtype.is_floating_point:
+            return x.dtype in triton_kernels.TYPES and triton_kernels.serves(weight.storage)
+        return True
+
+    def prepare(self, weight: PackedWeight) -> triton_kernels.Weight:
+        from abridged.runtime import triton_kernels
+
+        return triton_kernels.Weight.of(weight)
+
+    def linear(
+        self,
+        handle: triton_kernels.Weight,
+        x: Tensor,
+        bias: Tensor | None,
+        rounding: Rounding | None = None,
+        function: str = "identity",
+    ) -> Tensor:
+        with torch.cuda.device_of(x):  # Triton takes the current one
+            return handle.linear(x, bias, rounding, function)
+
+    def embedding(self, handle: triton_kernels.Weight, ids: Tensor) -> Tensor:
+        with torch.cuda.device_of(ids):
+            return handle.embedding(ids)
+
+
+@cache
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Whether a device multiplies in bf16 and 8 bits as the kernels do."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    """Whether Triton is there, as it is beside torch's builds for GPUs, and the reference was not asked for."""
+    return find_spec("triton") is not None and os.environ.get(kernels.VARIABLE, "auto").lower() != "reference"
+
+
+@lru_cache(maxsize=1)
+def _interprets() -> bool:
+    """Whether CPU tensors shall go through Triton's interpreter."""
+    return os.environ.get(kernels.VARIABLE, "auto").lower() == "triton"
+
+
+BACKENDS: list[Backend] = [Cpu(), Triton(), Reference()]
 """In order of preference. The last serves everything."""
 
 

@@ -1,7 +1,8 @@
 """The compiled CPU kernels: finding them, choosing among instruction sets, and calling them by ctypes.
 
 ABRIDGED_KERNELS says which to use: `auto` (the fastest that this processor runs), `amx`, `avx512vnni`, `avx2`,
-`portable`, or `reference` (torch alone). ABRIDGED_KERNELS_LIBRARY may name a library file to use, built in another way.
+`portable`, `triton` (its interpreter, with TRITON_INTERPRET=1: to try a GPU's kernels), or `reference` (torch alone).
+ABRIDGED_KERNELS_LIBRARY may name a library file to use, built in another way.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Kernels:
         library.abridged_use_team(_torch_team())
         self.available = tuple(name for i, name in enumerate(PATHS) if library.abridged_runs(i))
         if path != "auto" and path not in PATHS:
-            raise AbridgedError(f"{VARIABLE} is {path!r}; known are auto, reference, {', '.join(PATHS)}")
+            raise AbridgedError(f"{VARIABLE} is {path!r}; known are auto, reference, triton, {', '.join(PATHS)}")
         if path != "auto" and path not in self.available:
             raise AbridgedError(f"{VARIABLE} is {path}, but this processor has only {', '.join(self.available)}")
         self.path = self.available[-1] if path == "auto" else path
@@ -93,9 +94,9 @@ class Kernels:
         x = x.contiguous()
         bias = None if bias is None else bias.float().contiguous()
         check_function(function)
-        fault = _fault(weight, x, bias, rounding)
-        if fault is not None:
-            raise AbridgedError(f"a packed layer of {weight.rows}x{weight.columns}: {fault}")
+        wrong = fault(weight, x, bias, rounding)
+        if wrong is not None:
+            raise AbridgedError(f"a packed layer of {weight.rows}x{weight.columns}: {wrong}")
         y = x.new_empty((*x.shape[:-1], weight.rows))
         failed = self._linear(
             x.data_ptr(),
@@ -260,8 +261,10 @@ class Held(NamedTuple):
         return cls(weight.codes.data_ptr(), scales.data_ptr(), offsets, *sizes, book, tuple(kept))
 
 
-def _fault(weight: Held, x: Tensor, bias: Tensor | None, rounding: Rounding) -> str | None:
-    """What the library would stumble over."""
+def fault(
+    weight: Held | Storage, x: Tensor, bias: Tensor | None, rounding: Rounding, fewest_bits: int = 2
+) -> str | None:
+    """What a kernel, which trusts its arguments, would stumble over; None where nothing is wrong."""
     scale, zero_point = rounding.scale, rounding.zero_point
     if x.dim() == 0 or x.shape[-1] != weight.columns:
         return f"x ends in {x.shape[-1] if x.dim() else 0} columns"
@@ -271,7 +274,7 @@ def _fault(weight: Held, x: Tensor, bias: Tensor | None, rounding: Rounding) -> 
         return "the input's scale is not one FP32 number"
     if zero_point is not None and (scale is None or zero_point.numel() != 1 or zero_point.dtype != torch.int32):
         return "the input's zero point is not one 32-bit integer"
-    return None if 2 <= rounding.bits <= 8 else f"inputs of {rounding.bits} bits"
+    return None if fewest_bits <= rounding.bits <= 8 else f"inputs of {rounding.bits} bits"
 
 
 def _failure(code: int, x: Tensor) -> Exception:
@@ -285,7 +288,7 @@ def _failure(code: int, x: Tensor) -> Exception:
 def kernels() -> Kernels | None:
     """The kernels to use, or None for the reference: where it was asked for, or where there is no library."""
     path = os.environ.get(VARIABLE, "auto").lower()
-    if path == "reference":
+    if path in ("reference", "triton"):
         return None
     library = _library()
     if library is None:
