@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from abridged import families
+from abridged.checkpoint.adapters import save_adapter
 from abridged.checkpoint.model_card import kind_of
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
@@ -34,7 +35,8 @@ PROBED, AT_ONCE = 16, 4
 
 
 class Publisher:
-    """Packs where methods have worked, and else writes a stock directory of full precision.
+    """Packs where methods have worked; of a packed model writes the adapters, or folds them into it; and else writes a
+    stock directory of full precision.
 
     Made before the stages are run, since of a model that is trained itself nothing is left to measure afterwards.
     """
@@ -54,7 +56,10 @@ class Publisher:
         """
         if not self.opened.main:
             return {}
-        record = self._packed() if self.packs else self._dense()
+        if self.opened.base is not None:
+            record = self._folded() if self.opened.job.fold else self._adapters(self.opened.base)
+        else:
+            record = self._packed() if self.packs else self._dense()
         if (self.opened.work.folder / METRICS).exists():
             shutil.copyfile(self.opened.work.folder / METRICS, self.finished / METRICS)
         self.opened.work.publish()
@@ -84,6 +89,35 @@ class Publisher:
         write_json_files(self.finished, opened.task.files())
         (self.finished / RECORD).write_text(json.dumps(record, indent=1))
         return record
+
+    def _adapters(self, base: Path) -> dict[str, Any]:
+        """Write what was trained beside a packed model, and the tokenizer."""
+        opened, student = self.opened, self.stages.student.eval()
+        found = save_adapter(student, self.finished, base, opened.work.output, self._with_adapters(student))
+        opened.tokenizer.save_pretrained(self.finished)
+        write_json_files(self.finished, opened.task.files())
+        return found
+
+    def _folded(self) -> dict[str, Any]:
+        """Write a packed model whose codes are those of the base and its adapters, rounded anew."""
+        opened = self.opened
+        account = self._with_adapters(self.stages.student.eval())
+        folded = self.stages.fold()
+        account["validation"]["folded"] = self.measure(folded, "validation")
+        account["test"] = self.measure(folded) if opened.task.has_test else None
+        record = save_checkpoint(folded, self.finished, opened.tokenizer, account)
+        write_json_files(self.finished, opened.task.files())
+        return record
+
+    def _with_adapters(self, student: Any) -> dict[str, Any]:
+        """The account of a packed model and adapters."""
+        opened = self.opened
+        return {
+            **self._account(),
+            "validation": {"before": self.before, "after": self.measure(student, "validation")},
+            "test": self.measure(student) if opened.task.has_test and not opened.job.fold else None,
+            "curve": [m for m in opened.work.metrics() if m.get("event") == "evaluate"],
+        }
 
     def _packed(self) -> dict[str, Any]:
         """Write a checkpoint and its report."""
