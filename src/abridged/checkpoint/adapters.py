@@ -166,7 +166,8 @@ def save_adapter(model: Any, directory: Path, base: Path, output: Path, record: 
         raise AbridgedError(f"{base} has changed since it was loaded: its adapters would be of another model")
     tensors: dict[str, Tensor] = {}
     for path, layer in layers.items():
-        tensors[path + _A], tensors[path + _B] = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        for factor, name in ((layer.lora_A, _A), (layer.lora_B, _B)):
+            tensors[path + name] = factor["default"].get_parameter("weight")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.ndim < 2:
             tensors[name.replace(".base_layer.", ".")] = parameter
@@ -175,6 +176,7 @@ def save_adapter(model: Any, directory: Path, base: Path, output: Path, record: 
         raise AbridgedError(f"what was trained is not finite (NaN or infinity): {min(bad)}")
     one = next(iter(layers.values()))
     rank, alpha = one.r["default"], one.lora_alpha["default"]
+    directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     file = directory / ADAPTER_WEIGHTS
     record = {

@@ -13,16 +13,16 @@ from transformers.modeling_utils import PreTrainedModel
 
 from abridged.checkpoint.adapters import apply_adapter, is_adapter, read_adapter
 
-_from_pretrained = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+_from_pretrained = PreTrainedModel.from_pretrained.__func__
 
 
 @wraps(_from_pretrained)
 def _with_adapters(
     cls: Any, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
 ) -> Any:
-    if pretrained_model_name_or_path is None or not is_adapter(pretrained_model_name_or_path):
+    if pretrained_model_name_or_path is None or not is_adapter(os.fspath(pretrained_model_name_or_path)):
         return _from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs)
-    found = read_adapter(pretrained_model_name_or_path)
+    found = read_adapter(os.fspath(pretrained_model_name_or_path))
     loaded = _from_pretrained(cls, found.base, *args, **kwargs)
     if isinstance(loaded, tuple):  # with what was loaded, and what was not
         return apply_adapter(found, loaded[0]), *loaded[1:]

@@ -16,6 +16,7 @@ from torch import Tensor
 from abridged.methods.lockstep import View, in_lockstep
 from abridged.methods.quantization.gptq import Inputs
 from abridged.runtime.adapters import adapted
+from abridged.runtime.modules import fixed_tensors
 from abridged.storage.code_books import CODE_BOOKS
 from abridged.storage.packing import level_dtype, pack
 
@@ -34,15 +35,16 @@ def fold(model: Any, calibrate: Calibrate) -> Any:
     Each layer makes up for what those before it have lost (see `in_lockstep`). Norms and biases are rounded to the type
     that they are stored in.
     """
-    layers, last = adapted(model), [None, None]
+    layers = adapted(model)
+    last: list[Any] = [None, None]  # what was met, and what was made of it, which others may read too
 
     def take(path: str, hessian: Tensor, crossed: Tensor | None) -> None:
         if last[0] is not hessian:
             last[:] = [None, None]
-            last[:] = hessian, Inputs(hessian, crossed, path)  # type: ignore[list-item]
+            last[:] = hessian, Inputs(hessian, crossed, path)
         layer = layers[path]
-        layer.base_layer.codes.data = rounded_anew(layer.base_layer.packed, layer.merged_weight(), last[1])  # type: ignore[arg-type]
-        layer.lora_B["default"].weight.zero_()  # the pass goes on with the codes alone
+        layer.base_layer.codes.data = rounded_anew(layer.base_layer.packed, layer.merged_weight(), last[1])
+        layer.lora_B["default"].get_parameter("weight").zero_()  # the pass goes on with the codes alone
 
     views: dict[str, tuple[View, View]]
     views = {path: (layer.prepared_inputs, layer.prepared_inputs) for path, layer in layers.items()}  # both round them
@@ -50,9 +52,9 @@ def fold(model: Any, calibrate: Calibrate) -> Any:
     for path, layer in layers.items():
         model.set_submodule(path, layer.base_layer)
     dtype = getattr(torch, model.hf_quantizer.spec.unquantized_dtype)
-    fixed = {id(tensor) for layer in layers.values() for tensor in (layer.base_layer.scales, layer.base_layer.codes)}
+    fixed = fixed_tensors(model)
     for parameter in model.parameters():
-        if parameter.ndim < 2 and parameter.is_floating_point() and id(parameter) not in fixed:
+        if parameter.ndim < 2 and id(parameter) not in fixed:
             parameter.data = parameter.data.to(dtype).to(parameter.dtype)
     return model
 

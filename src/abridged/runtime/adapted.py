@@ -18,7 +18,7 @@ from abridged.runtime.modules import PackedLinear
 NAME = "default"
 
 
-class AdaptedLinear(nn.Module, LoraLayer):  # type: ignore[misc]
+class AdaptedLinear(nn.Module, LoraLayer):
     """``y = packed(x) + (alpha / rank) B A dropout(x)`` (LoRA, Hu et al., arXiv:2106.09685, section 4.1).
 
     The packed layer rounds its input, the adapter does not; A (rank, columns) and B (rows, rank) are FP32. Gradients
@@ -44,8 +44,7 @@ class AdaptedLinear(nn.Module, LoraLayer):  # type: ignore[misc]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (rank, columns), and B (rows, rank) times alpha / rank."""
-        a, b = self.lora_A[NAME].weight, self.lora_B[NAME].weight
-        return a, b * self.scaling[NAME]
+        return self.lora_A[NAME].get_parameter("weight"), self.lora_B[NAME].get_parameter("weight") * self.scaling[NAME]
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
