@@ -8,11 +8,12 @@ quality: the real command twice, `abridged finetune` of the teacher at full prec
 recipe lora, for the same steps on the same text, of which a folder has train.txt and validation.txt; nats a token on
 the validation part before and after, and the share of the teacher's gain that the adapters reach.
 
-memory: three steps of the recipe's training in a process of its own, at two lengths of text (128 tokens at most, above
-which buffers for logits no longer grow). What grows with the tokens are activations; what is left, drawn on to a text of
-no tokens, is what packed base, adapters, their gradients and averages, and slices of matrices take: resident memory
-above that of the same process with its libraries warm. Beside it the bytes of the base's file. Rows are in
-benchmarks/results/adapters.jsonl. MB = 2^20 bytes.
+memory: three steps of the recipe's training in a process of its own, at two lengths of text (of 128 tokens at most:
+buffers for logits do not grow beyond). What grows with the tokens are activations; what is left, drawn on to a text of
+no tokens, is what packed base, adapters, their gradients and averages, and slices of matrices take: resident memory above
+that of the same process with its libraries warm. Beside it the bytes of the base's file. MB = 2^20 bytes.
+
+Rows are in benchmarks/results/adapters.jsonl.
 """
 
 import argparse
@@ -57,11 +58,10 @@ def quality(options: argparse.Namespace) -> None:
         student = finetuned(options.student, options, Path(place) / "mine", *rate)
         size = json.loads((Path(place) / "mine" / "abridged.json").read_text())["adapter"]
     gained = [one["before"] - one["after"] for one in (teacher, student)]
-    found = {"teacher_nats": teacher, "student_nats": student, "share_of_gain": gained[1] / gained[0]}
+    share = gained[1] / gained[0]
+    found = {"teacher_nats": teacher, "student_nats": student, "share_of_gain": share}
     found |= {"adapter_bytes": size["bytes"], "within": gained[1] >= 2 / 3 * gained[0]}
-    print(
-        f"teacher gains {gained[0]:.3f} nats, its packed student by adapters {gained[1]:.3f}: {gained[1] / gained[0]:.0%}"
-    )
+    print(f"teacher gains {gained[0]:.3f} nats, its packed student by adapters {gained[1]:.3f}: {share:.0%}")
     names = ("steps", "context", "batch_size", "rate", "teacher_rate", "rank")
     settings = {name: getattr(options, name) for name in names}
     about = {"model": Path(options.teacher).name, "task": Path(options.data).name, "settings": settings}

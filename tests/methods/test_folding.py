@@ -21,7 +21,7 @@ FORMS = {
         "weights": {"bits": 2, "quantizer": "twn"},
         "activations": {"bits": 8, "quantizer": "dynamic"},
     },
-    "8 bits": {"weights": {"bits": 8, "quantizer": "dynamic"}},
+    "8 bits": {"weights": {"bits": 8, "quantizer": "minmax", "granularity": "per_channel"}},
     "groups with zero points": {"weights": {"bits": 4, **GROUPS, "group_size": 16}},
 }
 
