@@ -10,8 +10,8 @@ the validation part before and after, and the share of the teacher's gain that t
 
 memory: three steps of the recipe's training in a process of its own, at two lengths of text (of 128 tokens at most:
 buffers for logits do not grow beyond). What grows with the tokens are activations; what is left, drawn on to a text of
-no tokens, is what packed base, adapters, their gradients and averages, and slices of matrices take: resident memory above
-that of the same process with its libraries warm. Beside it the bytes of the base's file. MB = 2^20 bytes.
+no tokens, is what packed base, adapters, their gradients and averages, and slices of matrices take: resident memory
+above that of the same process with its libraries warm. Beside it the bytes of the base's file. MB = 2^20 bytes.
 
 Rows are in benchmarks/results/adapters.jsonl.
 """
