@@ -6,7 +6,8 @@
 
 quality: the real command twice, `abridged finetune` of the teacher at full precision and of its packed student by the
 recipe lora, for the same steps on the same text, of which a folder has train.txt and validation.txt; nats a token on
-the validation part before and after, and the share of the teacher's gain that the adapters reach.
+the validation part before and after, and the share of the gain that the adapters reach. With --folder both are
+kept, and one that is there is not made again.
 
 memory: three steps of the recipe's training in a process of its own, at two lengths of text (of 128 tokens at most:
 buffers for logits do not grow beyond). What grows with the tokens are activations; what is left, drawn on to a text of
@@ -29,6 +30,8 @@ from typing import Any
 
 from results import append
 
+from abridged.core.record import RECORD
+
 #: Freed memory goes back to the system, so that what a process holds is what it uses.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
@@ -44,19 +47,21 @@ def finetuned(model: str, options: argparse.Namespace, output: Path, *more: str)
     settings |= {"evaluate_every": options.steps, "save_every": options.steps, "dropout": 0, "compile": "no"}
     command = [sys.executable, "-m", "abridged", "finetune", model, "--data", options.data, "--output", str(output)]
     command += [word for name, value in settings.items() for word in ("--set", f"{key}{name}={value}")]
-    done = subprocess.run([*command, *more, "--json"], stdout=subprocess.PIPE, check=True)
-    found = json.loads(done.stdout)["validation"]
+    if not output.exists():
+        subprocess.run([*command, *more], stdout=subprocess.DEVNULL, check=True)
+    found = json.loads((output / RECORD).read_text())["validation"]
     return {"before": nats(found["before"]), "after": nats(found["after"])}
 
 
 def quality(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
+        place = options.folder or Path(temporary)
         rate = ("--set", f"learning_rate={options.teacher_rate}")
-        teacher = finetuned(options.teacher, options, Path(place) / "teacher", *rate)
+        teacher = finetuned(options.teacher, options, place / "teacher", *rate)
         rate = ("--recipe", "lora", "--set", f"stages.0.learning_rates.adapter={options.rate}")
         rate += ("--set", f"stages.0.methods.lora.rank={options.rank}")
-        student = finetuned(options.student, options, Path(place) / "mine", *rate)
-        size = json.loads((Path(place) / "mine" / "abridged.json").read_text())["adapter"]
+        student = finetuned(options.student, options, place / "mine", *rate)
+        size = json.loads((place / "mine" / RECORD).read_text())["adapter"]
     gained = [one["before"] - one["after"] for one in (teacher, student)]
     share = gained[1] / gained[0]
     found = {"teacher_nats": teacher, "student_nats": student, "share_of_gain": share}
@@ -175,6 +180,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="bundled")
     parser.add_argument("--data", help="a text of another domain")
     parser.add_argument("--output", help="of pack")
+    parser.add_argument("--folder", type=Path, help="where quality keeps what it makes")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=4e-3, help="of adapters")
