@@ -64,7 +64,7 @@ def quality(options: argparse.Namespace) -> None:
         size = json.loads((place / "mine" / RECORD).read_text())["adapter"]
     gained = [one["before"] - one["after"] for one in (teacher, student)]
     share = gained[1] / gained[0]
-    found = {"teacher_nats": teacher, "student_nats": student, "share_of_gain": share}
+    found = {"teacher_nats": teacher, "student_nats": student, "share": share}
     found |= {"adapter_bytes": size["bytes"], "within": gained[1] >= 2 / 3 * gained[0]}
     print(f"teacher gains {gained[0]:.3f} nats, its packed student by adapters {gained[1]:.3f}: {share:.0%}")
     names = ("steps", "context", "batch_size", "rate", "teacher_rate", "rank")
