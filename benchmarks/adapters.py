@@ -2,7 +2,7 @@
 
     python benchmarks/adapters.py quality --student small --teacher bundled --data novels [--steps 100] [--rate 4e-3]
     python benchmarks/adapters.py memory --student small [--rank 8] [--tokens 64 128]
-    python benchmarks/adapters.py pack --teacher DIR --output small      # in 2 bits, untrained: for memory alone
+    python benchmarks/adapters.py pack --output small    # a GPT-2 of the 124M shape in 2 bits, random: for memory alone
 
 quality: the real command twice, `abridged finetune` of the teacher at full precision and of its packed student by the
 recipe lora, for the same steps on the same text, of which a folder has train.txt and validation.txt; nats a token on
@@ -151,14 +151,16 @@ def memory(options: argparse.Namespace) -> None:
 
 
 def pack(options: argparse.Namespace) -> None:
-    """Write a model in 2 bits as they come, layers and embedding, without data."""
+    """Write a GPT-2 of the 124M shape, random, its layers and embedding in 2 bits."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     from abridged import families
     from abridged.checkpoint.pack import pack_model
     from abridged.checkpoint.save import save_checkpoint
     from abridged.methods.quantization.method import Quantize
-    from abridged.models.load import load_model
+    from abridged.models.load import load_tokenizer
 
-    model, tokenizer = load_model(options.teacher)
+    model = GPT2LMHeadModel(GPT2Config()).eval()
     two = {"bits": 2, "quantizer": "minmax", "granularity": "per_channel"}
     method = Quantize.model_validate(
         {
@@ -169,7 +171,7 @@ def pack(options: argparse.Namespace) -> None:
         }
     )
     method.build(model, families.view(model), lambda model, tokens=None: None).finish()
-    save_checkpoint(pack_model(model, copied=False), options.output, tokenizer, {})
+    save_checkpoint(pack_model(model, copied=False), options.output, load_tokenizer("bundled"), {})
 
 
 def main() -> None:

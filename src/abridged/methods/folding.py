@@ -84,6 +84,6 @@ def rounded_anew(weight: PackedWeight, target: Tensor, inputs: Inputs) -> Tensor
             torch.div(column - stored, triangle[j, j], out=errors[j])
             block[j + 1 :].addr_(triangle[j, j + 1 :], errors[j], alpha=-1)
         left[part.stop :].addmm_(upper[part, part.stop :].t(), errors, alpha=-1)
-    found = torch.empty_like(levels.t(), dtype=level_dtype(storage.code_book))
+    found = torch.empty(storage.rows, storage.columns, dtype=level_dtype(storage.code_book), device=levels.device)
     found[:, order] = levels.t().to(found.dtype)
     return pack(found, storage.code_book, storage.packing)
