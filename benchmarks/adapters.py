@@ -70,7 +70,8 @@ def quality(options: argparse.Namespace) -> None:
     names = ("steps", "context", "batch_size", "rate", "teacher_rate", "rank")
     settings = {name: getattr(options, name) for name in names}
     about = {"model": Path(options.teacher).name, "task": Path(options.data).name, "settings": settings}
-    append("adapters quality", found, name=Path(options.student).name, recipe="lora", **about)
+    made = json.loads((Path(options.student) / RECORD).read_text()).get("recipe", {})
+    append("adapters quality", found, name=made.get("name", Path(options.student).name), recipe="lora", **about)
 
 
 def held(options: argparse.Namespace, tokens: int) -> dict[str, int]:

@@ -99,7 +99,9 @@ def test_folded_while_trained_or_afterwards(finetune, run, text, tmp_path):
     ]
     assert finetune("now", *SET, "--fold").code == 0
     both = [load_file(tmp_path / name / "model.safetensors") for name in ("late", "now")]
-    record = json.loads((tmp_path / "now" / "abridged.json").read_text())
+    late, record = (json.loads((tmp_path / name / "abridged.json").read_text()) for name in ("late", "now"))
+    for when in ("before", "after"):
+        assert perplexity(late, when) == pytest.approx(perplexity(record, when), rel=1e-5)
     assert perplexity(record, "folded") < perplexity(record, "before")
     assert both[0].keys() == both[1].keys()
     measured = run("evaluate", tmp_path / "now", "--data", held_out(text, tmp_path), "--json")

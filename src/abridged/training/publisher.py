@@ -12,6 +12,7 @@ import torch
 
 from abridged import families
 from abridged.checkpoint.adapters import save_adapter
+from abridged.checkpoint.load import load
 from abridged.checkpoint.model_card import kind_of
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
@@ -23,6 +24,7 @@ from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families.kinds import reads_videos
 from abridged.report.collect import collect, hidden_states, picture_heads, picture_tokens, picture_weights, token_ids
 from abridged.report.page import write_report
+from abridged.runtime.adapters import adapted
 from abridged.storage.compressed import compressed_of
 from abridged.tasks import Split
 from abridged.training.opened import Opened
@@ -46,7 +48,9 @@ class Publisher:
         self.finished = opened.work.finished
         self.packs = opened.recipe.has_methods
         measured = opened.main and not self.packs and not opened.from_scratch
-        self.before = self.measure(stages.student, "validation") if measured else None
+        # adapters that were trained before are part of the student, and what they gained is told beside their base
+        start = load(opened.base) if measured and opened.base and adapted(stages.student) else stages.student
+        self.before = self.measure(start, "validation") if measured else None
 
     def publish(self) -> dict[str, Any]:
         """Measure what was made as it is stored, and put it, its account and what was logged at the output.
