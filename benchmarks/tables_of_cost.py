@@ -230,6 +230,25 @@ def pruning_memory() -> str:
     return markdown(["LLaMA-2-7B's sizes", "billion parameters", "peak GB"], rows)
 
 
+def adapters() -> str:
+    """What adapters gain on another domain's text beside the teacher, and what training them holds beside the file."""
+    gains = [
+        [
+            f"{row['name']} on {row['task']}, {row['steps']} steps: share of the teacher's gain in nats",
+            f"{row['share']:.2f}",
+        ]
+        for row in read("adapters quality")
+    ]
+    held = [
+        [
+            f"{row['name']}, rank {row['rank']}: held without activations, in sizes of the file",
+            f"{row['times_file']:.2f}",
+        ]
+        for row in read("adapters memory")
+    ]
+    return markdown(["adapters beside", ""], gains + held)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "cost": cost,
@@ -247,4 +266,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "pruning_speed": pruning_speed,
     "pruning_cost": pruning_cost,
     "pruning_memory": pruning_memory,
+    "adapters": adapters,
 }

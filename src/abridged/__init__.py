@@ -70,6 +70,7 @@ _HOMES = {
 
 # Transformers learns the "abridged" format and our types of models once it is imported, whichever comes first.
 _after_import("transformers.quantizers.auto", "abridged.checkpoint.hf")
+_after_import("transformers.modeling_utils", "abridged.checkpoint.pretrained")
 _after_import(
     "transformers.models.auto.configuration_auto",
     "abridged.models.video.config",

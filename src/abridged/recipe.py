@@ -191,6 +191,14 @@ class Recipe(Settings):
         return any(method.stores for stage in self.stages for method in stage.methods.values())
 
     @property
+    def adapts(self) -> bool:
+        """Whether nothing but adapters is trained, which a packed model can have beside it."""
+        return all(
+            stage.runner == "whole" and set(stage.methods) == {"lora"} and stage.training.freeze_weights
+            for stage in self.stages
+        )
+
+    @property
     def streamed(self) -> bool:
         """Whether the model is never held whole, but read from disk."""
         return any(stage.runner != "whole" for stage in self.stages)

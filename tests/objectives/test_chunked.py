@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from abridged.objectives import chunked
 from abridged.objectives.base import TopLogits
 from abridged.objectives.chunked import label_cross_entropy, label_losses, teacher_divergence, uniform_weights
+from abridged.runtime import backends
+from abridged.runtime.weight import PackedWeight
+from packed import drawn
 
 TOKENS, VOCABULARY, WIDTH = 21, 13, 6
 
@@ -224,3 +227,18 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(kind):
     bound = max(vocabulary * width, 4 * vocabulary)
     assert largest(32) <= bound
     assert largest(256) <= bound
+
+
+def test_a_packed_head_is_the_dense_one_and_never_whole(labels, monkeypatch):
+    packed = drawn(VOCABULARY, WIDTH, "quaternary", "bits", VOCABULARY)[0]
+    dense = packed.dequantize().double()
+    hidden = torch.randn(3, 7, WIDTH, dtype=torch.float64, requires_grad=True)
+    theirs = torch.randn(3, 7, WIDTH, dtype=torch.float64)
+    monkeypatch.setattr(backends, "SLICE_WEIGHTS", 5 * WIDTH)
+    monkeypatch.setattr(PackedWeight, "dequantize", lambda self: pytest.fail("the head was made dense"))
+    found = label_cross_entropy(hidden, packed, None, labels, cap=3.0)
+    same_with_gradients(found, label_cross_entropy(hidden, dense, None, labels, cap=3.0), [hidden])
+    weights = random_weights(labels)
+    found = teacher_divergence(hidden, packed, None, (theirs, packed, None), weights)
+    same_with_gradients(found, teacher_divergence(hidden, dense, None, (theirs, dense, None), weights), [hidden])
+    torch.testing.assert_close(label_losses(hidden, packed, None, labels), label_losses(hidden, dense, None, labels))

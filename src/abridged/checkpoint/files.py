@@ -26,7 +26,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"  # of peft: what transformers would apply
+ADAPTER_WEIGHTS = "adapter.safetensors"  # ours, see `checkpoint.adapters`
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm",
@@ -86,9 +87,18 @@ def checked_directory(directory: str | Path) -> Path:
             )
     except (OSError, ValueError) as error:
         raise AbridgedError(f"cannot read {str(directory)!r}: {error}") from None
+    if is_adapter(path):
+        raise AbridgedError(
+            f"{path} holds adapters alone: name their base, or make a packed model of both (abridged finetune --fold)"
+        )
     if not (path / CONFIG).exists():
         raise AbridgedError(f"{path} holds no model: it has no {CONFIG}")
     return path
+
+
+def is_adapter(directory: str | Path) -> bool:
+    """Whether a local directory holds adapters beside a packed model (`checkpoint.adapters`), and no model."""
+    return (Path(directory).expanduser() / ADAPTER_WEIGHTS).is_file()
 
 
 def safe_file(directory: Path, name: Any) -> Path:

@@ -15,7 +15,16 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from abridged.checkpoint.files import GENERATION, Content, TensorEntry, content_sha256, digest_file, settings_files
+from abridged.checkpoint.adapters import read_adapter
+from abridged.checkpoint.files import (
+    GENERATION,
+    Content,
+    TensorEntry,
+    content_sha256,
+    digest_file,
+    is_adapter,
+    settings_files,
+)
 from abridged.checkpoint.mapped import let_go
 from abridged.checkpoint.verify import Verified, check_config, check_settings, verify
 from abridged.core.errors import AbridgedError
@@ -172,7 +181,10 @@ class AbridgedQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors to write, each once and in its stored dtype; their digest goes into quantization_config."""
         from abridged.checkpoint.skeleton import choose_guard, stored_tensors
+        from abridged.runtime.adapters import adapted
 
+        if adapted(model):
+            raise AbridgedError("a packed model with adapters is stored as both, or folded: abridged finetune --fold")
         spec = self.spec
         model.config.quantization_config = self.quantization_config  # what was loaded has a copy
         spec.version, spec.guard = FORMAT_VERSION, choose_guard(model, spec)
@@ -205,9 +217,12 @@ def model_view(model: Any) -> View | None:
 
 def keep_vocabulary(model: Any) -> None:
     """Let a model whose embedding is packed or factored say what transformers and peft, which look for a stock one,
-    cannot find."""
+    cannot find; and one with packed weights that these cannot be trained."""
+    from abridged.runtime.modules import PackedModule
     from abridged.runtime.weight import StandIn
 
+    if any(isinstance(module, PackedModule) for module in model.modules()):
+        model.requires_grad_ = partial(_requires_grad, model)
     try:
         embedding = model.get_input_embeddings()
     except NotImplementedError:  # of two towers, each with its own, or none
@@ -228,6 +243,17 @@ def _resize_token_embeddings(
     if wanted != rows:
         raise AbridgedError(f"a compressed model keeps its {rows} tokens: resize it to {wanted} before compressing it")
     return embedding
+
+
+def _requires_grad(model: Any, requires_grad: bool = True) -> Any:
+    """Of all parameters: not to be asked for, since codes are among them; AbridgedError says what to do instead."""
+    from torch import nn
+
+    from abridged.runtime.weight import NO_GRADIENTS
+
+    if requires_grad:
+        raise AbridgedError(NO_GRADIENTS)
+    return nn.Module.requires_grad_(model, False)
 
 
 def _get_submodule(model: Any, target: str) -> Any:
@@ -285,7 +311,10 @@ _read_config = PreTrainedConfig.get_config_dict.__func__
 
 
 def _get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    """transformers' own, which checks a config of ours: a class made of absurd counts might not end."""
+    """transformers' own, which checks a config of ours: a class made of absurd counts might not end. Of a directory of
+    adapters it is the base's."""
+    if args and isinstance(args[0], (str, Path)) and is_adapter(args[0]):
+        args = (read_adapter(args[0]).base, *args[1:])
     data, left = _read_config(cls, *args, **kwargs)
     check_config(data)
     return data, left

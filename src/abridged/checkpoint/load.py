@@ -5,20 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from abridged.checkpoint.files import CONFIG, checked_directory
+from abridged.checkpoint.adapters import apply_adapter, read_adapter
+from abridged.checkpoint.files import CONFIG, checked_directory, is_adapter
 from abridged.checkpoint.verify import verify
 from abridged.core.errors import AbridgedError
 from abridged.families.kinds import class_named
 
 
 def load(directory: str | Path, **kwargs: Any) -> Any:
-    """The model in a directory that abridged wrote, in evaluation mode, its weights packed in memory.
+    """The model in a directory that abridged wrote, in evaluation mode, its weights packed in memory; of a directory of
+    adapters the base that it names, with them.
 
     kwargs: passed on to ``from_pretrained`` (``dtype``, ``device_map``, …). The model class is the one that
     config.json names, so a causal language model comes back as one.
     Raises :class:`AbridgedError` for anything that is not such a directory: missing, truncated, damaged or foreign
     files, tensors that do not fit the configuration, a newer format.
     """
+    if is_adapter(directory):
+        found = read_adapter(directory)
+        return apply_adapter(found, load(found.base, **kwargs))
     path = checked_directory(directory)
     verified = verify(path)
     import transformers

@@ -67,9 +67,11 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
 
 def _specification(directory: str | Path) -> Any:
     """What `config.json` says of how the model is stored; None where it says nothing."""
-    from abridged.checkpoint.files import CONFIG, is_compressed, read_json, safe_file
+    from abridged.checkpoint.files import CONFIG, checked_directory, is_adapter, is_compressed, read_json, safe_file
     from abridged.core.names import resolve
     from abridged.storage.format import parse_spec
 
     where = Path(resolve(directory))
+    if is_adapter(where):
+        checked_directory(where)  # says what to do with it
     return parse_spec(read_json(safe_file(where, CONFIG))["quantization_config"]) if is_compressed(where) else None

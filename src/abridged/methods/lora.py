@@ -1,4 +1,4 @@
-"""Low-rank adapters: what is left of a pruned model recovers while its own weights stay as they are."""
+"""Low-rank adapters: a model learns, or what is left of a pruned one recovers, while its weights stay as they are."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class Lora(Method):
-    """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) through `peft`: W + (alpha / rank)·BA, added up after the stage.
+    """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) through `peft`: W + (alpha / rank)·BA.
 
-    A stage has it beside `training.freeze_weights: true`; `training.learning_rates.adapter` is the rate of A and B.
-    Nothing of it is stored: the model afterwards has the shapes that it had before.
+    A stage has it beside `training.freeze_weights: true`; `training.learning_rates.adapter` is the rate of A and B, and
+    `learning_rates.norm` that of norms and biases. Of a model in full precision A and B are added up after the stage,
+    and it has the shapes that it had before. Of a packed model W stays in its codes, and they stay beside it, in FP32.
     """
 
     name: ClassVar[str] = "lora"
@@ -35,6 +36,7 @@ class Lora(Method):
     matrices: list[Literal["attention", "ffn", "pooler"]] = Field(
         default=["attention", "ffn"], min_length=1, description="the matrices that get adapters"
     )
+    norms: bool = Field(default=False, description="also train the model's vectors: norms and biases")
 
     @property
     def needs(self) -> Needs:
@@ -47,50 +49,38 @@ class Lora(Method):
 
 
 class Adapters(Attached):
-    """See `Lora`. It keeps the paths of the matrices that have adapters."""
+    """See `Lora`. It keeps the paths of the matrices that have adapters, and the vectors that are trained with them."""
 
     def __init__(self, settings: Lora, model: nn.Module, view: View, calibrate: Calibrate) -> None:
         """Give the matrices adapters that change nothing yet (B = 0).
 
         Raises AbridgedError where peft is not installed, or a matrix is stored in another way already.
         """
-        super().__init__(settings, model, view, calibrate)
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError:
-            raise AbridgedError('methods.lora needs the peft package: pip install "abridged[lora]"') from None
-        from torch import nn
-        from transformers.pytorch_utils import Conv1D
+        from abridged.runtime.adapters import inject
+        from abridged.runtime.modules import fixed_tensors
 
+        super().__init__(settings, model, view, calibrate)
         self.paths = [matrix.name for matrix in view.matrices if matrix.part in settings.matrices]
-        for path in self.paths:
-            if not isinstance(model.get_submodule(path), nn.Linear | Conv1D):
-                raise AbridgedError(f"methods.lora: {path} is no full-precision matrix: use it before other methods")
         if not self.paths:
             raise AbridgedError(f"methods.lora: the model has no {' and no '.join(settings.matrices)} matrix")
-        trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in self.paths)
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=self.paths,
-            fan_in_fan_out=transposed,
-        )
-        inject_adapter_in_model(config, model)
-        for name, parameter in model.named_parameters():  # peft has frozen them, which is the stage's business
-            parameter.requires_grad_(trainable.get(name.replace(".base_layer.", "."), True))
+        fixed = fixed_tensors(model)
+        vectors = {name: p for name, p in model.named_parameters() if p.ndim < 2 and id(p) not in fixed}
+        self.vectors = list(vectors.values()) if settings.norms else []
+        inject(model, self.paths, settings.rank, settings.alpha, settings.dropout)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """A and B, as `adapter`."""
+        """A and B, as `adapter`, and norms and biases, where they are trained, as `norm`."""
         layers = [self.model.get_submodule(path) for path in self.paths]
-        return {"adapter": [p for layer in layers for name, p in layer.named_parameters() if "lora_" in name]}
+        factors = [p for layer in layers for name, p in layer.named_parameters() if "lora_" in name]
+        return {"adapter": factors, **({"norm": self.vectors} if self.vectors else {})}
 
     def finish(self) -> Compressed:
-        """Add the adapters to the matrices and take them away."""
+        """Add the adapters to matrices in full precision, and take them away; beside packed ones they stay."""
+        from abridged.runtime.adapters import adapted
+
         for path in self.paths:
             layer = self.model.get_submodule(path)
-            layer.merge()
-            self.model.set_submodule(path, layer.get_base_layer())
-        self.model.__dict__.pop("peft_config", None)
+            if path not in adapted(self.model):
+                layer.merge()
+                self.model.set_submodule(path, layer.get_base_layer())
         return super().finish()

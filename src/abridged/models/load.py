@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from abridged.checkpoint.files import ADAPTER, settings_files
+from abridged.checkpoint.files import ADAPTER, is_adapter, is_compressed, settings_files
 from abridged.checkpoint.verify import check_counts
 from abridged.core.errors import AbridgedError
 from abridged.core.names import gguf_file, nearest, pretrained, resolve
@@ -120,19 +120,23 @@ def rounding_of(name: str | Path) -> str | None:
 
 
 def load_any(name: str | Path) -> "PreTrainedModel":
-    """Load a compressed directory packed, anything else dense; in evaluation mode.
+    """Load a compressed directory packed, one of adapters with its base, anything else dense; in evaluation mode.
 
     Raises:
         AbridgedError: it cannot be loaded.
     """
-    from abridged.checkpoint.files import is_compressed
     from abridged.checkpoint.load import load
 
     where = resolve(name)
-    if not (Path(where).is_dir() and is_compressed(where)):
+    if not is_packed(where):
         return load_dense(name)
     model: PreTrainedModel = load(where)
     return model
+
+
+def is_packed(where: str | Path) -> bool:
+    """Whether a local directory holds a compressed model, or adapters of one."""
+    return Path(where).is_dir() and (is_compressed(where) or is_adapter(where))
 
 
 def _finite(model: "PreTrainedModel", name: str | Path) -> "PreTrainedModel":

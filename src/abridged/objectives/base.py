@@ -18,6 +18,7 @@ from abridged.data.examples import Examples
 from abridged.families.kinds import fills_masks, labels_tokens
 from abridged.families.logits import run_body, run_head_on
 from abridged.objectives.settings import Objective
+from abridged.runtime.weight import PackedWeight
 from abridged.storage.view import Logits as LogitsMap
 
 
@@ -33,15 +34,15 @@ class Head:
         self._logits = logits or LogitsMap()
         own = getattr(module, "bias", None)
         self._bias = (None if own is None else own * self._logits.scale) if bias is None else bias
-        self._weight: Tensor | None = None
+        self._weight: Tensor | PackedWeight | None = None
 
     @property
     def cap(self) -> float | None:
         """What logits are soft-capped at: c * tanh(s / c)."""
         return self._logits.cap
 
-    def weights(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (V, d) and bias (V,) or None; fake-quantised where the head is quantised."""
+    def weights(self) -> tuple[Tensor | PackedWeight, Tensor | None]:
+        """Weight (V, d) and bias (V,) or None; fake-quantised where the head is quantised, packed where it is that."""
         if self._weight is None:
             prepare = getattr(self._module, "prepared_weight", None)
             self._weight = self._module.weight if prepare is None else prepare()  # type: ignore[assignment]

@@ -4,6 +4,7 @@ Logits of T tokens over V entries take T*V numbers, often more memory than the w
 is multiplied by the head, compared with its target, and turned into gradients at once, in buffers that the next
 chunk uses again; what outlives the chunk is the gradient of the hidden states and of the head.
 Matrix products run in autocast's type where it is on, everything between them in FP32 (or FP64 where the input is).
+Of a packed head no more than a slice is dequantised at a time either.
 """
 
 from __future__ import annotations
@@ -15,11 +16,32 @@ import torch
 from torch import Tensor
 
 from abridged.objectives.base import TopLogits
+from abridged.runtime.backends import Reference
+from abridged.runtime.weight import PackedWeight
 
 # Fewer rows make poor matrix products and add up the head's gradient too often. Beyond that, chunks of
 # 2^21 numbers were fastest on CPUs (a few MB, about the size of the caches), while GPUs want many more at once.
 MINIMUM_ROWS = 128
 CHUNK_NUMBERS = {"cpu": 2**21, "cuda": 2**26}
+
+
+Weight = Tensor | PackedWeight
+"""A head's (V, d)."""
+
+
+def _as(weight: Weight, dtype: torch.dtype) -> Weight:
+    """A weight as it is multiplied; a packed one is turned into `dtype` slice by slice."""
+    return weight if isinstance(weight, PackedWeight) else weight.to(dtype)
+
+
+def entries(weight: Weight) -> int:
+    """V."""
+    return weight.storage.rows if isinstance(weight, PackedWeight) else len(weight)
+
+
+def _times(gradient: Tensor, weight: Weight) -> Tensor:
+    """gradient (n, V) @ weight, (n, d)."""
+    return Reference().backward(weight, gradient) if isinstance(weight, PackedWeight) else torch.mm(gradient, weight)
 
 
 class Target(Protocol):
@@ -54,7 +76,7 @@ class LabelTarget:
 class TeacherTarget:
     """Kullback-Leibler divergence from softmax(hidden @ weight.T + bias)."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None = None) -> None:
+    def __init__(self, hidden: Tensor, weight: Weight, bias: Tensor | None, cap: float | None = None) -> None:
         self.hidden, self.weight, self.bias, self.cap = hidden, weight, bias, cap
         self.buffers: list[Tensor] = []
 
@@ -104,7 +126,7 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 def log_softmax(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     logits: Tensor,
     out: Tensor,
@@ -117,7 +139,10 @@ def log_softmax(
         cap: logits s become cap * tanh(s / cap) first.
         slope: (n, V) receives what that multiplies gradients by: 1 - tanh^2.
     """
-    torch.mm(hidden, weight.t(), out=logits)
+    if isinstance(weight, PackedWeight):
+        Reference().linear(weight, hidden, None, out=logits)
+    else:
+        torch.mm(hidden, weight.t(), out=logits)
     out.copy_(logits)
     if bias is not None:
         out.add_(bias)
@@ -140,10 +165,10 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
             wide = token_weights.dtype
-            h, w = hidden.to(dtype), weight.to(dtype)
+            h, w = hidden.to(dtype), _as(weight, dtype)
             weighted = (h * token_weights.unsqueeze(-1)).to(dtype)
-            chunk = min(len(h), rows_in_chunk(len(w), h.device))
-            logits = h.new_empty(chunk, len(w))
+            chunk = min(len(h), rows_in_chunk(entries(w), h.device))
+            logits = h.new_empty(chunk, entries(w))
             log_q = torch.empty_like(logits, dtype=wide)
             slope = None if cap is None or not any(ctx.needs_input_grad) else torch.empty_like(log_q)
             grad_hidden = torch.empty_like(hidden) if want_hidden else None
@@ -163,7 +188,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 scale = token_weights[rows]
                 total += torch.dot(losses, scale)
                 if grad_hidden is not None:
-                    torch.mul(torch.mm(gradient, w), scale.unsqueeze(-1), out=grad_hidden[rows])
+                    torch.mul(_times(gradient, w), scale.unsqueeze(-1), out=grad_hidden[rows])
                 if grad_weight is not None:
                     grad_weight.add_(torch.mm(gradient.t(), weighted[rows]))
                 if grad_bias is not None:
@@ -180,7 +205,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _chunked(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     weights: Tensor,
     target: Target,
@@ -188,7 +213,8 @@ def _chunked(
     cap: float | None,
 ) -> Tensor:
     if not torch.is_grad_enabled():
-        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+        hidden, bias = hidden.detach(), None if bias is None else bias.detach()
+        weight = weight if isinstance(weight, PackedWeight) else weight.detach()
     return _ChunkedLoss.apply(hidden, weight, bias, weights, target, dtype, cap)
 
 
@@ -201,7 +227,7 @@ def uniform_weights(counted: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 @torch.compiler.disable
 def label_cross_entropy(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     labels: Tensor,
     token_weights: Tensor | None = None,
@@ -211,7 +237,7 @@ def label_cross_entropy(
 
     Args:
         hidden: (..., d), N rows in all.
-        weight: (V, d).
+        weight: (V, d), packed or not.
         bias: (V,) or None.
         labels: (...) int64; -100 does not count.
         token_weights: (N,) factors of the rows' losses, which are summed; None = mean over the rows that count.
@@ -229,9 +255,9 @@ def label_cross_entropy(
 @torch.compiler.disable
 def teacher_divergence(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
-    teacher: tuple[Tensor, Tensor, Tensor | None] | TopLogits,
+    teacher: tuple[Tensor, Weight, Tensor | None] | TopLogits,
     token_weights: Tensor,
     temperature: float = 1.0,
     *,
@@ -264,12 +290,11 @@ def teacher_divergence(
     if isinstance(teacher, TopLogits):
         target = TopTarget(teacher, wide)
     else:
-        t_hidden, t_weight, t_bias = (None if x is None else x.detach() for x in teacher)
-        assert t_hidden is not None
-        assert t_weight is not None
-        t_rows = (t_hidden.flatten(0, -2) / temperature).to(dtype)
-        t_bias = None if t_bias is None else t_bias / temperature
-        target = TeacherTarget(t_rows, t_weight.to(dtype), t_bias, teacher_cap and teacher_cap / temperature)
+        t_hidden, t_weight, t_bias = teacher
+        t_weight = t_weight if isinstance(t_weight, PackedWeight) else t_weight.detach()
+        t_rows = (t_hidden.detach().flatten(0, -2) / temperature).to(dtype)
+        t_bias = None if t_bias is None else t_bias.detach() / temperature
+        target = TeacherTarget(t_rows, _as(t_weight, dtype), t_bias, teacher_cap and teacher_cap / temperature)
     bias = None if bias is None else bias / temperature
     weights = token_weights.to(wide) * temperature**2
     return _chunked(rows, weight, bias, weights, target, dtype, cap and cap / temperature)
@@ -277,7 +302,7 @@ def teacher_divergence(
 
 @torch.no_grad()
 def label_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, cap: float | None = None
+    hidden: Tensor, weight: Weight, bias: Tensor | None, labels: Tensor, cap: float | None = None
 ) -> Tensor:
     """Each token's cross-entropy with its label, (...) like `labels`, in FP32, 0 where the label is -100."""
     flat = labels.flatten()
@@ -287,7 +312,7 @@ def label_losses(
 
 
 def chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None = None
+    hidden: Tensor, weight: Weight, bias: Tensor | None, cap: float | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows, so many at a time, and their log softmax(hidden @ weight.T + bias), (n, V) in FP32 (FP64 for FP64 input).
 
@@ -298,9 +323,9 @@ def chunks(
         weight, bias, cap: as in `label_cross_entropy`.
     """
     dtype = compute_dtype(hidden)
-    h, w = hidden.to(dtype), weight.to(dtype)
-    size = min(len(h), rows_in_chunk(len(w), h.device))
-    logits = h.new_empty(size, len(w))
+    h, w = hidden.to(dtype), _as(weight, dtype)
+    size = min(len(h), rows_in_chunk(entries(w), h.device))
+    logits = h.new_empty(size, entries(w))
     log_q = torch.empty_like(logits, dtype=torch.promote_types(hidden.dtype, torch.float32))
     with torch.autocast(h.device.type, enabled=False):
         for start in range(0, len(h), size):

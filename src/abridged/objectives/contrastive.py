@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.objectives.base import ObjectiveContext, Outputs, TeacherOutputs, Term
+from abridged.objectives.chunked import entries
 from abridged.objectives.settings import Contrastive
+from abridged.runtime.weight import PackedWeight
 
 
 class Bank(nn.Module):
@@ -180,8 +182,9 @@ class ContrastiveDistillation(Term):
             if not isinstance(teacher, Outputs):
                 raise AbridgedError("contrastive negatives 'vocabulary' need the teacher in memory")
             weight, _ = teacher.language_head.weights()
-            drawn = torch.randint(len(weight), (1, count or ids.shape[1]), device=ids.device)
-            return self._of_teacher(weight.detach()[drawn].to(hidden.dtype)), drawn, torch.ones_like(drawn).bool()
+            drawn = torch.randint(entries(weight), (1, count or ids.shape[1]), device=ids.device)
+            rows = weight.rows(drawn) if isinstance(weight, PackedWeight) else weight.detach()[drawn]
+            return self._of_teacher(rows.to(hidden.dtype)), drawn, torch.ones_like(drawn).bool()
         states = positives if self.settings.negatives == "teacher" else hidden.detach()
         if count is None or count >= ids.shape[1]:
             return states, ids, batch.counted

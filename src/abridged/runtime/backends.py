@@ -71,25 +71,30 @@ class Reference:
         bias: Tensor | None,
         rounding: Rounding | None = None,
         function: str = "identity",
+        out: Tensor | None = None,
     ) -> Tensor:
+        """Written into `out` (..., rows), of x's type, where it is given."""
         dtype = x.dtype
         x = apply_function(x, function)
         x = (x if rounding is None else rounding.apply(x)).to(dtype)
         bias = None if bias is None else bias.to(dtype)
         rows = handle.storage.rows
-        if rows <= _step(handle):
+        if rows <= _step(handle) and out is None:
             ((_, weight),) = _slices(handle)
             return F.linear(x, weight.to(dtype), bias).to(dtype)  # autocast may have its own
-        y = x.new_empty((*x.shape[:-1], rows))
+        y = x.new_empty((*x.shape[:-1], rows)) if out is None else out
         for part, weight in _slices(handle):
             y[..., part] = F.linear(x, weight.to(dtype), None if bias is None else bias[part])
         return y
 
     def backward(self, handle: PackedWeight, grad: Tensor) -> Tensor:
-        """The gradient for x (..., columns), grad W, of one for `linear` (..., rows), in its type."""
+        """The gradient for x (..., columns), grad W, of one for `linear` (..., rows), in its type.
+
+        What is trained through a matrix of few bits should not need it whole: a quarter at a time, or a slice.
+        """
         wide = torch.promote_types(grad.dtype, torch.float32)
         x = grad.new_zeros((*grad.shape[:-1], handle.storage.columns), dtype=wide)
-        for part, weight in _slices(handle):
+        for part, weight in _slices(handle, min(_step(handle), -(-handle.storage.rows // 4))):
             x += grad[..., part] @ weight.to(grad.dtype)
         return x.to(grad.dtype)
 
@@ -102,9 +107,9 @@ def _step(weight: PackedWeight) -> int:
     return max(1, SLICE_WEIGHTS // weight.storage.columns)
 
 
-def _slices(weight: PackedWeight) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the matrix and their weights (n, columns) FP32, no more than a slice at a time."""
-    rows, step = weight.storage.rows, _step(weight)
+def _slices(weight: PackedWeight, step: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the matrix and their weights (n, columns) FP32, so many at a time; no more than a slice."""
+    rows, step = weight.storage.rows, step or _step(weight)
     codes, scales, zeros = weight.codes.view(rows, -1), weight.row_scales(), weight.row_zeros()
     for start in range(0, rows, step):
         part = slice(start, start + step)

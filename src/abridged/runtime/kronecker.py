@@ -43,7 +43,7 @@ def multiply_out(factors: Factors, left: Tensor, right: Tensor) -> Tensor:
 
 def weight_of(module: Any) -> Tensor:
     """The weight (rows, columns) of a stock, a quantised or a packed layer."""
-    for name in ("prepared_weight", "dequantized"):
+    for name in ("dequantized", "prepared_weight"):
         if hasattr(module, name):
             weight: Tensor = getattr(module, name)()
             return weight

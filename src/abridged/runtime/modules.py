@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from abridged.core.errors import AbridgedError
 from abridged.runtime import backends, ops
-from abridged.runtime.activations import DynamicActivation, Rounding, StaticActivation, build_activation
-from abridged.runtime.weight import EmbeddingSizes, LinearSizes, PackedWeight, StandIn
+from abridged.runtime.activations import DynamicActivation, Rounding, StaticActivation, apply_function, build_activation
+from abridged.runtime.weight import NO_GRADIENTS, EmbeddingSizes, LinearSizes, PackedWeight, StandIn
 
 if TYPE_CHECKING:
     from abridged.storage.format import ActivationSpec, EmbeddingSpec, LinearSpec, MatrixSpec
@@ -80,6 +81,19 @@ class PackedModule(StandIn):
         s = self.storage
         return f"{s.rows}x{s.columns}, {s.code_book}, packing={s.packing}, num_scales={s.num_scales}"
 
+    def requires_grad_(self, requires_grad: bool = True) -> PackedModule:
+        """Raises AbridgedError where gradients are asked for: codes have none, nor have scales."""
+        if requires_grad:
+            raise AbridgedError(NO_GRADIENTS)
+        super().requires_grad_(False)
+        return self
+
+
+def fixed_tensors(model: nn.Module) -> set[int]:
+    """The ids of what a model's packed modules hold and never learn: codes, scales and zero points."""
+    packed = (module for module in model.modules() if isinstance(module, PackedModule))
+    return {id(tensor) for module in packed for tensor in module.packed.tensors if tensor is not None}
+
 
 class PackedLinear(LinearSizes, PackedModule):
     """``y = q(x) W^T + b`` with W packed and q the input's activation quantiser, if there is one."""
@@ -101,6 +115,15 @@ class PackedLinear(LinearSizes, PackedModule):
         """How the input is rounded."""
         quantizer = self.input_quantizer
         return None if quantizer is None else quantizer.rounding()
+
+    def prepared_inputs(self, x: Tensor) -> Tensor:
+        """x (..., columns) as it meets the weight: rounded, straight through for gradients."""
+        x = apply_function(x, self.input_function)
+        return x if self.input_quantizer is None else self.input_quantizer(x)
+
+    def prepared_weight(self) -> PackedWeight:
+        """What a loss over the vocabulary, which makes logits a chunk at a time, multiplies by."""
+        return self.packed
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., columns) -> (..., rows), in x's dtype."""

@@ -13,6 +13,8 @@ from abridged.core.errors import AbridgedError
 from abridged.storage.matrix import Storage
 from abridged.storage.packing import check_packed, check_zeros, unpack, unpack_rows, unpack_zeros
 
+NO_GRADIENTS = "packed weights are codes, which have no gradients: train adapters beside them (--recipe lora)"
+
 
 class PackedWeight(NamedTuple):
     """codes: flat uint8. scales: (num_scales,), used in FP32. storage: how they lie. zeros: flat uint8, the zero points
@@ -121,6 +123,12 @@ class DenseWeight(Tensor):
             raise AbridgedError("a packed weight cannot be written to")
         args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Raises AbridgedError where gradients are asked for: the next one that is made would not have them."""
+        if requires_grad:
+            raise AbridgedError(NO_GRADIENTS)
+        return self
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]

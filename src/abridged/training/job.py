@@ -38,6 +38,8 @@ class Job:
         seed: of every stage, in place of the recipe's, and of what is drawn to make a model.
         teacher_cache: a folder to keep the teacher's answers in, so that training does without the teacher.
         allow_uncompressed: go on with a model of which no method reaches more than 5 % of the weights.
+        fold: round the adapters of a packed model into its codes, those that are trained, or those that `model` has, a
+            directory of adapters, where there is no recipe. To fine-tune only.
         dtype: what weights that no method has touched are stored in where nothing is packed, float32 or float16.
     """
 
@@ -58,6 +60,7 @@ class Job:
     seed: int | None = None
     teacher_cache: str | Path | None = None
     allow_uncompressed: bool = False
+    fold: bool = False
     dtype: str = "float32"
 
     def __post_init__(self) -> None:

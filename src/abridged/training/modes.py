@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from abridged.runtime.fused import function_of, is_plain
+from abridged.runtime.modules import fixed_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,10 +18,11 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def make_trainable(model: Model) -> Model:
-    """Let all of a model be trained, but what its class makes itself and never saves: Marian's tables of sines."""
-    made = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    """Let all of a model be trained, but what its class makes itself and never saves (Marian's tables of sines), and
+    what packed modules hold."""
+    made, fixed = getattr(model, "_keys_to_ignore_on_save", None) or (), fixed_tensors(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in made)
+        parameter.requires_grad_(name not in made and id(parameter) not in fixed)
     return model
 
 

@@ -27,7 +27,7 @@ from abridged.data.batch import Batch
 from abridged.data.blocks import Blocks
 from abridged.models.load import weights_hash
 from abridged.objectives.base import CachedOutputs, Outputs, TopLogits, outputs_of
-from abridged.objectives.chunked import chunks
+from abridged.objectives.chunked import chunks, entries
 
 PARTS = frozenset({"top_logits", "last_hidden"})
 VERSION = 1
@@ -145,7 +145,7 @@ def top_logits(outputs: Outputs, labels: Tensor, top_k: int, temperature: float 
         top, indices = log_q.topk(top_k)
         rest = log_q.scatter_(1, indices, -torch.inf).logsumexp(-1)
         parts.append((top, indices, rest, label))
-    small = torch.uint16 if len(weight) <= 2**16 else torch.int32
+    small = torch.uint16 if entries(weight) <= 2**16 else torch.int32
     names = {
         "log_probabilities": torch.half,
         "indices": small,

@@ -13,6 +13,8 @@ import torch
 from accelerate import PartialState
 
 from abridged import families
+from abridged.checkpoint.adapters import read_adapter
+from abridged.checkpoint.files import is_adapter
 from abridged.core.errors import AbridgedError
 from abridged.core.names import public_name, resolve
 from abridged.core.record import environment
@@ -27,7 +29,15 @@ from abridged.families.standin import plain_config, skeleton
 from abridged.methods.base import check_by_parts, check_needs
 from abridged.models.create import create_from_config
 from abridged.models.described import described
-from abridged.models.load import is_encoder, load_dense, load_tokenizer, rounding_of, weights_hash
+from abridged.models.load import (
+    is_encoder,
+    is_packed,
+    load_any,
+    load_dense,
+    load_tokenizer,
+    rounding_of,
+    weights_hash,
+)
 from abridged.models.streamed import Weights
 from abridged.models.video.load import load_video_model
 from abridged.recipe import Recipe, counted_in_steps
@@ -59,6 +69,7 @@ class Opened:
         rounding: a sentence on how the model was rounded before, where it was.
         from_scratch: whether the model was made from a description, and has learned nothing.
         work: the workspace.
+        base: the packed directory that adapters stand beside; None where the model is in full precision.
         weights: where they are streamed from disk; None where models are held whole.
 
     Raises:
@@ -94,6 +105,7 @@ class Opened:
     def _open(self, recipe: Recipe | None) -> None:
         job = self.job
         self._asked = recipe
+        self.base = base_of(job)
         self.from_scratch = job.kind == "finetune" and str(job.model).endswith((".yaml", ".yml"))
         self.data = open_data(job.data, job.columns, job.task)
         self._teacher: PreTrainedModel | None
@@ -151,6 +163,9 @@ class Opened:
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
         """The model, its tokenizer, and the settings that come with it: those of a .yaml file, none else."""
         job, labels, head = self.job, None, None
+        if self.base is not None:
+            model = self._load_packed()
+            return model, load_tokenizer(job.model, model), {}
         if self.data.kind == "videos":
             torch.manual_seed(job.seed or 0)
             changes = {} if self._asked is None else self._asked.model
@@ -183,6 +198,33 @@ class Opened:
             return LabelSet(labelled.labels), None
         return None, None
 
+    def _load_packed(self) -> PreTrainedModel:
+        """A packed model as it is, and where it is a directory of adapters, with them.
+
+        Raises:
+            AbridgedError: the recipe trains more than adapters, which a packed model could not store; or the data have
+                other labels.
+        """
+        job, recipe = self.job, self._asked
+        if is_adapter(resolve(job.model)):
+            if not job.fold or recipe is not None:
+                raise AbridgedError(
+                    f"{job.model} holds adapters: train others beside their base, {self.base}, or --fold these into "
+                    "it, without a recipe"
+                )
+        elif recipe is None or not recipe.adapts:
+            raise AbridgedError(
+                f"{job.model} is packed, and its codes have no gradients: train adapters beside them (--recipe lora)"
+            )
+        if self.data.kind == "videos":
+            raise AbridgedError("adapters beside packed weights are for models of texts")
+        model = load_any(job.model)
+        labels, _ = self._head()
+        if labels is not None and not labels.fit(model.config):
+            own = ", ".join(str(label) for label in model.config.label2id)
+            raise AbridgedError(f"{job.model} is packed with its head, for the labels {own}: the data have others")
+        return model
+
     def _plain(self, described: dict[str, Any]) -> Recipe:
         """Hard labels, by the task's settings, or those that came with the model."""
         settings = {**self.task.defaults, **described}
@@ -190,6 +232,8 @@ class Opened:
         training = apply_overrides(TrainingSettings, settings, overrides)
         if self.job.seed is not None:
             training.seed = self.job.seed
+        if self.base is not None:  # adapters that were trained before are folded as they are
+            training.epochs, training.steps = None, 0
         return Recipe.plain(training)
 
     def __enter__(self) -> Opened:
@@ -203,6 +247,7 @@ class Opened:
             "validation or test text": self.data.fingerprint,
             "teacher cache": self.job.teacher_cache is not None,
             "dtype": self.job.dtype,
+            **({"fold": True} if self.job.fold else {}),
         }
         with together():
             self.work.__enter__()
@@ -255,6 +300,22 @@ class Opened:
     def _say(self, sentences: Iterable[str]) -> None:
         for sentence in sentences if self.main else ():
             print(printable(sentence), file=sys.stderr)
+
+
+def base_of(job: Job) -> Path | None:
+    """The packed directory that a job to fine-tune begins with, or the base of the adapters that it names; None for any
+    other model.
+
+    Raises:
+        AbridgedError: the adapters or their base are not as they were written; or adapters are to be folded into a
+            model that is not packed.
+    """
+    where = resolve(job.model)
+    if job.kind == "finetune" and is_packed(where):
+        return read_adapter(where).base if is_adapter(where) else Path(where)
+    if job.fold:
+        raise AbridgedError(f"{job.model} is not packed: what is trained is added to its weights without --fold")
+    return None
 
 
 def _refuse_cache_in_output(job: Job) -> None:

@@ -174,6 +174,21 @@ def memory_of_scales(view: View, stage: Stage, examples: Examples, packed: int) 
     return within_memory(most, "to train scales, this needs", less)
 
 
+def memory_of_adapters(view: View, stage: Stage, held: int, at_once: int) -> int:
+    """The memory that training adapters beside a packed model of so many bytes needs, in bytes: that, four FP32 numbers
+    for each of theirs, and activations.
+
+    Raises:
+        AbridgedError: it is more than there is.
+    """
+    lora = stage.methods.get("lora")
+    matrices = [m for m in view.matrices if lora is not None and m.part in lora.matrices]
+    count = sum(lora.rank * (m.rows + m.columns) for m in matrices if lora is not None)
+    most = held + 16 * count + activation_bytes(view, at_once, stage.training.gradient_checkpointing)
+    less = "gradient_accumulation or gradient_checkpointing=true take less"
+    return within_memory(most, "to train adapters, this needs", less)
+
+
 def check_whole(parameters: int) -> None:
     """Refuse a model that does not fit twice, as teacher and as student, before any weight is read.
 
@@ -261,7 +276,7 @@ def announce(opened: Opened) -> None:
     model = opened.teacher if streamed is None else streamed.model
     stages = [(stage, opened.examples(number)) for number, stage in enumerate(opened.recipe.stages)]
     works = [Work.of(stage.training, examples) for stage, examples in stages]
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters, held = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
     memory = 0
     with together():
         for (stage, examples), work in zip(stages, works, strict=True):
@@ -277,27 +292,39 @@ def announce(opened: Opened) -> None:
                     packed = stored_size(type(model), model.config, opened.recipe)["file_bytes"]
                     memory = max(memory, memory_of_scales(view, stage, examples, packed))
                 continue
+            if opened.base is not None:
+                memory = max(memory, memory_of_adapters(view, stage, held, work.at_once))
+                continue
             learns = stage.trains and any(objective.needs_teacher for objective in stage.objectives.values())
             teacher = learns and opened.job.teacher_cache is None
             memory = max(memory, memory_of_stage(view, parameters, stage.training, work, teacher))
     if opened.main:
-        held = streamed is None and any(work.steps for work in works)
-        per_token = seconds_per_token(model, stages[0][1]) if held else 0.0
-        lines = describe(
-            opened.model_name, model.config, parameters, opened.task.data.describe(), works, memory, per_token
-        )
+        trains = streamed is None and any(work.steps for work in works)
+        per_token = seconds_per_token(model, stages[0][1]) if trains else 0.0
+        packed = None if opened.base is None else held
+        data = opened.task.data.describe()
+        lines = describe(opened.model_name, model.config, parameters, data, works, memory, per_token, packed)
         print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def describe(
-    name: str, config: Any, parameters: int, data: str, works: Sequence[Work], memory: int, per_token: float
+    name: str,
+    config: Any,
+    parameters: int,
+    data: str,
+    works: Sequence[Work],
+    memory: int,
+    per_token: float,
+    packed: int | None = None,
 ) -> list[str]:
-    """Three lines: the model, the data as understood, and the work with what it will take."""
+    """Three lines: the model, of which `packed` bytes are held where it is packed; the data as understood; and the work
+    with what it will take."""
     steps, tokens = sum(work.steps for work in works), sum(work.steps * work.tokens for work in works)
     each = " and ".join(f"{count:,}" for count in dict.fromkeys(work.tokens for work in works))
     work = f"{steps:,} steps of {each} tokens" if steps else "no training"
     seconds = f" and {duration(per_token * tokens)} of training on this machine" if steps and per_token else ""
     size = f"{parameters / 1e6:,.1f}M parameters, {4 * parameters / 2**20:,.0f} MB in FP32"
+    size = size if packed is None else f"packed, {packed / 2**20:,.1f} MB"
     return [
         f"model: {name}, {config.model_type}, {size}",
         f"data: {data}",

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from abridged import families
+from abridged.checkpoint.adapters import save_adapter
+from abridged.checkpoint.load import load
 from abridged.checkpoint.model_card import kind_of
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
@@ -22,6 +24,7 @@ from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families.kinds import reads_videos
 from abridged.report.collect import collect, hidden_states, picture_heads, picture_tokens, picture_weights, token_ids
 from abridged.report.page import write_report
+from abridged.runtime.adapters import adapted
 from abridged.storage.compressed import compressed_of
 from abridged.tasks import Split
 from abridged.training.opened import Opened
@@ -34,7 +37,8 @@ PROBED, AT_ONCE = 16, 4
 
 
 class Publisher:
-    """Packs where methods have worked, and else writes a stock directory of full precision.
+    """Packs where methods have worked; of a packed model writes the adapters, or folds them into it; and else writes a
+    stock directory of full precision.
 
     Made before the stages are run, since of a model that is trained itself nothing is left to measure afterwards.
     """
@@ -44,7 +48,9 @@ class Publisher:
         self.finished = opened.work.finished
         self.packs = opened.recipe.has_methods
         measured = opened.main and not self.packs and not opened.from_scratch
-        self.before = self.measure(stages.student, "validation") if measured else None
+        # adapters that were trained before are part of the student, and what they gained is told beside their base
+        start = load(opened.base) if measured and opened.base and adapted(stages.student) else stages.student
+        self.before = self.measure(start, "validation") if measured else None
 
     def publish(self) -> dict[str, Any]:
         """Measure what was made as it is stored, and put it, its account and what was logged at the output.
@@ -54,7 +60,10 @@ class Publisher:
         """
         if not self.opened.main:
             return {}
-        record = self._packed() if self.packs else self._dense()
+        if self.opened.base is not None:
+            record = self._folded() if self.opened.job.fold else self._adapters(self.opened.base)
+        else:
+            record = self._packed() if self.packs else self._dense()
         if (self.opened.work.folder / METRICS).exists():
             shutil.copyfile(self.opened.work.folder / METRICS, self.finished / METRICS)
         self.opened.work.publish()
@@ -84,6 +93,35 @@ class Publisher:
         write_json_files(self.finished, opened.task.files())
         (self.finished / RECORD).write_text(json.dumps(record, indent=1))
         return record
+
+    def _adapters(self, base: Path) -> dict[str, Any]:
+        """Write what was trained beside a packed model, and the tokenizer."""
+        opened, student = self.opened, self.stages.student.eval()
+        found = save_adapter(student, self.finished, base, opened.work.output, self._with_adapters(student))
+        opened.tokenizer.save_pretrained(self.finished)
+        write_json_files(self.finished, opened.task.files())
+        return found
+
+    def _folded(self) -> dict[str, Any]:
+        """Write a packed model whose codes are those of the base and its adapters, rounded anew."""
+        opened = self.opened
+        account = self._with_adapters(self.stages.student.eval())
+        folded = self.stages.fold()
+        account["validation"]["folded"] = self.measure(folded, "validation")
+        account["test"] = self.measure(folded) if opened.task.has_test else None
+        record = save_checkpoint(folded, self.finished, opened.tokenizer, account)
+        write_json_files(self.finished, opened.task.files())
+        return record
+
+    def _with_adapters(self, student: Any) -> dict[str, Any]:
+        """The account of a packed model and adapters."""
+        opened = self.opened
+        return {
+            **self._account(),
+            "validation": {"before": self.before, "after": self.measure(student, "validation")},
+            "test": self.measure(student) if opened.task.has_test and not opened.job.fold else None,
+            "curve": [m for m in opened.work.metrics() if m.get("event") == "evaluate"],
+        }
 
     def _packed(self) -> dict[str, Any]:
         """Write a checkpoint and its report."""

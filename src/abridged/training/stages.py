@@ -11,6 +11,7 @@ from torch import nn
 
 from abridged.core.errors import AbridgedError
 from abridged.data.blocks import Blocks
+from abridged.methods.folding import fold
 from abridged.recipe import Stage
 from abridged.training.modes import hold_in_bf16
 from abridged.training.offline_teacher import OfflineTeacher, cache_teacher
@@ -56,6 +57,10 @@ class Stages:
             self.seconds[name] += seconds
         if teaches:
             self._previous = copy.deepcopy(self.student).requires_grad_(False).eval()
+
+    def fold(self) -> Any:
+        """Round the student's adapters into its codes, by what the last stage reads; returns it."""
+        return fold(self.student, Whole(self._pass(len(self.recipe.stages) - 1)).calibrate)
 
     def untrained(self) -> Any:
         """The teacher under the last stage's methods, and what reshaped it before, in their simplest untrained form;

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from abridged.core.errors import AbridgedError
+from abridged.runtime.modules import fixed_tensors
 from abridged.training.workspace import Workspace
 
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -81,8 +82,9 @@ class TrainingState:
 
 
 def unique_state(system: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each shared tensor once, under the first of its names; without what lies on disk anyway."""
-    seen: set[int] = set()
+    """The state dict with each shared tensor once, under the first of its names; without what lies on disk anyway, and
+    what packed modules hold, which whoever goes on with a run has."""
+    seen = fixed_tensors(system)
     unique = {}
     for name, value in system.state_dict(keep_vars=True).items():
         if id(value) not in seen and not value.is_meta:

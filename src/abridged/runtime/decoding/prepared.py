@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from abridged.runtime.adapters import adapted
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.decoding.describe import Undescribed, describe
 from abridged.runtime.decoding.parts import computes_in
@@ -48,6 +49,8 @@ class Prepared:
     def _obstacle(self, model: Any) -> str | None:
         if any(isinstance(m, (NoAttention, NoMatrix)) for m in self.modules):
             return "a part was cut out of the model"
+        if adapted(model):
+            return "the model has adapters"
         if self._hooked:
             return "somebody's hooks are in the model"
         if any(p.device.type != "cpu" for p in model.parameters()):
