@@ -159,7 +159,7 @@ def test_stopped_and_resumed_it_is_the_same(command, small, folder):
         (["embed", "bundled", "red"], "without modules.json makes no vectors"),
         (["evaluate", "{teacher}", "--data", "{gap}"], "has no pairs with scores"),
         (["evaluate", "{teacher}", "--task", "retrieval", "--data", "{gap}"], "cannot read rows from"),
-        (["evaluate", "{teacher}", "--task", "retrieval", "--data", "{pairs}"], "has the relevance"),
+        (["evaluate", "{teacher}", "--task", "retrieval", "--data", "{pairs}", "--columns", "a,b"], "no column 'a'"),
         (["evaluate", "{teacher}", "--data", "{gap}", "--teacher", "bundled"], "makes no vectors of texts"),
         (["embed", "{teacher}", "red", "--dimensions", "33"], "vectors of 32 numbers cannot be cut to 33"),
     ],
