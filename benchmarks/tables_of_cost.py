@@ -138,6 +138,15 @@ def _sentences(found: dict[str, Any]) -> str:
     )
 
 
+def embed() -> str:
+    """Texts a second of `abridged embed` by its workers."""
+    rows = [
+        [f"{row['name']}, {row['model']}", str(row["workers"]), f"{row['texts_per_second']:.0f}", f"{row['load']:.1f}"]
+        for row in read("embed")
+    ]
+    return markdown(["", "workers", "texts/s", "load average"], rows)
+
+
 def kronecker_size() -> str:
     """What is left of GPT-2 124M."""
     found = latest("kronecker size")
@@ -226,6 +235,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "paths": paths,
     "growth": growth,
     "encoder_decoder": encoder_decoder,
+    "embed": embed,
     "encoders": encoders,
     "kronecker_size": kronecker_size,
     "kronecker_speed": kronecker_speed,

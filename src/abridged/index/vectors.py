@@ -23,14 +23,23 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(length, np.finfo(np.float32).tiny)
 
 
-def encode(vectors: np.ndarray, kind: str) -> bytes:
-    """Unit vectors (n, width) as bytes; `binary` means their signs."""
+def quantized(vectors: np.ndarray, kind: str) -> np.ndarray:
+    """Unit vectors (n, width) as they are stored: `float16`, `int8`, or `binary`, their signs, eight in a uint8.
+
+    An int8 vector is in steps of its own, the largest value being 127, as usearch casts each by itself: a cosine does
+    not ask how long a vector is, so no scale is kept. Bits are sentence-transformers' "ubinary".
+    """
     if kind == "float16":
-        return vectors.astype("<f2").tobytes()
-    if kind == "int8":  # every vector in steps of its own: its length is known to be 1
+        return vectors.astype("<f2")
+    if kind == "int8":
         top = np.abs(vectors).max(axis=-1, keepdims=True)
-        return np.rint(vectors * (127 / np.maximum(top, 1e-12))).astype(np.int8).tobytes()
-    return np.packbits(vectors > 0, axis=-1).tobytes()
+        return np.rint(vectors * (127 / np.maximum(top, 1e-12))).astype(np.int8)
+    return np.packbits(vectors > 0, axis=-1)
+
+
+def encode(vectors: np.ndarray, kind: str) -> bytes:
+    """The bytes of `quantized`."""
+    return quantized(vectors, kind).tobytes()
 
 
 def size(width: int, kind: str) -> int:
