@@ -10,6 +10,7 @@ from abridged import families
 from abridged.checkpoint.files import write_json_files
 from abridged.checkpoint.save import save_checkpoint
 from abridged.core.errors import AbridgedError
+from abridged.core.hardware import describe
 from abridged.exporters import export
 from abridged.methods.quantization.method import Quantize
 from abridged.models.load import load_model
@@ -102,6 +103,8 @@ def test_fastembed_reads_an_onnx_export_beside_a_dense_one(tmp_path):
 @pytest.mark.parametrize(("dtype", "pooling"), [("float16", "mean"), ("q8_0", "mean"), ("float16", "cls")])
 def test_llama_cpp_embeds(dtype, pooling, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp")
+    if dtype == "q8_0" and describe()["amx"]:
+        pytest.skip("llama.cpp's AMX code for Q8_0 ends the process")
     source, own = small(tmp_path, pooling=pooling)
     account = export(source, tmp_path / "small.gguf", format="gguf", dtype=dtype)
     assert set(account["types"]) == {"F16" if dtype == "float16" else "Q8_0"}

@@ -192,7 +192,7 @@ def test_shards_of_vectors_have_a_row_for_each_text(suffix, tmp_path):
             shards = Shards("model", source, tmp_path, rows=3)
             cursor = Cursor(source)
             for number in range(len(shards)):
-                shards._write(Lengths(), cursor, 2, number)
+                shards.write(Lengths(), cursor, 2, number)
         except AbridgedError as fault:
             sentences = str(fault).splitlines()
             assert len(sentences) == 1

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import isolated
 from abridged.core.errors import AbridgedError
 from abridged.embedding import embed_data
 from abridged.index.vectors import quantized
@@ -31,6 +32,12 @@ def folder(tmp_path_factory):
         pyarrow.parquet.write_table(table, where / "data" / f"{name}.parquet", row_group_size=6)
     embed_data(where / "model", where / "data", where / "float16", keep=["id", "text"], shard_rows=16, workers=1)
     return where
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Processes of processes import what takes seconds, one after the other where others work, too."""
+    monkeypatch.setattr(isolated, "TIMEOUT", 900)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +104,7 @@ def test_two_workers_write_the_same_bytes(command, folder, tmp_path):
 
 def test_killed_and_resumed_it_makes_what_is_not_there(command, folder, tmp_path):
     out = tmp_path / "out"
-    stop = Stop("abridged.index.shards:Shards._write", 3)
+    stop = Stop("abridged.index.shards:Shards.write", 3)
     assert command(*arguments(folder, out, "--workers", 1), stop=stop).code == -signal.SIGKILL
     made = {path.name: path.stat().st_ino for path in (tmp_path / "out.partial" / "parts").glob("*.parquet")}
     assert len(made) == 2
@@ -113,7 +120,7 @@ def test_killed_and_resumed_it_makes_what_is_not_there(command, folder, tmp_path
 
 
 def test_a_shard_that_is_damaged_is_made_again(command, folder, tmp_path):
-    stop = Stop("abridged.index.shards:Shards._write", 3)
+    stop = Stop("abridged.index.shards:Shards.write", 3)
     assert command(*arguments(folder, tmp_path / "out", "--workers", 1), stop=stop).code == -signal.SIGKILL
     shard = tmp_path / "out.partial" / "parts" / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-9])
@@ -124,9 +131,8 @@ def test_a_shard_that_is_damaged_is_made_again(command, folder, tmp_path):
 def test_a_fault_in_a_worker_is_one_sentence(command, folder, tmp_path):
     ended = command(*arguments(folder, tmp_path / "out", "--workers", 2, "--prompt", "passage"))
     assert ended.code == 1
-    assert ended.said == ["Error: the model has no prompt called 'passage': it has query"] or (
-        len(ended.said) == 1 and "no prompt called 'passage': it has query" in ended.said[0]
-    )
+    assert len(ended.said) == 1
+    assert "the model has no prompt called 'passage': it has query" in ended.said[0]
 
 
 def test_a_fault_in_a_row_names_it(folder, tmp_path):

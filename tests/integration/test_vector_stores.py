@@ -32,6 +32,11 @@ def there(dataset):
     return table["row"].to_numpy(), flat, table["text"].to_pylist()
 
 
+def like(vectors, number):
+    """Which vectors are the same as one: in 32 bits, some are."""
+    return (vectors == vectors[number]).all(-1)
+
+
 def test_faiss(shards):
     faiss = pytest.importorskip("faiss")
     kind, dataset = shards
@@ -52,6 +57,7 @@ def test_qdrant(shards):
     qdrant = pytest.importorskip("qdrant_client")
     kind, dataset = shards
     rows, vectors, texts = there(dataset)
+    made = vectors
     if kind == "binary":  # Qdrant makes bits itself
         vectors = 2.0 * np.unpackbits(vectors, axis=-1) - 1
     client = qdrant.QdrantClient(":memory:")
@@ -60,19 +66,20 @@ def test_qdrant(shards):
     payload = [{"text": text} for text in texts]
     client.upload_collection("texts", vectors=vectors.astype(np.float32), ids=rows.tolist(), payload=payload)
     hit = client.query_points("texts", query=vectors[9].astype(np.float32).tolist(), limit=1).points[0]
-    assert (hit.id, hit.payload["text"]) == (rows[9], texts[9])
+    assert (hit.id, hit.payload["text"]) in zip(rows[like(made, 9)], np.array(texts)[like(made, 9)], strict=True)
 
 
 def test_lancedb(shards, tmp_path):
     lancedb = pytest.importorskip("lancedb")
     kind, dataset = shards
     rows, vectors, texts = there(dataset)
-    table = lancedb.connect(tmp_path / "db").create_table("texts", data=dataset.scanner().to_reader())
-    assert table.count_rows() == 40
+    some = dataset.scanner(filter=pyarrow.dataset.field("vector").is_valid())
+    table = lancedb.connect(tmp_path / "db").create_table("texts", data=some.to_reader())
+    assert table.count_rows() == 39
     if kind == "int8":  # Lance holds int8, and searches floats
         assert table.to_arrow()["vector"].type == dataset.schema.field("vector").type
         return
     query = vectors[9] if kind == "binary" else vectors[9].astype(np.float32)
     metric = "hamming" if kind == "binary" else "cosine"
     hit = table.search(query, vector_column_name="vector").distance_type(metric).limit(1).to_list()[0]
-    assert (hit["row"], hit["text"]) == (rows[9], texts[9])
+    assert (hit["row"], hit["text"]) in zip(rows[like(vectors, 9)], np.array(texts)[like(vectors, 9)], strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,7 @@ _work: Callable[[Any], Any] | None = None
 def _start(begin: Begin) -> None:
     global _begin
     _begin = begin
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))  # whoever is asked to stop says so once
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

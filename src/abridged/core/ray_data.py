@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def spread(begin: Begin, items: Sequence[Any], workers: int | None, address: str
     if not items:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
     try:
         ray.init(address=address, **(quiet if address == "local" else {}), ignore_reinit_error=True)

@@ -154,10 +154,13 @@ class _Embedder(torch.nn.Module):
         super().__init__()
         self.model, self.pooling, self.normalize = model, settings.pooling, settings.normalize
 
-    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden = run_body(self.model, inputs, return_dict=True).last_hidden_state
-        mask = inputs["attention_mask"]
-        weights = pooling_weights_at(mask.cumsum(-1), mask.bool(), self.pooling)
+        weights = pooling_weights_at(attention_mask.cumsum(-1), attention_mask.bool(), self.pooling)
         vectors = (weights.unsqueeze(-1) * hidden.float()).sum(1)
         vectors = torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
         return {"last_hidden_state": hidden, "sentence_embedding": vectors}

@@ -73,8 +73,7 @@ class Shards:
             return None
 
     def begin(self) -> Callable[[int], dict[str, int]]:
-        """A function that writes the shard of a number, and returns its counts: `rows`, `width`, those `cut` and those
-        `missing`.
+        """A model loaded, and with it `write`, of which the number of the shard is left to say.
 
         Raises:
             AbridgedError: the model cannot be loaded, makes no vectors, or has no such prompt.
@@ -87,9 +86,15 @@ class Shards:
         encoder = SentenceEncoder(*load_model(self.model))
         with _one_thread():
             width = encoder.encode(["a"], self.prompt).vectors.shape[1]
-        return partial(self._write, encoder, Cursor(self.source), width)
+        return partial(self.write, encoder, Cursor(self.source), width)
 
-    def _write(self, encoder: SentenceEncoder, cursor: Cursor, width: int, number: int) -> dict[str, int]:
+    def write(self, encoder: SentenceEncoder, cursor: Cursor, width: int, number: int) -> dict[str, int]:
+        """Write a shard; returns its counts: `rows`, `width`, those `cut` and those `missing`.
+
+        Raises:
+            AbridgedError: what a row holds is no text, or is not what is kept of the others; the data have changed; or
+                the disk does not let it.
+        """
         import pyarrow.parquet
 
         start = number * self.rows
