@@ -152,6 +152,15 @@ def processors() -> str:
     return markdown(["", *columns], rows)
 
 
+def embed() -> str:
+    """Texts a second of `abridged embed` by its workers."""
+    rows = [
+        [f"{row['name']}, {row['model']}", str(row["workers"]), f"{row['texts_per_second']:.0f}", f"{row['load']:.1f}"]
+        for row in read("embed")
+    ]
+    return markdown(["", "workers", "texts/s", "load average"], rows)
+
+
 def kronecker_size() -> str:
     """What is left of GPT-2 124M."""
     found = latest("kronecker size")
@@ -259,6 +268,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "paths": paths,
     "growth": growth,
     "encoder_decoder": encoder_decoder,
+    "embed": embed,
     "encoders": encoders,
     "processors": processors,
     "kronecker_size": kronecker_size,

@@ -2,13 +2,18 @@
 
 import json
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from hypothesis import strategies as st
 
 import strict
+from abridged.core.errors import AbridgedError
 from abridged.data.rows import rows
+from abridged.data.text_source import Cursor, TextSource
+from abridged.evaluation.sentences import Encoded
+from abridged.index.shards import Shards
 from fuzzing import fuzz
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0)]
@@ -175,3 +180,43 @@ def test_damaged_parquet_ends_in_one_sentence(tmp_path):
         strict.check(tmp_path / "fuzzed.parquet")
 
     assert fuzz(check, damaged(st.just(whole)), lambda content: ("data/fuzzed.parquet", content))
+
+
+class Lengths:
+    """An encoder whose vectors say how long a text is."""
+
+    def encode(self, texts, prompt=None, batch_size=32):
+        assert all(text == text.strip() != "" for text in texts)
+        return Encoded(np.array([[len(text) % 1000, 1] for text in texts], np.float32), 0)
+
+
+@pytest.mark.parametrize("suffix", [".txt", *FORMATS])
+def test_shards_of_vectors_have_a_row_for_each_text(suffix, tmp_path):
+    """Of any file: one sentence, or the rows that are read of it, each with the vector of its own text."""
+    content = damaged(st.lists(BROKEN_CELLS).map(lambda lines: "\n".join(lines).encode()))
+
+    def check(content):
+        path = tmp_path / f"fuzzed{suffix}"
+        path.write_bytes(content)
+        try:
+            source = TextSource.open(path)
+            shards = Shards("model", source, tmp_path, rows=3)
+            cursor = Cursor(source)
+            for number in range(len(shards)):
+                shards.write(Lengths(), cursor, 2, number)
+        except AbridgedError as fault:
+            sentences = str(fault).splitlines()
+            assert len(sentences) == 1
+            return
+        if suffix == ".txt":
+            text = content.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+            expected = [line.strip() for line in text.removesuffix("\n").split("\n")]
+        else:
+            expected = [row.text(source.parts[0].column) for row in rows(path)]
+        written = [pyarrow.parquet.read_table(shards.path(number)) for number in range(len(shards))]
+        found = pyarrow.concat_tables(written).to_pydict()
+        assert found["row"] == list(range(len(expected)))
+        assert found["vector"] == [[len(text) % 1000, 1] if text else None for text in expected]
+
+    given = FORMATS.get(suffix, content)
+    assert fuzz(check, given, lambda content: (f"data/fuzzed{suffix}", content))

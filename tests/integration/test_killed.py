@@ -8,6 +8,7 @@ import yaml
 
 import isolated
 import killed
+from embedders import embedder, sentences
 from teachers import make_recipe
 
 
@@ -22,6 +23,8 @@ def small(tmp_path_factory, text, teacher):
     assert ended.code == 0, ended.stderr
     shutil.copytree(folder / "model", folder / "old")
     (folder / "old" / "notes.txt").write_text("precious")
+    embedder(folder / "embedder")
+    (folder / "sentences.txt").write_text("\n".join(sentences(20)) + "\n")
     return folder
 
 
@@ -32,6 +35,7 @@ VERBS = {
         *("--set", "context=16", "--set", "compile=no", "--set", "mixed_precision=no"),
     ],
     "trim": ["trim", "TEACHER", "--data", "TEXT", "--output", "OUT", "--min-count", "3", "--also", "TEXT"],
+    "embed": ["embed", "EMBEDDER", "--data", "SENTENCES", "--output", "OUT", "--shard-rows", "8", "--workers", "1"],
     "export dense": ["export", "MODEL", "--output", "OUT"],
     "export gguf": ["export", "MODEL", "--format", "gguf", "--dtype", "float16", "--output", "OUT"],
 }
@@ -41,7 +45,7 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]
 #: Which verb, whether over what is there, and whether at every operation; compress and finetune share their code.
 CASES = [
     *(pytest.param(name, over, False) for name, over in (("finetune", True), ("trim", True))),
-    *(pytest.param(name, False, False) for name in VERBS if name.startswith("export")),
+    *(pytest.param(name, False, False) for name in VERBS if name.startswith(("embed", "export"))),
     *(pytest.param(name, False, True, marks=SLOW) for name in VERBS),
     *(pytest.param(name, True, True, marks=SLOW) for name in ("compress", "finetune", "trim")),
 ]
@@ -51,11 +55,11 @@ CASES = [
 def test_killed_at_an_operation_on_files(tmp_path, monkeypatch, small, text, teacher, name, over, every):
     places = {
         **{"TEACHER": teacher, "TEXT": text, "RECIPE": small / "recipe.yaml", "MODEL": small / "model"},
-        "OUT": tmp_path / "place" / "out",
+        **{"EMBEDDER": small / "embedder", "SENTENCES": small / "sentences.txt", "OUT": tmp_path / "place" / "out"},
     }
     command = [str(places.get(word, word)) for word in VERBS[name]]
     first = [*command, "--overwrite"] if over else command
-    resume = [*command, "--resume"] if name in ("compress", "finetune") else first
+    resume = [*command, "--resume"] if name in ("compress", "embed", "finetune") else first
     old, report = str(small / "old") if over else None, tmp_path / "report.json"
     monkeypatch.setattr(isolated, "TIMEOUT", 3000)
     asked = (first, resume, str(places["OUT"]), old, every, str(report))

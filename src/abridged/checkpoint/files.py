@@ -354,6 +354,13 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / name)
 
 
+def write_json_files(directory: Path, files: Mapping[str, Any]) -> None:
+    """Write JSON files by their path in a directory."""
+    for name, value in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 

@@ -21,7 +21,7 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Type of dense weights: float16, bfloat16 or float32; of scales in compressed-tensors too.",
+            help="Type of dense weights: float16, bfloat16, float32, or q8_0 (gguf); of scales in compressed-tensors.",
             show_default=False,
         ),
     ] = None,

@@ -39,10 +39,11 @@ def progress(title: str, steps: int, done: int = 0, show: bool = True) -> Iterat
 
 
 @contextmanager
-def counter(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `update(done, of)` for work whose size is known when it begins; drawn as `progress` is."""
-    with _drawn(title, None, 0, True, transient=True) as draw:
-        yield lambda done, of: draw(done, of, "")
+def counter(title: str, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Yield `update(done, of, words="")` for work whose size is known when it begins, of which `done` was done before;
+    drawn as `progress` is."""
+    with _drawn(title, None, done, True, transient=True) as draw:
+        yield lambda done, of, words="": draw(done, of, words)
 
 
 @contextmanager

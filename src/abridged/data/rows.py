@@ -15,6 +15,7 @@ from abridged.core.text import open_text, parse_json, read_text
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")  #: of what is read of a folder
 SPLITS = {"train": {"train"}, "validation": {"validation", "valid", "dev", "testa"}, "test": {"test", "testb"}}
+_BATCH = 1024  #: rows of a .parquet file that are in memory at once
 _EXACT = 2**53  #: from here on a float says less than its digits do
 
 
@@ -248,16 +249,43 @@ def unique(names: list[str]) -> list[str]:
     return names
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def parquet_size(path: Path) -> int:
+    """The rows of a .parquet file. Raises AbridgedError where it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise AbridgedError(f"cannot read rows from {path}: {str(error).partition(chr(10))[0]}") from error
+
+
+def parquet_rows(path: Path, start: int, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a .parquet file from number `start` on, from 0, of some columns; a few are in memory at once.
+
+    Raises:
+        AbridgedError: it cannot be read.
+    """
+    try:
+        yield from _parquet(path, start, columns)
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        raise AbridgedError(f"cannot read rows from {path}: {str(error).partition(chr(10))[0]}") from error
+
+
+def _parquet(path: Path, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             unique(file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches():
-                for values in batch.to_pylist():
+            number, groups = 0, list(range(file.num_row_groups))
+            while groups and number + file.metadata.row_group(groups[0]).num_rows <= start:
+                number += file.metadata.row_group(groups.pop(0)).num_rows
+            for batch in file.iter_batches(_BATCH, row_groups=groups, columns=None if columns is None else [*columns]):
+                skipped = min(max(0, start - number), len(batch))
+                number += skipped
+                for values in batch.slice(skipped).to_pylist():
                     number += 1
                     yield Row(values, str(path), number)
     except pyarrow.ArrowException as error:

@@ -182,12 +182,17 @@ def pooling_weights(lengths: Tensor, width: int, pooling: Pooling, skip: int = 0
         lengths: (B,) tokens of each text.
         skip: tokens in front that do not count: of a prompt that is read and not pooled.
     """
-    place = torch.arange(width)
-    counted = (place < lengths.unsqueeze(-1)) & (place >= skip)
+    place = torch.arange(1, width + 1)
+    return pooling_weights_at(place, (place <= lengths.unsqueeze(-1)) & (place > skip), pooling)
+
+
+def pooling_weights_at(place: Tensor, counted: Tensor, pooling: Pooling) -> Tensor:
+    """`pooling_weights` of tokens at `place` (…, width), from 1, those that are `counted` (B, width) bool."""
     if pooling in ("cls", "lasttoken"):
-        chosen = torch.full_like(lengths, skip) if pooling == "cls" else lengths - 1
-        return ((place == chosen.unsqueeze(-1)) & counted).float()
-    found = counted * (place + 1.0 if pooling == "weightedmean" else torch.ones(width))
+        most = torch.iinfo(torch.int64).max
+        first, last = torch.where(counted, place, most).amin(-1, True), torch.where(counted, place, 0).amax(-1, True)
+        return ((place == (first if pooling == "cls" else last)) & counted).float()
+    found = counted * (place.float() if pooling == "weightedmean" else torch.ones_like(place, dtype=torch.float32))
     total = found.sum(-1, keepdim=True).clamp_min(1e-9)
     return found / (total.sqrt() if pooling == "mean_sqrt_len_tokens" else total)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from abridged import families
-from abridged.checkpoint.files import CONFIG, copy_tokenizer, is_compressed
+from abridged.checkpoint.files import CONFIG, copy_tokenizer, is_compressed, write_json_files
 from abridged.checkpoint.inspect import inspect
 from abridged.checkpoint.model_card import as_text
 from abridged.checkpoint.skeleton import packed_modules
@@ -22,6 +22,7 @@ from abridged.core.outputs import check_output
 from abridged.exporters.uniform import padded, uniform_config
 from abridged.families.standin import untie
 from abridged.models.load import load_any, load_tokenizer
+from abridged.models.sentence import read_sentence_settings
 from abridged.runtime.kronecker import factored_modules
 from abridged.storage.compressed import compressed_of
 from abridged.storage.view import Run
@@ -37,7 +38,7 @@ def export_dense(
 
     Weights are ``level * scale``, exact in FP32 and rounded in 16 bits; Kronecker factors are multiplied out, and what
     was not compressed is as it was. Activation quantisers have no place in a stock model and are left out: it computes
-    with full-precision activations.
+    with full-precision activations. The files of sentence-transformers come along.
     ``uniform``: pad the layers of a pruned model with zeros to one width.
     Raises :class:`AbridgedError` for an unreadable checkpoint, an unknown dtype, an output that cannot be written, or
     a pruned model of sizes that no stock model has.
@@ -55,6 +56,8 @@ def export_dense(
             load_tokenizer(directory).save_pretrained(temporary)
         card = _card(Path(output).name, source, dtype, is_compressed(source))
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        if (settings := read_sentence_settings(str(source))) is not None:
+            write_json_files(temporary, dict(settings.files))
     return inspect(output)
 
 

@@ -29,12 +29,15 @@ from abridged.exporters.gguf_tokenizer import add_generation, add_tokenizer
 from abridged.exporters.uniform import layers_differ
 from abridged.models.gguf_architectures import ARCHITECTURES, Architecture, rope_tensors
 from abridged.models.load import load_any, load_tokenizer
+from abridged.models.sentence import sentence_settings_of
 from abridged.runtime.kronecker import factored_modules
 from abridged.runtime.modules import PackedModule
 from abridged.storage.compressed import compressed_of
 
 #: What dense matrices are called and stored as.
-DENSE = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+DENSE = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "q8_0": "Q8_0"}
+#: llama.cpp's names for poolings; the mean and its multiple have one direction.
+_POOLINGS = {"mean": "MEAN", "mean_sqrt_len_tokens": "MEAN", "cls": "CLS", "lasttoken": "LAST"}
 #: What llama.cpp reads in FP32 only, though it has two dimensions.
 _IN_FULL = ("TOKEN_TYPES", "ENC_ATTN_REL_B", "DEC_ATTN_REL_B")
 
@@ -55,9 +58,10 @@ def export_gguf(
     embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation quantisers have no place
     in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype` ("float16", "bfloat16" or
     "float32") all matrices are dense with the quantised values, for engines that lack the block types; those of a
-    model that is not compressed are, in FP16 where nothing is said. Kronecker factors, which GGUF does not have, and
-    what was pruned can only be written so; `uniform` pads the layers of a pruned model with zeros to the one width
-    that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer.
+    model that is not compressed are, in FP16 where nothing is said. "q8_0" is for both: codes go into blocks of 32 as
+    they are, and dense weights are rounded. A model of sentences is pooled as its files say. Kronecker factors, which
+    GGUF does not have, and what was pruned can only be written dense; `uniform` pads the layers of a pruned model with
+    zeros to the one width that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and
@@ -69,7 +73,7 @@ def export_gguf(
     if ternary not in ("TQ2_0", "TQ1_0"):
         raise AbridgedError(f"ternary weights are stored as TQ2_0 or TQ1_0, not {ternary!r}")
     if dtype not in (None, *DENSE):
-        raise AbridgedError(f"a dense GGUF file is of float16, bfloat16 or float32, not {dtype!r}")
+        raise AbridgedError(f"a dense GGUF file is of {', '.join(DENSE)}, not {dtype!r}")
     target = check_output(output, directory=False)
     model = load_any(directory)
     architecture = ARCHITECTURES.get(model.config.model_type)
@@ -98,7 +102,8 @@ def export_gguf(
     writer.add_name(public_name(directory))
     writer.add_quantized_by("abridged")
     writer.add_quantization_version(2)
-    notes = architecture.describe(writer, config, layers.described if layers else None)
+    pooled, notes = _pooling(model)
+    notes += architecture.describe(writer, config, {**(layers.described if layers else {}), **pooled})
     writer.add_file_type(plan.file_type)
     tokenizer = load_tokenizer(directory, model)
     add_tokenizer(writer, tokenizer, config.vocab_size)
@@ -119,6 +124,25 @@ def export_gguf(
         "dense": [path for path, kind in plan.blocks.items() if kind is None],
         "notes": notes,
     }
+
+
+def _pooling(model: Any) -> tuple[dict[str, Any], list[str]]:
+    """How llama.cpp pools what a model of sentences makes of a text, and what has to be known of that."""
+    settings = sentence_settings_of(model)
+    if settings is None or settings.assumed:
+        return {}, []
+    kind = _POOLINGS.get(settings.pooling)
+    if kind is None or (settings.pooling == "mean_sqrt_len_tokens" and not settings.normalize):
+        raise AbridgedError(f"llama.cpp pools by mean, cls or lasttoken, and this model by {settings.pooling}")
+    notes = [] if settings.normalize else ["llama.cpp gives vectors length 1 where nobody says otherwise"]
+    context = getattr(model.config, "max_position_embeddings", None)
+    if settings.max_length is not None and context is not None and settings.max_length < context:
+        notes.append(
+            f"the model was made for {settings.max_length:,} tokens of a text, and llama.cpp reads {context:,}"
+        )
+    if settings.prompts:
+        notes.append("the file has no prompts: what the model wants before a text is to be put there")
+    return {"pooling_type": _gguf().PoolingType[kind]}, notes
 
 
 def _gguf() -> Any:
@@ -174,8 +198,10 @@ class _Plan:
             if f"{path}.codes" in self.tied or (place := self.place(path)) is None or place[0] in _IN_FULL:
                 continue
             kind = ternary if spec.code_book == "ternary" else BLOCK_TYPES.get(spec.code_book)
+            if self.dtype == "q8_0":
+                kind = None if spec.code_book.startswith("uint") else BLOCK_TYPES["int8"]
             run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales
-            if kind is not None and run % kind.size == 0 and self.dtype is None:
+            if kind is not None and run % kind.size == 0 and self.dtype in (None, "q8_0"):
                 self.blocks[path] = kind
             elif dense_fallback or self.dtype is not None:
                 self.blocks[path] = None
@@ -230,12 +256,17 @@ class _Plan:
             return (weight if kept else weight.float()).contiguous().numpy(), None
         if self.dtype is None and self.packed and path not in self.blocks:  # what a recipe left alone stays as it is
             return self._in("F16" if weight.dtype == torch.float16 else "F32", weight)
-        self.types[self._dense] += 1
-        return self._in(self._dense, weight)
+        dense = "F16" if self.dtype == "q8_0" and weight.shape[-1] % BLOCK_TYPES["int8"].size else self._dense
+        self.types[dense] += 1
+        return self._in(dense, weight)
 
     def _in(self, kind: str, weight: Tensor) -> tuple[Any, str | None]:
         if kind == "BF16":
             return weight.to(torch.bfloat16).contiguous().view(torch.uint8).numpy(), kind
+        if kind == "Q8_0":
+            from gguf import GGMLQuantizationType, quants
+
+            return quants.quantize(weight.float().contiguous().numpy(), GGMLQuantizationType.Q8_0), kind
         return weight.to(torch.float16 if kind == "F16" else torch.float32).contiguous().numpy(), None
 
     def _blocks(self, path: str, module: PackedModule, kind: BlockType, order: Any) -> tuple[Any, str]:

@@ -24,9 +24,12 @@ from abridged.checkpoint.skeleton import packed_modules
 from abridged.core.atomic import written_file
 from abridged.core.errors import AbridgedError
 from abridged.core.outputs import check_output
+from abridged.data.sentences import pooling_weights_at
 from abridged.exporters.dense import dense_model
 from abridged.families.kinds import labels_texts
+from abridged.families.logits import run_body
 from abridged.models.load import first_line, load_any, load_tokenizer
+from abridged.models.sentence import SentenceSettings, sentence_settings_of
 from abridged.runtime.modules import PackedEmbedding, PackedModule
 
 if TYPE_CHECKING:
@@ -42,7 +45,9 @@ def export_onnx(directory: str | Path, output: str | Path) -> dict[str, Any]:
     """Write the model `directory`, compressed or not, under any head, to the file `output`.
 
     Its inputs are input_ids, attention_mask and, where the model knows them, token_type_ids and decoder_input_ids, all
-    (batch, length) int64; its outputs are called as transformers calls them. What writes text is one pass over a whole
+    (batch, length) int64; its outputs are called as transformers calls them. A model of sentences has the outputs
+    last_hidden_state (batch, length, width) and sentence_embedding (batch, width), pooled and given length 1 as its
+    files say, in FP32. What writes text is one pass over a whole
     text, without a cache. The file's metadata hold, as JSON, the tokenizer, special tokens, chat template, generation
     config, or labels. Activation quantisers have no place in the file: onnxruntime rounds what enters a product
     with integers to 8 bits in blocks of its own.
@@ -84,7 +89,16 @@ def _kept(directory: str | Path, model: Any) -> dict[str, str]:
         found["generation_config"] = model.generation_config.to_dict()
     elif labels_texts(model):
         found["labels"] = model.config.id2label
+    if (settings := _sentences(model)) is not None:
+        names = ("pooling", "normalize", "max_length", "prompts", "default_prompt")
+        found["sentences"] = {name: getattr(settings, name) for name in names}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items() if value}
+
+
+def _sentences(model: Any) -> SentenceSettings | None:
+    """How a model's texts become vectors, where its files say so."""
+    settings = sentence_settings_of(model)
+    return None if settings is None or settings.assumed else settings
 
 
 def _graph_of(packed: Any) -> onnx.ModelProto:
@@ -92,8 +106,8 @@ def _graph_of(packed: Any) -> onnx.ModelProto:
     dense = dense_model(packed, torch.float32)
     dense.set_attn_implementation("eager")
     context = families.view(dense).context
-    names = ["input_ids", "attention_mask"]
-    if getattr(dense.config, "type_vocab_size", 0) > 1:
+    config, names = dense.config, ["input_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
     for module in dense.modules():  # a decoder's config is its own
         if hasattr(module, "config"):
@@ -101,17 +115,19 @@ def _graph_of(packed: Any) -> onnx.ModelProto:
     inputs = {name: torch.full((2, min(8, context)), int(name == "attention_mask")) for name in names}
     free = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("length", min=1, max=context)}
     shapes = dict.fromkeys(names, free)
-    if dense.config.is_encoder_decoder:
+    if config.is_encoder_decoder:
         names.append("decoder_input_ids")
         inputs["decoder_input_ids"] = torch.full((2, min(6, context)), 1)
         shapes["decoder_input_ids"] = {0: free[0], 1: torch.export.Dim("written", min=1, max=context)}
+    settings = _sentences(packed)
+    traced = dense if settings is None else _Embedder(dense, settings)
     with torch.no_grad():
-        outputs = [key for key, value in dense(**inputs, return_dict=True).items() if value is not None]
+        outputs = [key for key, value in traced(**inputs).items() if value is not None]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                dense,
+                traced,
                 (),
                 kwargs=inputs,
                 input_names=names,
@@ -129,6 +145,25 @@ def _graph_of(packed: Any) -> onnx.ModelProto:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")  # where in this machine's files each node was written, and much else
     return model
+
+
+class _Embedder(torch.nn.Module):
+    """A model of sentences as one that gives their vectors, too, whatever side a text is padded on."""
+
+    def __init__(self, model: Any, settings: SentenceSettings) -> None:
+        super().__init__()
+        self.model, self.pooling, self.normalize = model, settings.pooling, settings.normalize
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = run_body(self.model, inputs, return_dict=True).last_hidden_state
+        weights = pooling_weights_at(attention_mask.cumsum(-1), attention_mask.bool(), self.pooling)
+        vectors = (weights.unsqueeze(-1) * hidden.float()).sum(1)
+        vectors = torch.nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
+        return {"last_hidden_state": hidden, "sentence_embedding": vectors}
 
 
 class _Levels:

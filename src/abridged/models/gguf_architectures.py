@@ -110,10 +110,9 @@ class Architecture:
         key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.name)
         return gguf.get_tensor_name_map(key, max(config.num_hidden_layers, getattr(config, "num_decoder_layers", 0)))
 
-    def describe(
-        self, writer: GGUFWriter, config: Any, by_layer: dict[str, tuple[int, ...]] | None = None
-    ) -> list[str]:
-        """Write a model's sizes, and say what llama.cpp runs otherwise; `by_layer`: those that differ by layer."""
+    def describe(self, writer: GGUFWriter, config: Any, given: Mapping[str, Any] | None = None) -> list[str]:
+        """Write a model's sizes, and say what llama.cpp runs otherwise; `given`: what its config does not say, such as
+        sizes that differ by layer."""
         context: Any = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 512)
         window, notes = _window(config), list(self.notes)
         if window is not None and window < context and not self.windows:
@@ -131,13 +130,12 @@ class Architecture:
             "layer_norm_rms_eps": getattr(config, "rms_norm_eps", None),
             "layer_norm_eps": getattr(config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None)),
         }
-        sizes |= by_layer or {}
         if window is not None and self.windows:
             sizes["sliding_window"] = window
             sizes["sliding_window_pattern"] = [kind == "sliding_attention" for kind in config.layer_types]
         if _rope(config):
             sizes |= _rope_sizes(config)
-        for key, value in {**sizes, **self.sizes(config)}.items():
+        for key, value in {**sizes, **self.sizes(config), **(given or {})}.items():
             if value is not None:
                 getattr(writer, f"add_{key}")(value)
         return notes

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from abridged import families
 from abridged.checkpoint.adapters import save_adapter
+from abridged.checkpoint.files import write_json_files
 from abridged.checkpoint.load import load
 from abridged.checkpoint.model_card import kind_of
 from abridged.checkpoint.pack import pack_model
@@ -208,10 +207,3 @@ class Publisher:
         batches = (examples.batch(order[i : i + AT_ONCE]) for i in range(0, count, AT_ONCE))
         found = probe_heads(self.opened.teacher, batches, self.opened.tokenizer.all_special_ids)
         return picture_heads(against_masks(found, masks))
-
-
-def write_json_files(directory: Path, files: Mapping[str, Any]) -> None:
-    """Write JSON files by their path in a directory."""
-    for name, value in files.items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
