@@ -13,7 +13,7 @@ help:
 	@echo "make paths  the kernel tests on every instruction set that this processor has"
 	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
 	@echo "make fuzz   mutated checkpoints, data, recipes, workspaces and videos: some of each, or ABRIDGED_FUZZ_SECONDS of each"
-	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness, servers and Chromium; but for that one it installs them first (some minutes)"
+	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness, servers and Chromium; but for that one, and npm, it installs them first (some minutes)"
 	@echo "make lint   ruff, mypy, floors   make wheel  dist/*.whl        make clean  remove what these made"
 
 setup: $(READY)

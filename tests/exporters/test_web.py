@@ -153,6 +153,13 @@ def test_what_the_engine_does_not_run_is_refused_with_what_would(engine, tmp_pat
     assert not (tmp_path / "site").exists()
 
 
+def test_what_is_too_large_for_the_engine_is_refused(engine, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "_MOST", 1000)
+    with pytest.raises(AbridgedError, match="GB as GGUF.*--format gguf"):
+        export(small, tmp_path / "site", format="web")
+    assert not (tmp_path / "site").exists()
+
+
 # Packages of npm.
 
 

@@ -46,6 +46,7 @@ _PAGE = ("page.css", "page.js", "engine.js", "service-worker.js", "llama.cpp-LIC
 _IN_FULL = 32 * 2**20
 _THREADS = 4
 _CONTEXT = 2048  #: tokens at most: the memory for them grows with their number
+_MOST = 2**31 - 1  #: bytes of a file that the engine reads
 _LONGEST = 512  #: tokens of a text that is labelled: the engine reads no more at once
 
 
@@ -96,7 +97,13 @@ def export_web(
             account = export_gguf(directory, weights, **options, model=model, instead=_TYPES)
         except AbridgedError as error:
             raise AbridgedError(f"{error}{_others(error)}") from None
-        site |= {"bytes": weights.stat().st_size, "model": _zipped(weights)}
+        site["bytes"] = weights.stat().st_size
+        if site["bytes"] > _MOST:
+            raise AbridgedError(
+                f"{directory} takes {site['bytes'] / 2**30:.1f} GB as GGUF, and the page's engine reads less than 2: "
+                "--format gguf writes it for llama.cpp outside of a browser"
+            )
+        site["model"] = _zipped(weights)
         for name in _engines(threads):
             (folder / f"wllama-{name}.wasm").write_bytes(engine[_WASM[name]])
             site[name] = _zipped(folder / f"wllama-{name}.wasm")
