@@ -100,7 +100,7 @@ function listen(model) {
 
 async function start() {
   /** @type {import("./engine.js").Site & {sizes: Record<string, number>}} */
-  const site = await (await fetch("site.json")).json();
+  const site = await (await fetch("site.json", { cache: "no-cache" })).json();
   const kept = await keep();
   if (site.threads > 1 && kept && !globalThis.crossOriginIsolated && !sessionStorage.getItem("again")) {
     sessionStorage.setItem("again", "1");  // once: what the service worker says counts from the next load on

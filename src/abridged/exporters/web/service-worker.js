@@ -7,7 +7,8 @@ const shell = ["./", "page.css", "page.js", "engine.js", "wllama.js", "site.json
 const digested = /^(.*\/[^/]+)\.[0-9a-f]{16}\.[a-z]+\.gz$/;
 
 worker.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(cacheName).then((cache) => cache.addAll(shell)).then(() => worker.skipWaiting()));
+  const asked = shell.map((name) => new Request(name, { cache: "no-cache" }));
+  event.waitUntil(caches.open(cacheName).then((cache) => cache.addAll(asked)).then(() => worker.skipWaiting()));
 });
 worker.addEventListener("activate", (event) => event.waitUntil(worker.clients.claim()));
 worker.addEventListener("fetch", (event) => {
@@ -25,7 +26,7 @@ async function answer(event) {
   const kept = stem && (await cache.match(request));
   if (kept) return alone(kept);
   try {
-    const response = await fetch(request);
+    const response = await fetch(request, stem ? {} : { cache: "no-cache" });  // a new export is seen at once
     if (response.ok) {
       const copy = response.clone();
       event.waitUntil(stem ? replace(cache, request, copy, stem) : cache.put(request, copy));

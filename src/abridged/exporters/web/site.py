@@ -93,8 +93,15 @@ def export_web(
     with written_whole(target) as folder:
         weights = folder / "model.gguf"
         try:
-            options = {"dense_fallback": dense_fallback, "dtype": dtype, "uniform": uniform}
-            account = export_gguf(directory, weights, **options, model=model, instead=_TYPES)
+            account = export_gguf(
+                directory,
+                weights,
+                dense_fallback=dense_fallback,
+                dtype=dtype,
+                uniform=uniform,
+                model=model,
+                instead=_TYPES,
+            )
         except AbridgedError as error:
             raise AbridgedError(f"{error}{_others(error)}") from None
         site["bytes"] = weights.stat().st_size
@@ -137,8 +144,8 @@ def _kind(directory: str | Path, model: Any) -> str:
 
 
 def _others(error: AbridgedError) -> str:
-    """What would run a model that the page's engine cannot, unless the error says already what to do."""
-    said = any(word in str(error) for word in ("--", "pip install"))
+    """What would run a model that the page's engine cannot; nothing where the error is another, or says it already."""
+    said = any(word in str(error) for word in ("--", "pip install", "cannot write"))
     return "" if said else "; onnxruntime, which browsers run too, takes it: --format onnx"
 
 
@@ -163,11 +170,12 @@ def _add_scale(model: Any) -> None:
     if not isinstance(head, PackedModule | nn.Linear) or labels >= width:
         return
     padded = nn.Linear(width, width)
-    weight = head.dequantized() if isinstance(head, PackedModule) else head.weight
+    weight: Any = head.weight
     with torch.no_grad():
         padded.weight.copy_(torch.zeros(width, width))
         padded.bias.copy_(torch.zeros(width))
-        padded.weight[:labels], padded.bias[labels] = weight, 1.0
+        padded.weight[:labels] = weight
+        padded.bias[labels] = 1.0
         if head.bias is not None:
             padded.bias[:labels] = head.bias
     model.classifier = padded
