@@ -171,13 +171,14 @@ def _add_scale(model: Any) -> None:
         return
     padded = nn.Linear(width, width)
     weight: Any = head.weight
+    bias: Any = head.bias
     with torch.no_grad():
         padded.weight.copy_(torch.zeros(width, width))
         padded.bias.copy_(torch.zeros(width))
         padded.weight[:labels] = weight
         padded.bias[labels] = 1.0
-        if head.bias is not None:
-            padded.bias[:labels] = head.bias
+        if bias is not None:
+            padded.bias[:labels] = bias
     model.classifier = padded
     config.id2label = {i: config.id2label.get(i, f"unused {i}") for i in range(width)}
 
