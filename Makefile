@@ -15,7 +15,7 @@ help:
 	@echo "make fuzz   mutated checkpoints, data, recipes, workspaces and videos: some of each, or ABRIDGED_FUZZ_SECONDS of each"
 	@echo "make gpu    the tests that need a GPU; without one a rehearsal of them on the CPU"
 	@echo "make bench  quick runs of every benchmark of speed, beside the committed numbers of the nearest processor"
-	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness, servers and Chromium; but for that one it installs them first (some minutes)"
+	@echo "make engines   the tests in llama.cpp, lm-evaluation-harness, servers and Chromium; but for that one, and npm, it installs them first (some minutes)"
 	@echo "make lint   ruff, mypy, floors   make wheel  dist/*.whl        make clean  remove what these made"
 
 setup: $(READY)

@@ -211,6 +211,6 @@ def test_a_full_disk_whoever_writes(tmp_path, teacher, text, command):
 
 def test_a_disk_that_nobody_may_write_is_found_before_the_model_is_read(small_disk, tmp_path):
     place = small_disk(100, "ro")
-    for form in ("dense", "gguf", "onnx", "compressed-tensors"):
+    for form in ("dense", "gguf", "onnx", "compressed-tensors", "web"):
         with pytest.raises(AbridgedError, match="nothing can be written in"):
             abridged.export("no/model", place / "student", form)

@@ -30,11 +30,11 @@ def export(
     ] = None,
     dense_fallback: Annotated[
         bool | None,
-        typer.Option("--dense-fallback", help="gguf: store matrices that no block fits as F16.", show_default=False),
+        typer.Option("--dense-fallback", help="gguf, web: matrices that no block fits as F16.", show_default=False),
     ] = None,
     uniform: Annotated[
         bool | None,
-        typer.Option("--uniform", help="dense, gguf: pad a pruned model's layers to one width.", show_default=False),
+        typer.Option("--uniform", help="dense, gguf, web: pad pruned layers to one width.", show_default=False),
     ] = None,
     json: options.Json = False,
 ) -> None:

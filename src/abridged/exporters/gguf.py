@@ -7,7 +7,7 @@ The stock converter of llama.cpp does not read GPT-2 directories of transformers
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ def export_gguf(
     dense_fallback: bool = False,
     dtype: str | None = None,
     uniform: bool = False,
+    model: Any = None,
+    instead: Mapping[str, BlockType] | None = None,
 ) -> dict[str, Any]:
     """Write the model `directory`, compressed or not, to the file `output`.
 
@@ -61,7 +63,9 @@ def export_gguf(
     model that is not compressed are, in FP16 where nothing is said. "q8_0" is for both: codes go into blocks of 32 as
     they are, and dense weights are rounded. A model of sentences is pooled as its files say. Kronecker factors, which
     GGUF does not have, and what was pruned can only be written dense; `uniform` pads the layers of a pruned model with
-    zeros to the one width that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer.
+    zeros to the one width that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer. `model` is the model of
+    `directory` where it is loaded already, and `instead` has other types by code book, for an engine that lacks some or
+    is slow with them.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and
@@ -75,7 +79,7 @@ def export_gguf(
     if dtype not in (None, *DENSE):
         raise AbridgedError(f"a dense GGUF file is of {', '.join(DENSE)}, not {dtype!r}")
     target = check_output(output, directory=False)
-    model = load_any(directory)
+    model = load_any(directory) if model is None else model
     architecture = ARCHITECTURES.get(model.config.model_type)
     if architecture is None:
         known = ", ".join(ARCHITECTURES)
@@ -96,7 +100,7 @@ def export_gguf(
     elif pruned or factored:
         model = dense_model(model, torch.float32, uniform)
     config = layers.config if layers else model.config
-    plan = _Plan(model, architecture, config, layers, dtype)
+    plan = _Plan(model, architecture, config, layers, dtype, instead or {})
     plan.choose_blocks(TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback)
     writer = _gguf().GGUFWriter(None, plan.name)
     writer.add_name(public_name(directory))
@@ -162,6 +166,7 @@ class _Plan:
     config: Any
     layers: LayerSizes | None  # where they differ by layer
     dtype: str | None
+    instead: Mapping[str, BlockType]
     blocks: dict[str, BlockType | None] = field(default_factory=dict)  # of each packed matrix; None is dense
     types: Counter[str] = field(default_factory=Counter)
     scale_error: float = 0.0
@@ -201,6 +206,7 @@ class _Plan:
             if self.dtype == "q8_0":
                 kind = None if spec.code_book.startswith("uint") else BLOCK_TYPES["int8"]
             run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales
+            kind = self.instead.get(spec.code_book, kind)
             if kind is not None and run % kind.size == 0 and self.dtype in (None, "q8_0"):
                 self.blocks[path] = kind
             elif dense_fallback or self.dtype is not None:

@@ -1,0 +1,1 @@
+"""Export to a folder that a browser runs: a page, the engine, and the model."""
