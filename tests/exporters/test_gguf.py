@@ -26,9 +26,9 @@ from abridged.models.load import load_dense
 from abridged.storage.code_books import CODE_BOOKS
 
 TYPES = [*BLOCK_TYPES.items(), *(("ternary", kind) for kind in TERNARY.values())]
-BITS = {"ternary": 2, "quaternary": 2, "binary": 1, **{f"int{bits}": bits for bits in (3, 4, 5, 6, 8)}}
+BITS = {"ternary": 2, "quaternary": 2, "q2_0": 2, "binary": 1, **{f"int{bits}": bits for bits in (3, 4, 5, 6, 8)}}
 BITS |= {book: int(book[4:]) for book in BLOCK_TYPES if book.startswith("uint")}
-LEVELS = {**dict.fromkeys(BITS), "ternary": "ternary", "quaternary": "balanced"}
+LEVELS = {**dict.fromkeys(BITS), "ternary": "ternary", "quaternary": "balanced", "q2_0": "q2_0"}
 
 
 def read(name, data):
@@ -83,7 +83,7 @@ def student(book, family="gpt2", width=256, scale_dtype="float16", granularity="
         "granularity": granularity,
         "scale_dtype": scale_dtype,
     }
-    matrices["quantizer"] = "binary" if book == "binary" else "dynamic"
+    matrices["quantizer"] = {"binary": "binary", "q2_0": "lsq"}.get(book, "dynamic")
     if book.startswith("uint"):
         matrices |= {"quantizer": "minmax", "symmetric": False}
     matrices = {key: value for key, value in matrices.items() if value is not None}

@@ -110,6 +110,7 @@ BLOCK_TYPES: dict[str, BlockType] = {
     "binary": BlockType("Q1_0", 128, _q1_0),
     "ternary": TQ2_0,
     "quaternary": BlockType("Q2_K", 256, _q2_k),
+    "q2_0": Q2_0,
     "int3": Q4_0,
     "int4": Q4_0,
     "int5": BlockType("Q5_0", 32, _q5_0),
