@@ -233,11 +233,14 @@ def test_ternary_weights_of_any_multiple_of_64_go_out_as_they_are(chosen, tokeni
     account = export(source, tmp_path / "wide.gguf", format="gguf", **chosen)
     assert account["types"] == {chosen.get("ternary", "TQ2_0"): 9}
     reader = gguf.GGUFReader(tmp_path / "wide.gguf")
-    assert reader.fields["general.file_type"].contents() == {
-        "TQ1_0": 36,
-        "TQ2_0": 37,
-        "Q2_0": 41,
-    }[chosen.get("ternary", "TQ2_0")]  # of llama.h
+    assert (
+        reader.fields["general.file_type"].contents()
+        == {
+            "TQ1_0": 36,
+            "TQ2_0": 37,
+            "Q2_0": 41,
+        }[chosen.get("ternary", "TQ2_0")]
+    )  # of llama.h
 
 
 def test_a_type_that_the_gguf_package_lacks_is_added_once():

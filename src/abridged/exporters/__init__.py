@@ -25,7 +25,9 @@ FORMATS = {
     ),
     "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback", "dtype", "uniform")),
     "compressed-tensors": Format(
-        "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
+        "compressed_tensors:export_compressed_tensors",
+        "a directory for vLLM and transformers",
+        ("dtype", "packed_embeddings"),
     ),
     "onnx": Format("onnx:export_onnx", "a file for onnxruntime"),
 }
@@ -40,9 +42,9 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
             "compressed-tensors", a directory for vLLM and transformers; "onnx", a file for onnxruntime.
         options: of the format. dense: `dtype`, "float16", "bfloat16" or "float32", what weights are stored in;
             `uniform`, True to pad the layers of a pruned model with zeros to one width. gguf: `ternary`, "TQ2_0",
-            "TQ1_0" or "Q2_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store all of them
-            dense, as those of a model that is not compressed are; `uniform`, as for dense. compressed-tensors:
-            `dtype`, of scales and of what is not packed.
+            "TQ1_0" or "Q2_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store all
+            of them dense, as those of a model that is not compressed are; `uniform`, as for dense. compressed-tensors:
+            `dtype`, of scales and of what is not packed; `packed_embeddings`, True to pack embeddings, too.
 
     Returns:
         An account of the output, "file_bytes" among it.

@@ -52,14 +52,14 @@ def export_gguf(
 
     Ternary codes go into `ternary` ("TQ2_0", 2.06 bits a weight, "TQ1_0", 1.69 bits and slower, or "Q2_0", 2.25 bits,
     which llama.cpp runs on GPUs too), into Q2_0 also where a width or a group fits its blocks of 64 alone; four levels
-    from -1 into Q2_0, those around 0 into Q2_K, binary into Q1_0, 3 to 8 bits into Q4_0, Q5_0 and Q8_0, with zero points up to 5 bits into Q4_1 and Q5_1,
-    whose minima are rounded to FP16; a tied embedding into the type of its codes too. Position
-    embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation quantisers have no place
-    in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype` ("float16", "bfloat16" or
-    "float32") all matrices are dense with the quantised values, for engines that lack the block types; those of a
-    model that is not compressed are, in FP16 where nothing is said. Kronecker factors, which GGUF does not have, and
-    what was pruned can only be written so; `uniform` pads the layers of a pruned model with zeros to the one width
-    that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer.
+    from -1 into Q2_0, those around 0 into Q2_K, binary into Q1_0, 3 to 8 bits into Q4_0, Q5_0 and Q8_0, with zero
+    points up to 5 bits into Q4_1 and Q5_1, whose minima are rounded to FP16; a tied embedding into the type of its
+    codes too. Position embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation
+    quantisers have no place in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype`
+    ("float16", "bfloat16" or "float32") all matrices are dense with the quantised values, for engines that lack the
+    block types; those of a model that is not compressed are, in FP16 where nothing is said. Kronecker factors, which
+    GGUF does not have, and what was pruned can only be written so; `uniform` pads the layers of a pruned model with
+    zeros to the one width that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and

@@ -1,7 +1,7 @@
 """The `gguf` package, with block types of llama.cpp that its newest release does not name or read yet.
 
-Q2_0 came to llama.cpp after gguf 0.19: its name, number and size are added where they are missing, and readers of it and
-of Q1_0, so that transformers dequantises them too. A release that has them keeps its own.
+Q2_0 came to llama.cpp after gguf 0.19: its name, number and size are added where they are missing, and readers of it
+and of Q1_0, so that transformers dequantises them too. A release that has them keeps its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def gguf_package() -> Any:
         gguf.GGML_QUANT_SIZES[_add(kinds, Q2_0, _TYPE)] = _SIZES
     if f"MOSTLY_{Q2_0}" not in gguf.LlamaFileType.__members__:
         _add(gguf.LlamaFileType, f"MOSTLY_{Q2_0}", _FILE_TYPE)
-    base, known = getattr(gguf.quants, "__Quant"), gguf.quants._type_traits  # noqa: B009, inside no class it has no other name
+    base, known = vars(gguf.quants)["__Quant"], gguf.quants._type_traits
     for name, read in (("Q1_0", _read_q1_0), (Q2_0, _read_q2_0)):
         if kinds[name] not in known:  # a subclass registers itself
             type(base)(name, (base,), {"dequantize_blocks": classmethod(read)}, qtype=kinds[name])

@@ -16,8 +16,8 @@ CODE_BOOKS: dict[str, tuple[int, ...]] = {
 }
 """Sorted levels of each code book; a weight is ``level * scale`` and its code is the level's index here.
 
-Those from 0 on come with zero points: a weight is ``(level - zero point) * scale``. Of ``q2_0``, which are the levels of
-llama.cpp's type, a scale may be negative.
+Those from 0 on come with zero points: a weight is ``(level - zero point) * scale``. The scales
+of ``q2_0``, which has the levels of llama.cpp's type, may be negative.
 """
 
 CODE_WIDTHS: dict[str, int] = {book: (len(levels) - 1).bit_length() for book, levels in CODE_BOOKS.items()}

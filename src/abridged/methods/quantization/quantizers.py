@@ -35,8 +35,8 @@ def make_grid(name: GridName, bits: int, stretch: float = 1.0, ternary_clip: flo
     """The grid of a name; `bits` count for integers.
 
     The clip α is the outermost level times the scale, but 4/3 of it on the balanced grid (levels ±α/4, ±3α/4), and
-    `ternary_clip` of it on the ternary one. Weights count as clipped from `stretch` times the clip. q2_0's levels -1, 0,
-    1, 2, or with a negative scale -2, -1, 0, 1, are four from 0 on less a zero point of 1 or 2.
+    `ternary_clip` of it on the ternary one. Weights count as clipped from `stretch` times the clip. q2_0's levels
+    -1, 0, 1, 2, or with a negative scale -2, -1, 0, 1, are four from 0 on less a zero point of 1 or 2.
     """
     if name == "binary":
         return Grid("binary", 1, 1.0, "odd")

@@ -43,8 +43,8 @@ class WeightSettings(Settings):
     )
     levels: Levels | None = Field(
         default=None,
-        description="2 bits only: ternary -α, 0, α, the balanced four levels ±α/4, ±3α/4, or llama.cpp's q2_0 -d, 0, d, "
-        "2d, d of either sign (lsq and minmax; with group_size 64 what its type holds); null: the quantiser's own "
+        description="2 bits only: ternary -α, 0, α, the balanced four levels ±α/4, ±3α/4, or llama.cpp's q2_0 -d, 0, "
+        "d, 2d, d of either sign (lsq and minmax; with group_size 64 what its type holds); null: the quantiser's own "
         "(balanced for paretoq, ternary otherwise)",
     )
     symmetric: bool = Field(
