@@ -7,7 +7,7 @@ import torch
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+from transformers import AutoModelForCausalLM
 
 from abridged import families
 from abridged.checkpoint.load import load
@@ -53,20 +53,6 @@ def test_transformers_loads_llama_with_the_same_logits(weights, tied, tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     ours = dense_model(load(source), torch.float32)
     assert torch.allclose(logits(theirs), logits(ours), atol=1e-6)
-
-
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_embeddings_are_packed_on_request(tied, tmp_path):
-    source = llama_checkpoint(tmp_path / "small", WEIGHTS["q2_0"], tie_word_embeddings=tied)
-    account = export(source, tmp_path / "out", format="compressed-tensors", dtype="float32", packed_embeddings=True)
-    assert account["types"] == {"int2": 14, "int8": 2}  # seven in each of two layers; embedding and head
-    state = load_file(tmp_path / "out" / "model.safetensors")
-    assert {"model.embed_tokens.weight_packed", "lm_head.weight_packed"} <= set(state)
-    assert not [name for name in state if name.endswith("proj.weight") or name.startswith("lm_head.weight.")]
-    dense = CompressedTensorsConfig(dequantize=True)  # without, transformers 5 initialises what is not there
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, quantization_config=dense)
-    ours = dense_model(load(source), torch.float32)
-    assert torch.allclose(logits(theirs.eval()), logits(ours), atol=1e-6)
 
 
 def test_zero_points_are_refused_in_a_sentence(tmp_path):

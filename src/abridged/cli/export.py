@@ -39,15 +39,6 @@ def export(
         bool | None,
         typer.Option("--uniform", help="dense, gguf: pad a pruned model's layers to one width.", show_default=False),
     ] = None,
-    packed_embeddings: Annotated[
-        bool | None,
-        typer.Option(
-            "--packed-embeddings",
-            help="compressed-tensors: pack embeddings and tied heads, too; transformers then loads it with "
-            "CompressedTensorsConfig(dequantize=True).",
-            show_default=False,
-        ),
-    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write a model, compressed or not, in a format that other tools read.
@@ -58,7 +49,6 @@ def export(
     from abridged.exporters import export as run
 
     chosen = {"dtype": dtype, "ternary": ternary, "dense_fallback": dense_fallback, "uniform": uniform}
-    chosen |= {"packed_embeddings": packed_embeddings}
     account = run(directory, output, format=format, **{k: v for k, v in chosen.items() if v is not None})
     if json:
         print_json(account)

@@ -25,9 +25,7 @@ FORMATS = {
     ),
     "gguf": Format("gguf:export_gguf", "a file for llama.cpp", ("ternary", "dense_fallback", "dtype", "uniform")),
     "compressed-tensors": Format(
-        "compressed_tensors:export_compressed_tensors",
-        "a directory for vLLM and transformers",
-        ("dtype", "packed_embeddings"),
+        "compressed_tensors:export_compressed_tensors", "a directory for vLLM and transformers", ("dtype",)
     ),
     "onnx": Format("onnx:export_onnx", "a file for onnxruntime"),
 }
@@ -44,7 +42,7 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
             `uniform`, True to pad the layers of a pruned model with zeros to one width. gguf: `ternary`, "TQ2_0",
             "TQ1_0" or "Q2_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store all
             of them dense, as those of a model that is not compressed are; `uniform`, as for dense. compressed-tensors:
-            `dtype`, of scales and of what is not packed; `packed_embeddings`, True to pack embeddings, too.
+            `dtype`, of scales and of what is not packed.
 
     Returns:
         An account of the output, "file_bytes" among it.

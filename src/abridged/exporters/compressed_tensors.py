@@ -17,25 +17,21 @@ from abridged.core.errors import AbridgedError
 from abridged.core.outputs import check_output
 from abridged.exporters.dense import dense_model
 from abridged.runtime.kronecker import factored_modules
-from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule
+from abridged.runtime.modules import PackedLinear
 
 BITS = {"binary": 2, "ternary": 2, "q2_0": 2, "quaternary": 4, "int3": 4, "int4": 4, "int5": 8, "int6": 8, "int8": 8}
 """Bits, of those that engines read, in which each code book's levels are integers around 0."""
 
 
-def export_compressed_tensors(
-    directory: str | Path, output: str | Path, dtype: str = "float16", packed_embeddings: bool = False
-) -> dict[str, Any]:
+def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: str = "float16") -> dict[str, Any]:
     """Write the compressed model in `directory` to `output`, its linear layers packed and the rest in `dtype`.
 
     Levels are exact, binary ones in 2 bits and four levels around 0 in 4; scales are in `dtype`. The token embedding,
-    and a head tied to it, are dense with the quantised values: transformers 5 does not load packed ones by
-    `from_pretrained` alone. With `packed_embeddings` they are packed, too, and a tied head is written once more, as a
-    layer of its own, since no engine ties packed weights; embeddings that do more than look up (Gemma's scale theirs),
-    are read by more than a head, or have zero points stay dense. Activations are not quantised. GPT-2's Conv1D becomes
-    a linear layer, (out, in).
+    and a head tied to it, are dense with the quantised values: transformers 5 does not load packed embeddings, though
+    the compressed-tensors package unpacks them. Activations are not quantised. GPT-2's Conv1D becomes a linear layer,
+    (out, in).
 
-    Returns "file_bytes" and "types" (packed matrices of each width in bits).
+    Returns "file_bytes" and "types" (packed layers of each width in bits).
     Raises AbridgedError: no packed linear layer, Kronecker factors, zero points, an unknown dtype, an output that
     exists or cannot be written.
     """
@@ -57,10 +53,14 @@ def export_compressed_tensors(
             f"{directory} is stored as Kronecker factors, which compressed-tensors does not have: --format dense "
             "multiplies them out"
         )
-    dense = dense_model(packed, getattr(torch, dtype))
-    layers = _layers(packed_modules(packed), dense, packed_embeddings)
+    layers = {
+        path: module
+        for path, module in packed_modules(packed).items()
+        if isinstance(module, PackedLinear) and not module.spec.tied
+    }
     if not layers:
         raise AbridgedError(f"{directory} has no packed linear layer for compressed-tensors to hold")
+    dense = dense_model(packed, getattr(torch, dtype))
     state: dict[str, Tensor] = {
         name: tensor for name, tensor in dense.state_dict().items() if name not in dense.all_tied_weights_keys
     }
@@ -78,7 +78,7 @@ def export_compressed_tensors(
             levels, scale = -levels, -scale
         if not bool(torch.isfinite(scale).all()):
             raise AbridgedError(f"a scale of {path} is too large for {dtype}: choose another dtype")
-        state.pop(f"{path}.weight", None)  # a tied head's is not there
+        del state[f"{path}.weight"]
         state[f"{path}.weight_packed"] = pack_to_int32(levels, bits)
         state[f"{path}.weight_scale"] = scale.contiguous()
         state[f"{path}.weight_shape"] = torch.tensor([spec.rows, spec.columns])
@@ -87,10 +87,7 @@ def export_compressed_tensors(
         )
     # what is dense: a tied head, or one that maps to the labels of a task
     plain = [path for path, module in dense.named_modules() if isinstance(module, nn.Linear) and path not in layers]
-    if any(f"{path}.weight" in dense.all_tied_weights_keys for path in layers):
-        dense.config.tie_word_embeddings = False
-    embeddings = [path for path in layers if isinstance(dense.get_submodule(path), nn.Embedding)]
-    dense.config.quantization_config = _config(schemes, ignore=plain, embeddings=embeddings)
+    dense.config.quantization_config = _config(schemes, ignore=plain)
     with written_whole(output) as temporary:
         dense.config.save_pretrained(temporary)
         if getattr(dense, "generation_config", None) is not None:
@@ -102,24 +99,7 @@ def export_compressed_tensors(
     return {"file_bytes": size, "types": dict(counts)}
 
 
-def _layers(modules: dict[str, PackedModule], dense: Any, embeddings: bool) -> dict[str, PackedModule]:
-    """Of the packed modules those that go out packed: linear layers; plain embeddings and heads tied to them."""
-    found: dict[str, PackedModule] = {}
-    heads = {name.rpartition(".")[0]: source for name, source in dense.all_tied_weights_keys.items()}
-    for path, module in modules.items():
-        if isinstance(module, PackedEmbedding) and embeddings:
-            tied = [head for head, source in heads.items() if source == f"{path}.weight"]
-            plain = type(dense.get_submodule(path)) is nn.Embedding and module.zeros is None
-            if plain and all(isinstance(modules.get(head), PackedLinear) for head in tied):
-                found |= {path: module, **{head: modules[head] for head in tied}}
-        elif isinstance(module, PackedLinear) and not module.spec.tied:
-            found[path] = module
-    return found
-
-
-def _config(
-    schemes: dict[str, tuple[int, str, int | None]], ignore: list[str], embeddings: list[str]
-) -> dict[str, Any]:
+def _config(schemes: dict[str, tuple[int, str, int | None]], ignore: list[str]) -> dict[str, Any]:
     """The `quantization_config`: the commonest scheme for all linear layers, the others by the layers' names."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
@@ -129,9 +109,7 @@ def _config(
         named = [path for path, scheme in schemes.items() if scheme == (bits, strategy, size)]
         weights = QuantizationArgs(num_bits=bits, strategy=strategy, group_size=size)
         groups[f"group_{number}"] = QuantizationScheme(
-            targets=named if number else ["Linear", *(path for path in named if path in embeddings)],
-            weights=weights,
-            format="pack-quantized",
+            targets=named if number else ["Linear"], weights=weights, format="pack-quantized"
         )
     config = QuantizationConfig(
         config_groups=groups, format="pack-quantized", quantization_status="compressed", ignore=ignore

@@ -169,11 +169,13 @@ class _Levels:
                     self._look_up(node, initializer.name, module)
             else:
                 step, above = STEPS.get(module.spec.code_book, (1, 0))
-                if above and not all(_multiplies(node, initializer.name, transposed) for node in readers):
+                products = all(_multiplies(node, initializer.name, transposed) for node in readers)
+                # onnxruntime 1.31 computes wrongly with 2 bits where rows do not fill bytes
+                if bits == 2 and (module.spec.rows % 4 or module.spec.columns % 4 or (above and not products)):
                     bits, step, above = 4, 1, 0
                 self._dequantize(initializer.name, module, transposed, bits, step, above)
                 for node in readers if above else ():
-                    self._add_sums(node, initializer.name, module, transposed, above / step)
+                    self._add_sums(node, module, above)
             self.types[f"int{bits}"] += 1
         return self.types
 
@@ -204,28 +206,25 @@ class _Levels:
             parts.append(f"{name}.zero")
         self.graph.node.insert(0, helper.make_node("DequantizeLinear", parts, [name], **runs))
 
-    def _add_sums(self, reader: Any, name: str, module: PackedModule, transposed: bool, share: float) -> None:
-        """Add what a product with weights too low by a share of their scales lacks: its inputs' sums times those."""
+    def _add_sums(self, reader: Any, module: PackedModule, above: int) -> None:
+        """Add what a product with levels too low by `above` lacks: its inputs' sums under each scale, times that."""
         from onnx import helper
 
         columns, groups = module.spec.columns, module.spec.storage.groups
-        x, out, node = reader.input[0], reader.output[0], f"{name}.{reader.output[0]}"
-        sums = f"abridged.sums.{columns}.{groups}"
-        self._constant(sums, np.float32(share) * np.repeat(np.eye(groups, dtype=np.float32), columns // groups, axis=0))
-        reader.output[0] = f"{node}.low"
-        nodes = [helper.make_node("MatMul", [x, sums], [f"{node}.sums"])]
-        if groups == 1:  # (…, 1) times (rows,)
-            nodes.append(helper.make_node("Mul", [f"{node}.sums", f"{name}.scale"], [f"{node}.missing"]))
-        else:
-            scale = f"{name}.scale"
-            if not transposed:
-                scale = f"{node}.scale"
-                nodes.append(helper.make_node("Transpose", [f"{name}.scale"], [scale], perm=[1, 0]))
-            nodes.append(helper.make_node("MatMul", [f"{node}.sums", scale], [f"{node}.missing"]))
-        nodes.append(helper.make_node("Add", [f"{node}.low", f"{node}.missing"], [out]))
+        x, out = reader.input[0], reader.output[0]
+        sums, scale = f"abridged.sums.{columns}.{groups}", f"{out}.above"
+        self._constant(sums, np.repeat(np.eye(groups, dtype=np.float32), columns // groups, axis=0))
+        # a copy: a scale that something else reads keeps onnxruntime from joining the levels with their product
+        self._constant(scale, module.packed.row_scales().numpy().T * np.float32(above))  # (groups, rows)
+        reader.output[0] = f"{out}.low"
+        nodes = [
+            helper.make_node("MatMul", [x, sums], [f"{out}.sums"]),
+            helper.make_node("MatMul", [f"{out}.sums", scale], [f"{out}.missing"]),
+            helper.make_node("Add", [f"{out}.low", f"{out}.missing"], [out]),
+        ]
         place = list(self.graph.node).index(reader) + 1
-        for later in reversed(nodes):
-            self.graph.node.insert(place, later)
+        for node in reversed(nodes):
+            self.graph.node.insert(place, node)
 
     def _look_up(self, gather: Any, name: str, module: PackedModule) -> None:
         """Rows of bytes, looked up, shifted and masked into levels, each above its middle or its zero point."""
