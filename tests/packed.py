@@ -23,6 +23,8 @@ def drawn(rows, columns, book, packing, scales, seed=0):
     known = torch.tensor(CODE_BOOKS[book], dtype=level_dtype(book))
     levels = known[torch.randint(len(known), (rows, columns), generator=generator)]
     scale = torch.rand(scales, generator=generator) + 0.1
+    if book == "q2_0":  # alone may have negative ones
+        scale[::2] *= -1
     zeros, zero = None, torch.zeros(scales)
     if has_zero_points(book):
         zero = torch.randint(len(known), (scales,), generator=generator).float()

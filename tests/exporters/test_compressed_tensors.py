@@ -26,6 +26,7 @@ WEIGHTS = {
     "ternary by row": {"bits": 2, "granularity": "per_channel"},
     "ternary by tensor": {"bits": 2, "granularity": "per_tensor"},
     "ternary by group": {"bits": 2, "granularity": "per_group", "group_size": 4},
+    "q2_0": {"bits": 2, "quantizer": "lsq", "levels": "q2_0", "granularity": "per_group", "group_size": 4},
     "four levels": {"bits": 2, "levels": "balanced", "granularity": "per_channel"},
     "binary": {"bits": 1, "quantizer": "binary", "granularity": "per_channel"},
     "4 bits": {"bits": 4, "granularity": "per_channel"},

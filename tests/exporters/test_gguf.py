@@ -18,24 +18,33 @@ from abridged.checkpoint.skeleton import packed_modules
 from abridged.core.errors import AbridgedError
 from abridged.core.names import resolve
 from abridged.exporters import export
-from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, encode
+from abridged.exporters.gguf_blocks import BLOCK_TYPES, TERNARY, encode
 from abridged.methods.kronecker.method import Kronecker
 from abridged.methods.quantization.method import Quantize
+from abridged.models.gguf_types import gguf_package
+from abridged.models.load import load_dense
 from abridged.storage.code_books import CODE_BOOKS
 
-TYPES = [*BLOCK_TYPES.items(), ("ternary", TQ1_0)]
-BITS = {"ternary": 2, "quaternary": 2, "binary": 1, **{f"int{bits}": bits for bits in (3, 4, 5, 6, 8)}}
+TYPES = [*BLOCK_TYPES.items(), *(("ternary", kind) for kind in TERNARY.values())]
+BITS = {"ternary": 2, "quaternary": 2, "q2_0": 2, "binary": 1, **{f"int{bits}": bits for bits in (3, 4, 5, 6, 8)}}
 BITS |= {book: int(book[4:]) for book in BLOCK_TYPES if book.startswith("uint")}
-LEVELS = {**dict.fromkeys(BITS), "ternary": "ternary", "quaternary": "balanced"}
+LEVELS = {**dict.fromkeys(BITS), "ternary": "ternary", "quaternary": "balanced", "q2_0": "q2_0"}
 
 
 def read(name, data):
-    """What a block type's bytes mean, by the gguf package; it has no reader of Q1_0 yet."""
-    if name != "Q1_0":
+    """What a block type's bytes mean, by the gguf package; by ggml-common.h where it has no reader yet."""
+    if name not in ("Q1_0", "Q2_0"):
         return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
-    blocks = data.reshape(-1, 18)
-    signs = 2.0 * np.unpackbits(blocks[:, 2:], axis=1, bitorder="little") - 1
-    return (signs * blocks[:, :2].copy().view("<f2").astype(np.float32)).reshape(len(data), -1)
+    blocks = data.reshape(-1, 18)  # struct { ggml_half d; uint8_t qs[16]; }
+    found = []
+    for block in blocks:
+        (scale,), bits = np.frombuffer(block[:2].tobytes(), "<f2"), int.from_bytes(block[2:].tobytes(), "little")
+        if name == "Q1_0":
+            levels = [2 * (bits >> i & 1) - 1 for i in range(128)]
+        else:
+            levels = [(bits >> 2 * i & 3) - 1 for i in range(64)]
+        found.append(np.float32(scale) * np.array(levels, dtype=np.float32))
+    return np.concatenate(found).reshape(len(data), -1)
 
 
 @settings(deadline=None, max_examples=30)
@@ -53,7 +62,7 @@ def test_blocks_hold_every_code_and_scale(case, rows, scales, blocks, seed):
         expected = expected - np.repeat(zero, blocks * kind.size, axis=1) * wide
     data = encode(levels, scale, kind, zero)
     np.testing.assert_allclose(read(kind.name, data), expected.astype(np.float32), rtol=0, atol=1e-6 * kind.minima)
-    size, count = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]]
+    size, count = gguf.GGML_QUANT_SIZES[gguf_package().GGMLQuantizationType[kind.name]]
     assert (size, data.shape[1]) == (kind.size, levels.shape[1] // size * count)
 
 
@@ -74,7 +83,7 @@ def student(book, family="gpt2", width=256, scale_dtype="float16", granularity="
         "granularity": granularity,
         "scale_dtype": scale_dtype,
     }
-    matrices["quantizer"] = "binary" if book == "binary" else "dynamic"
+    matrices["quantizer"] = {"binary": "binary", "q2_0": "lsq"}.get(book, "dynamic")
     if book.startswith("uint"):
         matrices |= {"quantizer": "minmax", "symmetric": False}
     matrices = {key: value for key, value in matrices.items() if value is not None}
@@ -174,7 +183,7 @@ def test_of_a_bare_encoder_the_pooler_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"width": 128}, "width 128 cannot be cut into TQ2_0's blocks of 256"),
+        ({"width": 96}, "width 96 cannot be cut into Q2_0's blocks of 64"),
         ({"head": "ForTokenClassification"}, "the head of a BertForTokenClassification"),
         ({"hidden_act": "relu"}, "activation relu"),
         ({"is_decoder": True}, "a causal mask"),
@@ -209,9 +218,41 @@ def test_scales_that_fp16_cannot_hold_are_said_to_be_rounded(tokenizer, tmp_path
     assert account["types"] == {"TQ1_0": 5}
 
 
+@pytest.mark.parametrize("chosen", [{}, {"ternary": "TQ1_0"}, {"ternary": "Q2_0"}])
+def test_ternary_weights_of_any_multiple_of_64_go_out_as_they_are(chosen, tokenizer, tmp_path):
+    model = student("ternary", "llama", width=192)
+    source = saved(model, tmp_path / "small", tokenizer)
+    account = export(source, tmp_path / "small.gguf", format="gguf", **chosen)
+    assert account["types"] == {"Q2_0": 9}
+    assert account["scale_error"] == 0.0
+    stock = load_dense(tmp_path / "small.gguf")  # through transformers
+    for path, module in packed_modules(load(source)).items():
+        assert torch.equal(stock.get_submodule(path).weight.detach(), module.dequantized()), path
+    width = 256  # fits TQ2_0, too
+    source = saved(student("ternary", "llama", width), tmp_path / "wide", tokenizer)
+    account = export(source, tmp_path / "wide.gguf", format="gguf", **chosen)
+    assert account["types"] == {chosen.get("ternary", "TQ2_0"): 9}
+    reader = gguf.GGUFReader(tmp_path / "wide.gguf")
+    assert (
+        reader.fields["general.file_type"].contents()
+        == {
+            "TQ1_0": 36,
+            "TQ2_0": 37,
+            "Q2_0": 41,
+        }[chosen.get("ternary", "TQ2_0")]
+    )  # of llama.h
+
+
+def test_a_type_that_the_gguf_package_lacks_is_added_once():
+    kinds = gguf_package().GGMLQuantizationType
+    assert kinds(42) is kinds["Q2_0"]
+    assert [kind.name for kind in kinds].count("Q2_0") == 1
+    assert gguf_package() is gguf
+
+
 def test_a_width_that_fits_no_block_is_named_or_stored_dense(tokenizer, tmp_path):
-    source = saved(student("ternary", width=64), tmp_path / "small", tokenizer)
-    with pytest.raises(AbridgedError, match="width 64 cannot be cut into TQ2_0's blocks of 256"):
+    source = saved(student("ternary", width=96), tmp_path / "small", tokenizer)
+    with pytest.raises(AbridgedError, match="width 96 cannot be cut into Q2_0's blocks of 64"):
         export(source, tmp_path / "small.gguf", format="gguf")
     assert not (tmp_path / "small.gguf").exists()
     account = export(source, tmp_path / "small.gguf", format="gguf", dense_fallback=True)
@@ -241,7 +282,7 @@ def test_the_tokenizer_is_inside(tokenizer, tmp_path):
 
 def test_bad_requests_end_in_one_sentence(tokenizer, tmp_path):
     source = saved(student("ternary"), tmp_path / "small", tokenizer)
-    with pytest.raises(AbridgedError, match="TQ2_0 or TQ1_0, not 'TQ3_0'"):
+    with pytest.raises(AbridgedError, match="TQ2_0, TQ1_0, Q2_0, not 'TQ3_0'"):
         export(source, tmp_path / "a.gguf", format="gguf", ternary="TQ3_0")
     with pytest.raises(AbridgedError, match="has no option speed: its options are ternary, dense_fallback"):
         export(source, tmp_path / "a.gguf", format="gguf", speed=1)

@@ -299,6 +299,27 @@ def test_every_architecture_dense(case, few_ids, tmp_path):
     assert torch.equal(theirs.argmax(-1), ours.argmax(-1))
 
 
+Q2_0 = {"quantizer": "lsq", "levels": "q2_0", "granularity": "per_group", "group_size": 64}
+
+
+@pytest.mark.parametrize("weights", [{"granularity": "per_channel"}, Q2_0], ids=["ternary", "q2_0"])
+def test_two_bits_in_a_width_that_256_does_not_divide(weights, few_ids, tmp_path):
+    sizes = {"hidden_size": 192, "intermediate_size": 320, "num_attention_heads": 3, "num_key_value_heads": 3}
+    model = build("llama", **sizes, head_dim=64, initializer_range=0.05)
+    settings = {"bits": 2, "scale_dtype": "float16", **weights}
+    method = Quantize.model_validate({"weights": settings, "embeddings": settings, "activations": {"bits": None}})
+    method.build(model, families.view(model), lambda model: None).finish()
+    record = {"recipe": {"name": "t"}, "teacher": "t", "seed": 0}
+    save_checkpoint(model, tmp_path / "small", load_tokenizer("bundled"), record)
+    account = export(tmp_path / "small", tmp_path / "model.gguf", format="gguf")
+    assert set(account["types"]) == {"Q2_0"}
+    assert account["scale_error"] == 0.0
+    ids = few_ids[:, :32]
+    theirs = answers(tmp_path / "model.gguf", ids[0].tolist())
+    ours = expected(dense_model(load(tmp_path / "small"), torch.float32), ids)
+    assert cosine_similarity(theirs, ours, dim=-1).min() > 0.999
+
+
 PACKED = ["mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt_neox", "smollm3", "olmo2", "granite", "flan-t5"]
 
 

@@ -25,6 +25,8 @@ WEIGHTS = {
     "binary": {"bits": 1, "quantizer": "binary", "granularity": "per_channel"},
     "ternary": {"bits": 2, "granularity": "per_tensor"},
     "four levels": {"bits": 2, "levels": "balanced", "granularity": "per_channel"},
+    "four levels by group": {"bits": 2, "levels": "balanced", "granularity": "per_group", "group_size": 16},
+    "q2_0": {"bits": 2, "quantizer": "lsq", "levels": "q2_0", "granularity": "per_group", "group_size": 16},
     "groups": {"bits": 4, "granularity": "per_group", "group_size": 16},
     "8 bits": {"bits": 8, "granularity": "per_channel"},
     "5 bits": {"bits": 5, "granularity": "per_channel"},
@@ -36,8 +38,12 @@ WEIGHTS = {
 
 def exported(tmp_path, kind="bert", head="ForSequenceClassification", weights="ternary"):
     model = build(kind, head)
-    by_row = {**WEIGHTS[weights], "granularity": "per_channel", "group_size": None}
-    settings = {"weights": WEIGHTS[weights], "embeddings": by_row, "activations": {"bits": None}, "positions": True}
+    settings = {
+        "weights": WEIGHTS[weights],
+        "embeddings": WEIGHTS[weights],
+        "activations": {"bits": None},
+        "positions": True,
+    }
     method = Quantize.model_validate(settings)
     method.build(model, families.view(model), lambda model: None)
     source = save(model.eval(), tmp_path / "small")
@@ -58,6 +64,8 @@ def run(path, ids=IDS, mask=MASK):
 def test_every_code_book_answers_as_the_dense_model(weights, tmp_path):
     model, account = exported(tmp_path, weights=weights)
     assert sum(account["types"].values()) == 16  # six in each of two layers, three embeddings, and the pooler
+    if WEIGHTS[weights]["bits"] <= 2:
+        assert account["types"] == {"int2": 16}
     with torch.no_grad():
         expected = model(input_ids=IDS, attention_mask=MASK).logits
     assert np.allclose(run(tmp_path / "small.onnx")[0], expected, atol=2e-3)

@@ -33,7 +33,7 @@ def fixed_codes(book, packing, scales, dtype="float16"):
 
 @pytest.mark.parametrize(
     ("book", "packing", "scales"),
-    [("uint2", "bits", 12), ("ternary", "base3", 6), ("int4", "bits", 3), ("int8", "bits", 1)],
+    [("uint2", "bits", 12), ("ternary", "base3", 6), ("q2_0", "bits", 12), ("int4", "bits", 3), ("int8", "bits", 1)],
 )
 def test_values_and_gradients_are_those_of_levels_times_scales(book, packing, scales):
     fixed, module, steps, half = fixed_codes(book, packing, scales)

@@ -31,6 +31,7 @@ SETTINGS = {
     "lsq": {"bits": 2, "quantizer": "lsq", "initialization": "least_squares"},
     "paretoq": {"bits": 1, "quantizer": "paretoq", "granularity": "per_channel"},
     "int8": {**BINARY, "bits": 8, "granularity": "per_channel"},
+    "q2_0": {"bits": 2, "quantizer": "lsq", "levels": "q2_0", "granularity": "per_group", "group_size": 16},
     "affine": {"bits": 3, "quantizer": "lsq", "symmetric": False, "granularity": "per_group", "group_size": 16},
     "weighted": {"bits": 3, "quantizer": "lsq", "initialization": "weighted", "granularity": "per_channel"},
     "affine, weighted": {

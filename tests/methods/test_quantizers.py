@@ -21,7 +21,7 @@ NAMES = ("dynamic", "lsq", "pact", "laq", "twn", "minmax", "paretoq", "binary", 
 def all_forms():
     for quantizer in NAMES:
         for bits in WIDTHS:
-            for grid in ({}, {"levels": "ternary"}, {"levels": "balanced"}, {"symmetric": False}):
+            for grid in ({}, {"levels": "ternary"}, {"levels": "balanced"}, {"levels": "q2_0"}, {"symmetric": False}):
                 try:
                     yield WeightSettings(bits=bits, quantizer=quantizer, **grid, granularity="per_channel")
                 except ValidationError:
@@ -235,7 +235,15 @@ def test_affine_gradients_are_lsq_plus_s(full):
     torch.testing.assert_close(quantizer.zero.grad, -7 * scale.flatten() * by_low)
 
 
-@pytest.mark.parametrize("form", [{"bits": 3, "quantizer": "lsq", "symmetric": False}, {"bits": 4}, {"bits": 1}])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"bits": 3, "quantizer": "lsq", "symmetric": False},
+        {"bits": 2, "quantizer": "lsq", "levels": "q2_0"},
+        {"bits": 4},
+        {"bits": 1},
+    ],
+)
 def test_learned_rounding_is_trained_instead_of_the_weight(form):
     w, wanted = weights(6, 32, seed=1), weights(6, 32, seed=2)
     settings = WeightSettings(granularity="per_group", group_size=16, rounding="learned", **form)
@@ -291,6 +299,27 @@ def test_a_weighted_start_loses_least_where_it_counts(symmetric):
                 zero, ends = (-low * first / scale).round(), (0, 7)
             best = torch.minimum(best, lost(((w / scale + zero).round().clamp(*ends) - zero) * scale))
     assert float(found.sum()) <= 1.15 * float(best.sum())
+
+
+def test_q2_0_turns_its_levels_to_the_longer_side_and_finds_the_best_step():
+    """Against every step of a fine grid, of either sign."""
+    w = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
+    w[0], w[1] = w[0].abs(), -w[1].abs()
+    form = WeightSettings(quantizer="lsq", levels="q2_0", granularity="per_channel", initialization="least_squares")
+    stored = QuantizedWeight(w.clone(), 1, form, "w").stored()
+    assert stored.zero is None
+    assert stored.code_book == "q2_0"
+    assert stored.scale[0] > 0 > stored.scale[1]
+    lost = (stored.levels * stored.scale.unsqueeze(1) - w).square().sum(1)
+    best = torch.full((24,), math.inf)
+    for share in torch.linspace(-1.2, 1.2, 300):
+        step = w.abs().amax(1, keepdim=True) * share
+        best = torch.minimum(best, ((w / step).round().clamp(-1, 2) * step - w).square().sum(1))
+    assert float(lost.sum()) <= 1.02 * float(best.sum())
+    with pytest.raises(ValidationError, match="the quantizer dynamic is ternary or balanced at 2 bits"):
+        WeightSettings(levels="q2_0")
+    with pytest.raises(ValidationError, match="levels: q2_0 goes without center"):
+        WeightSettings(quantizer="lsq", levels="q2_0", center=True)
 
 
 def test_what_has_no_zero_point_says_so():

@@ -23,7 +23,7 @@ def let_go(entries: Iterable[TensorEntry]) -> None:
     Nothing may have been written into them. Where the system is none that says what is mapped, they stay.
     """
     entries = [entry for entry in entries if entry.num_bytes >= _WORTH]
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # Windows has no CDLL(None)
         maps = list(_maps()) if entries else []
         advise: Any = ctypes.CDLL(None).madvise
         advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -26,7 +26,10 @@ def export(
         ),
     ] = None,
     ternary: Annotated[
-        str | None, typer.Option(help="gguf: TQ2_0 (the default, fast) or TQ1_0 (smaller).", show_default=False)
+        str | None,
+        typer.Option(
+            help="gguf: TQ2_0 (the default, fast on CPUs), TQ1_0 (smaller) or Q2_0 (on GPUs too).", show_default=False
+        ),
     ] = None,
     dense_fallback: Annotated[
         bool | None,

@@ -1,11 +1,10 @@
 """Files and directories that are written whole or not at all, and can then be read by whom umask says.
 
-What is being written lies in a folder `.NAME.PID.writing` beside it. Its writer holds a lock on that folder, so that
+What is being written lies in a folder `.NAME.PID.writing` beside it. Its writer holds a lock on a file in it, so that
 what a killed one has left is known for what it is, and removed when something is next written there.
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -14,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from abridged.core.errors import AbridgedError
+from abridged.core.locks import is_still, let_go, lock, opened
 
+_HELD = ".held"
 _WRITING = re.compile(r"\..+\.\d+\.writing", re.DOTALL)
 #: What a disk says that is full, over quota, read-only, or broken.
 _DISK = {
@@ -76,7 +77,7 @@ def _beside(path: str | Path) -> Iterator[tuple[Path, Path]]:
     finally:
         if held is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
+            let_go(held, folder / _HELD)
 
 
 def _claim(folder: Path) -> int:
@@ -84,34 +85,26 @@ def _claim(folder: Path) -> int:
     while True:
         folder.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):
-            held = os.open(folder, os.O_RDONLY)
+            held = opened(folder / _HELD)
             with suppress(OSError):  # not every file system has locks
-                fcntl.flock(held, fcntl.LOCK_EX)
-            if is_still(held, folder):
+                lock(held)
+            if is_still(held, folder / _HELD):
                 return held
             os.close(held)  # swept before it was locked
-
-
-def is_still(descriptor: int, path: Path) -> bool:
-    """Whether what was opened as `path` still goes by that name."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def sweep(place: Path) -> None:
     """Remove what was being written in the folder `place` by processes that are no more."""
     for left in place.glob(".*.writing") if place.is_dir() else ():
-        if not _WRITING.fullmatch(left.name):
+        if not _WRITING.fullmatch(left.name) or left.is_symlink() or not left.is_dir():
             continue
         with suppress(OSError):
-            held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            held = opened(left / _HELD)
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(held, wait=False)
                 shutil.rmtree(left, ignore_errors=True)
             finally:
-                os.close(held)
+                let_go(held, left / _HELD)
 
 
 def settle(path: Path) -> None:
@@ -125,7 +118,9 @@ def settle(path: Path) -> None:
 
 def flush(path: Path) -> None:
     """Put a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError:

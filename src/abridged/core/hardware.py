@@ -2,10 +2,10 @@
 
 import ctypes
 import os
-import resource
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def fast_bf16() -> bool:
@@ -55,17 +55,30 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     # What getrusage says begins, on Linux, at what the parent held.
     high = next((line.split()[1] for line in _lines("/proc/self/status") if line.startswith("VmHWM:")), None)
-    return 1024 * int(high or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if high is not None:
+        return 1024 * int(high)
+    if os.name == "nt":
+        return int(_process().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def resident_memory() -> int:
-    """Bytes of host memory that this process holds now; 0 where the system does not say."""
-    return next((1024 * int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith("VmRSS:")), 0)
+    """Bytes of host memory that this process holds now."""
+    return int(_process().rss)
+
+
+def _process() -> Any:
+    """What psutil, which accelerate brings along, says of this process's memory."""
+    import psutil
+
+    return psutil.Process().memory_info()
 
 
 def give_back_memory() -> None:
     """Return what was freed to the system, where its allocator keeps it (glibc's does)."""
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # Windows has no CDLL(None)
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -73,14 +86,15 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def free_memory() -> int | None:
+def free_memory() -> int:
     """Bytes that a run may still take: of the GPU where there is one, else of host memory, within the control group's
-    limit; None where the system does not say."""
+    limit."""
+    import psutil
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    free = [1024 * int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    free = [int(psutil.virtual_memory().available)]
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -88,4 +102,4 @@ def free_memory() -> int | None:
         most, now = (next(iter(_lines(path)), "") for path in (limit, used))
         if most.isdigit() and now.isdigit():
             free.append(int(most) - int(now))
-    return max(0, min(free)) if free else None
+    return max(0, min(free))

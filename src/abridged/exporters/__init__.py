@@ -45,10 +45,11 @@ def export(directory: str | Path, output: str | Path, format: str = "dense", **o
             "compressed-tensors", a directory for vLLM and transformers; "onnx", a file for onnxruntime; "web", a
             folder that any static server serves.
         options: of the format. dense: `dtype`, "float16", "bfloat16" or "float32", what weights are stored in;
-            `uniform`, True to pad the layers of a pruned model with zeros to one width. gguf: `ternary`, "TQ2_0" or
-            "TQ1_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store all of them
-            dense, as those of a model that is not compressed are; `uniform`, as for dense. compressed-tensors:
-            `dtype`, of scales and of what is not packed. web: `dense_fallback`, `dtype` and `uniform`, as for gguf.
+            `uniform`, True to pad the layers of a pruned model with zeros to one width. gguf: `ternary`, "TQ2_0",
+            "TQ1_0" or "Q2_0"; `dense_fallback`, True to store matrices that no block fits as F16; `dtype`, to store all
+            of them dense, as those of a model that is not compressed are; `uniform`, as for dense. compressed-tensors:
+            `dtype`, of scales and of what is not packed. web: `dense_fallback`, `dtype` and
+            `uniform`, as for gguf.
 
     Returns:
         An account of the output, "file_bytes" among it.

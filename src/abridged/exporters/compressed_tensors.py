@@ -19,16 +19,17 @@ from abridged.exporters.dense import dense_model
 from abridged.runtime.kronecker import factored_modules
 from abridged.runtime.modules import PackedLinear
 
-BITS = {"binary": 2, "ternary": 2, "quaternary": 4, "int3": 4, "int4": 4, "int5": 8, "int6": 8, "int8": 8}
+BITS = {"binary": 2, "ternary": 2, "q2_0": 2, "quaternary": 4, "int3": 4, "int4": 4, "int5": 8, "int6": 8, "int8": 8}
 """Bits, of those that engines read, in which each code book's levels are integers around 0."""
 
 
 def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: str = "float16") -> dict[str, Any]:
     """Write the compressed model in `directory` to `output`, its linear layers packed and the rest in `dtype`.
 
-    Levels are exact, binary ones in 2 bits and four-level ones in 4; scales are in `dtype`. The token embedding, and a
-    head tied to it, are dense with the quantised values: no engine reads packed embeddings. Activations are not
-    quantised. GPT-2's Conv1D becomes a linear layer, (out, in).
+    Levels are exact, binary ones in 2 bits and four levels around 0 in 4; scales are in `dtype`. The token embedding,
+    and a head tied to it, are dense with the quantised values: transformers 5 does not load packed embeddings, though
+    the compressed-tensors package unpacks them. Activations are not quantised. GPT-2's Conv1D becomes a linear layer,
+    (out, in).
 
     Returns "file_bytes" and "types" (packed layers of each width in bits).
     Raises AbridgedError: no packed linear layer, Kronecker factors, zero points, an unknown dtype, an output that
@@ -71,12 +72,14 @@ def export_compressed_tensors(directory: str | Path, output: str | Path, dtype: 
                 f"{path} has zero points, which transformers does not load from compressed-tensors: --format dense has "
                 "the same values"
             )
-        bits = BITS[spec.code_book]
+        bits, levels = BITS[spec.code_book], module.packed.levels()
         scale = module.packed.row_scales().to(getattr(torch, dtype))
+        if spec.code_book == "q2_0":  # 2 bits hold -2 … 1
+            levels, scale = -levels, -scale
         if not bool(torch.isfinite(scale).all()):
             raise AbridgedError(f"a scale of {path} is too large for {dtype}: choose another dtype")
         del state[f"{path}.weight"]
-        state[f"{path}.weight_packed"] = pack_to_int32(module.packed.levels(), bits)
+        state[f"{path}.weight_packed"] = pack_to_int32(levels, bits)
         state[f"{path}.weight_scale"] = scale.contiguous()
         state[f"{path}.weight_shape"] = torch.tensor([spec.rows, spec.columns])
         schemes[path] = (

@@ -23,11 +23,12 @@ from abridged.core.errors import AbridgedError
 from abridged.core.names import public_name
 from abridged.core.outputs import check_output
 from abridged.exporters.dense import dense_model
-from abridged.exporters.gguf_blocks import BLOCK_TYPES, TQ1_0, TQ2_0, BlockType, encode
+from abridged.exporters.gguf_blocks import BLOCK_TYPES, Q2_0, TERNARY, BlockType, encode
 from abridged.exporters.gguf_layers import LayerSizes
 from abridged.exporters.gguf_tokenizer import add_generation, add_tokenizer
 from abridged.exporters.uniform import layers_differ
 from abridged.models.gguf_architectures import ARCHITECTURES, Architecture, rope_tensors
+from abridged.models.gguf_types import gguf_package
 from abridged.models.load import load_any, load_tokenizer
 from abridged.models.sentence import sentence_settings_of
 from abridged.runtime.kronecker import factored_modules
@@ -54,18 +55,19 @@ def export_gguf(
 ) -> dict[str, Any]:
     """Write the model `directory`, compressed or not, to the file `output`.
 
-    Ternary codes go into `ternary` ("TQ2_0", 2.06 bits a weight, or "TQ1_0", 1.69 bits and slower), four levels into
-    Q2_K, binary into Q1_0, 3 to 8 bits into Q4_0, Q5_0 and Q8_0, with zero points up to 5 bits into Q4_1 and Q5_1,
-    whose minima are rounded to FP16; a tied embedding into the type of its codes too. Position
-    embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation quantisers have no place
-    in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype` ("float16", "bfloat16" or
-    "float32") all matrices are dense with the quantised values, for engines that lack the block types; those of a
-    model that is not compressed are, in FP16 where nothing is said. "q8_0" is for both: codes go into blocks of 32 as
-    they are, and dense weights are rounded. A model of sentences is pooled as its files say. Kronecker factors, which
-    GGUF does not have, and what was pruned can only be written dense; `uniform` pads the layers of a pruned model with
-    zeros to the one width that llama.cpp asks for, where it is no LLaMA: of that it reads sizes by layer. `model` is the model of
-    `directory` where it is loaded already, and `instead` has other types by code book, for an engine that lacks some or
-    is slow with them.
+    Ternary codes go into `ternary` ("TQ2_0", 2.06 bits a weight, "TQ1_0", 1.69 bits and slower, or "Q2_0", 2.25 bits,
+    which llama.cpp runs on GPUs too), into Q2_0 also where a width or a group fits its blocks of 64 alone; four levels
+    from -1 into Q2_0, those around 0 into Q2_K, binary into Q1_0, 3 to 8 bits into Q4_0, Q5_0 and Q8_0, with zero
+    points up to 5 bits into Q4_1 and Q5_1, whose minima are rounded to FP16; a tied embedding into the type of its
+    codes too. Position embeddings keep their type, norms and biases are FP32 (llama.cpp asks for it). Activation
+    quantisers have no place in the file: llama.cpp rounds activations to 8 bits in a way of its own. With `dtype`
+    ("float16", "bfloat16" or "float32") all matrices are dense with the quantised values, for engines that lack the
+    block types; those of a model that is not compressed are, in FP16 where nothing is said. "q8_0" is for both: codes
+    go into blocks of 32 as they are, and dense weights are rounded. A model of sentences is pooled as its files say.
+    Kronecker factors, which GGUF does not have, and what was pruned can only be written dense; `uniform` pads the
+    layers of a pruned model with zeros to the one width that llama.cpp asks for, where it is no LLaMA: of that it reads
+    sizes by layer. `model` is the model of `directory` where it is loaded already, and `instead` has other types by
+    code book, for an engine that lacks some or is slow with them.
 
     Returns "file_bytes", "types" (tensors of each type), "scale_error" (the largest relative error of a scale in
     FP16; 0 where all are exact), "dense" (matrices in F16 because no block fits, with `dense_fallback` only) and
@@ -74,8 +76,8 @@ def export_gguf(
     width that no block fits, factors or a pruned model without `dtype`, pruned sizes that no stock model has, an
     output that exists or cannot be written.
     """
-    if ternary not in ("TQ2_0", "TQ1_0"):
-        raise AbridgedError(f"ternary weights are stored as TQ2_0 or TQ1_0, not {ternary!r}")
+    if ternary not in TERNARY:
+        raise AbridgedError(f"ternary weights are stored as {', '.join(TERNARY)}, not {ternary!r}")
     if dtype not in (None, *DENSE):
         raise AbridgedError(f"a dense GGUF file is of {', '.join(DENSE)}, not {dtype!r}")
     target = check_output(output, directory=False)
@@ -101,8 +103,8 @@ def export_gguf(
         model = dense_model(model, torch.float32, uniform)
     config = layers.config if layers else model.config
     plan = _Plan(model, architecture, config, layers, dtype, instead or {})
-    plan.choose_blocks(TQ1_0 if ternary == "TQ1_0" else TQ2_0, dense_fallback)
-    writer = _gguf().GGUFWriter(None, plan.name)
+    plan.choose_blocks(TERNARY[ternary], dense_fallback)
+    writer = gguf_package().GGUFWriter(None, plan.name)
     writer.add_name(public_name(directory))
     writer.add_quantized_by("abridged")
     writer.add_quantization_version(2)
@@ -113,7 +115,7 @@ def export_gguf(
     add_tokenizer(writer, tokenizer, config.vocab_size)
     add_generation(writer, tokenizer, getattr(model, "generation_config", None))
     for name, data, kind in plan.tensors():
-        writer.add_tensor(name, data, raw_dtype=None if kind is None else _gguf().GGMLQuantizationType[kind])
+        writer.add_tensor(name, data, raw_dtype=None if kind is None else gguf_package().GGMLQuantizationType[kind])
     with written_file(target) as temporary:
         try:
             writer.write_header_to_file(temporary)
@@ -146,15 +148,7 @@ def _pooling(model: Any) -> tuple[dict[str, Any], list[str]]:
         )
     if settings.prompts:
         notes.append("the file has no prompts: what the model wants before a text is to be put there")
-    return {"pooling_type": _gguf().PoolingType[kind]}, notes
-
-
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise AbridgedError('GGUF export needs the gguf package: pip install "abridged[gguf]"') from None
-    return gguf
+    return {"pooling_type": gguf_package().PoolingType[kind]}, notes
 
 
 @dataclass
@@ -186,7 +180,7 @@ class _Plan:
         """What most of the matrices are; llama.cpp only shows it."""
         kinds = [kind.name if kind else self._dense for kind in self.blocks.values()] or [self._dense]
         most = max(kinds, key=kinds.count)
-        return int(_gguf().LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
+        return int(gguf_package().LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
 
     @property
     def _dense(self) -> str:
@@ -202,10 +196,12 @@ class _Plan:
             spec = module.spec
             if f"{path}.codes" in self.tied or (place := self.place(path)) is None or place[0] in _IN_FULL:
                 continue
-            kind = ternary if spec.code_book == "ternary" else BLOCK_TYPES.get(spec.code_book)
+            run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales
+            kind = BLOCK_TYPES.get(spec.code_book)
+            if spec.code_book == "ternary":  # Q2_0's blocks are smaller
+                kind = ternary if run % ternary.size == 0 else Q2_0
             if self.dtype == "q8_0":
                 kind = None if spec.code_book.startswith("uint") else BLOCK_TYPES["int8"]
-            run = spec.columns if spec.num_scales <= spec.rows else spec.columns * spec.rows // spec.num_scales
             kind = self.instead.get(spec.code_book, kind)
             if kind is not None and run % kind.size == 0 and self.dtype in (None, "q8_0"):
                 self.blocks[path] = kind

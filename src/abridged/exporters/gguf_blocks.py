@@ -62,6 +62,13 @@ def _q2_k(levels: NDArray[np.int8], scale: Scales) -> Codes:
     return np.concatenate([factors, packed.reshape(-1, 64), _bytes_of(scale), _bytes_of(scale)], axis=1)
 
 
+def _q2_0(levels: NDArray[np.int8], scale: Scales) -> Codes:
+    """Codes of levels from -1 on, four to a byte, the first lowest."""
+    codes = (levels + 1).astype(np.uint8).reshape(-1, 16, 4)
+    packed = codes[:, :, 0] | codes[:, :, 1] << 2 | codes[:, :, 2] << 4 | codes[:, :, 3] << 6
+    return np.concatenate([_bytes_of(scale), packed], axis=1)
+
+
 def _q1_0(levels: NDArray[np.int8], scale: Scales) -> Codes:
     return np.concatenate([_bytes_of(scale), np.packbits(levels > 0, axis=1, bitorder="little")], axis=1)
 
@@ -92,13 +99,18 @@ def _q8_0(levels: NDArray[np.int8], scale: Scales) -> Codes:
 
 
 TQ2_0, TQ1_0 = BlockType("TQ2_0", 256, _tq2_0), BlockType("TQ1_0", 256, _tq1_0)
+Q2_0 = BlockType("Q2_0", 64, _q2_0)
 Q4_0, Q8_0 = BlockType("Q4_0", 32, _q4_0), BlockType("Q8_0", 32, _q8_0)
 Q4_1 = BlockType("Q4_1", 32, _q4_1, minima=True)
+
+TERNARY = {kind.name: kind for kind in (TQ2_0, TQ1_0, Q2_0)}
+"""The types that hold ternary codes; the last has a fourth level, which they leave alone."""
 
 BLOCK_TYPES: dict[str, BlockType] = {
     "binary": BlockType("Q1_0", 128, _q1_0),
     "ternary": TQ2_0,
     "quaternary": BlockType("Q2_K", 256, _q2_k),
+    "q2_0": Q2_0,
     "int3": Q4_0,
     "int4": Q4_0,
     "int5": BlockType("Q5_0", 32, _q5_0),

@@ -3,6 +3,10 @@
 torch writes the graph of the dense model. In it, every weight that the checkpoint has packed becomes levels: of a
 linear layer through DequantizeLinear, which onnxruntime joins with the product that reads it, so that the matrix is
 never whole; of an embedding as bytes whose rows are looked up first and taken apart then.
+
+Four levels around 0 have a zero point of 1.5, which DequantizeLinear does not take, and MatMulNBits takes in floats, at
+twenty times the time of an integer. So products have them half a step too low, and half of the sums of what comes in,
+times the scales, is added to what comes out.
 """
 
 from __future__ import annotations
@@ -35,9 +39,11 @@ from abridged.runtime.modules import PackedEmbedding, PackedModule
 if TYPE_CHECKING:
     import onnx
 
-BITS = {"binary": 2, "ternary": 2, "quaternary": 4, "int3": 4, "int4": 4, "int5": 8, "int6": 8, "int8": 8,
+BITS = {"binary": 2, "ternary": 2, "quaternary": 2, "q2_0": 2, "int3": 4, "int4": 4, "int5": 8, "int6": 8, "int8": 8,
         "uint2": 2, "uint3": 4, "uint4": 4, "uint5": 8, "uint6": 8, "uint8": 8}  # fmt: skip
 """Bits of ONNX's integers, unsigned for those with zero points, that hold each code book's levels."""
+STEPS = {"quaternary": (2, 1), "q2_0": (-1, 0)}
+"""(a, b) of code books whose levels are a·i + b, with integers i; of the others the levels are the integers."""
 OPSET = 25  #: the first with integers of 2 bits
 
 
@@ -192,20 +198,30 @@ class _Levels:
             self.graph.initializer.remove(initializer)
             module, transposed = found
             readers = [node for node in self.graph.node if initializer.name in node.input]
+            bits = BITS[module.spec.code_book]
             if isinstance(module, PackedEmbedding) and all(node.op_type == "Gather" for node in readers):
                 for node in readers:
                     self._look_up(node, initializer.name, module)
             else:
-                self._dequantize(initializer.name, module, transposed)
-            self.types[f"int{BITS[module.spec.code_book]}"] += 1
+                step, above = STEPS.get(module.spec.code_book, (1, 0))
+                products = all(_multiplies(node, initializer.name, transposed) for node in readers)
+                # onnxruntime 1.31 computes wrongly with 2 bits where rows do not fill bytes
+                if bits == 2 and (module.spec.rows % 4 or module.spec.columns % 4 or (above and not products)):
+                    bits, step, above = 4, 1, 0
+                self._dequantize(initializer.name, module, transposed, bits, step, above)
+                for node in readers if above else ():
+                    self._add_sums(node, module, above)
+            self.types[f"int{bits}"] += 1
         return self.types
 
-    def _dequantize(self, name: str, module: PackedModule, transposed: bool) -> None:
+    def _dequantize(
+        self, name: str, module: PackedModule, transposed: bool, bits: int, step: int = 1, above: int = 0
+    ) -> None:
+        """Make a weight of integers (level - above) / step and scales, the latter times `step`."""
         from onnx import TensorProto, helper
 
-        bits = BITS[module.spec.code_book]
-        levels = module.packed.levels().numpy()
-        scale = module.packed.row_scales().numpy()  # (rows, groups)
+        levels = (module.packed.levels().numpy() - above) // step
+        scale = module.packed.row_scales().numpy() * np.float32(step)  # (rows, groups)
         zeros = module.packed.row_zeros()
         zero = None if zeros is None else zeros.numpy()
         groups = scale.shape[1]
@@ -225,30 +241,48 @@ class _Levels:
             parts.append(f"{name}.zero")
         self.graph.node.insert(0, helper.make_node("DequantizeLinear", parts, [name], **runs))
 
+    def _add_sums(self, reader: Any, module: PackedModule, above: int) -> None:
+        """Add what a product with levels too low by `above` lacks: its inputs' sums under each scale, times that."""
+        from onnx import helper
+
+        columns, groups = module.spec.columns, module.spec.storage.groups
+        x, out = reader.input[0], reader.output[0]
+        sums, scale = f"abridged.sums.{columns}.{groups}", f"{out}.above"
+        self._constant(sums, np.repeat(np.eye(groups, dtype=np.float32), columns // groups, axis=0))
+        # a copy: a scale that something else reads keeps onnxruntime from joining the levels with their product
+        self._constant(scale, module.packed.row_scales().numpy().T * np.float32(above))  # (groups, rows)
+        reader.output[0] = f"{out}.low"
+        nodes = [
+            helper.make_node("MatMul", [x, sums], [f"{out}.sums"]),
+            helper.make_node("MatMul", [f"{out}.sums", scale], [f"{out}.missing"]),
+            helper.make_node("Add", [f"{out}.low", f"{out}.missing"], [out]),
+        ]
+        place = list(self.graph.node).index(reader) + 1
+        for node in reversed(nodes):
+            self.graph.node.insert(place, node)
+
     def _look_up(self, gather: Any, name: str, module: PackedModule) -> None:
         """Rows of bytes, looked up, shifted and masked into levels, each above its middle or its zero point."""
         from onnx import helper
 
-        bits = BITS[module.spec.code_book]
-        levels = module.packed.levels().numpy()
+        bits, (step, above) = BITS[module.spec.code_book], STEPS.get(module.spec.code_book, (1, 0))
+        levels = (module.packed.levels().numpy().astype(np.int16) - above) // step
         columns, per_byte, ids = module.spec.columns, 8 // bits, gather.input[1]
+        groups = module.spec.storage.groups
         zero = module.packed.row_zeros()
         middle = 1 << (bits - 1) if zero is None else 0
-        padded = np.pad(levels.astype(np.int16), ((0, 0), (0, -columns % per_byte)))
+        padded = np.pad(levels, ((0, 0), (0, -columns % per_byte)))
         self._constant(f"{name}.bytes", _packed(padded + middle, bits).reshape(len(levels), -1))
-
-        def spread(values: np.ndarray) -> np.ndarray:
-            return np.repeat(values, columns // values.shape[1], axis=1) if values.shape[1] > 1 else values
-
-        self._constant(f"{name}.scale", spread(module.packed.row_scales().numpy()))
+        self._constant(f"{name}.scale", module.packed.row_scales().numpy() * np.float32(step))
         self._constant(f"{name}.shifts", np.arange(0, 8, bits, dtype=np.uint8))
         self._constant(f"{name}.mask", np.array((1 << bits) - 1, dtype=np.uint8))
         if zero is None:
-            self._constant(f"{name}.middle", np.array(float(middle), dtype=np.float32))
+            self._constant(f"{name}.middle", np.array(middle - above / step, dtype=np.float32))
         else:
-            self._constant(f"{name}.zeros", spread(zero.numpy()))
+            self._constant(f"{name}.zeros", zero.numpy())
         self._constant(f"{name}.last", np.array([-1]))
         self._constant(f"{name}.flat", np.array([0, 0, -1]))
+        self._constant(f"{name}.groups", np.array([0, 0, groups, columns // groups]))
         self._constant(f"{name}.first", np.array([0]))
         self._constant(f"{name}.columns", np.array([columns]))
         out = gather.output[0]
@@ -260,17 +294,20 @@ class _Levels:
             ("Reshape", ["", f"{name}.flat"], {}),
             ("Slice", ["", f"{name}.first", f"{name}.columns", f"{name}.last"], {}),
             ("Cast", [""], {"to": 1}),
+            ("Reshape", ["", f"{name}.groups"], {}),
             ("Sub", ["", f"{name}.middle" if zero is None else f"{out}.zero"], {}),
+            ("Mul", ["", f"{out}.scale"], {}),
         ]
         nodes, before = [], ""
-        if zero is not None:
-            nodes.append(helper.make_node("Gather", [f"{name}.zeros", ids], [f"{out}.zero"]))
+        for kind in ("scale",) if zero is None else ("scale", "zero"):  # (batch, length, groups, 1)
+            values = f"{name}.{'zeros' if kind == 'zero' else kind}"
+            nodes.append(helper.make_node("Gather", [values, ids], [f"{out}.{kind}.flat"]))
+            nodes.append(helper.make_node("Unsqueeze", [f"{out}.{kind}.flat", f"{name}.last"], [f"{out}.{kind}"]))
         for number, (kind, inputs, settings) in enumerate(steps):
             after = f"{out}.{number}"
             nodes.append(helper.make_node(kind, [given or before for given in inputs], [after], **settings))
             before = after
-        nodes.append(helper.make_node("Gather", [f"{name}.scale", ids], [f"{out}.scale"]))
-        nodes.append(helper.make_node("Mul", [before, f"{out}.scale"], [out]))
+        nodes.append(helper.make_node("Reshape", [before, f"{name}.flat"], [out]))
         place = list(self.graph.node).index(gather)
         self.graph.node.remove(gather)
         for node in reversed(nodes):
@@ -281,6 +318,15 @@ class _Levels:
 
         if all(initializer.name != name for initializer in self.graph.initializer):
             self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+
+
+def _multiplies(node: Any, name: str, transposed: bool) -> bool:
+    """Whether a node is a linear layer with this weight, (rows, columns) or transposed, and nothing more."""
+    given = {one.name: one.i if one.name.startswith("trans") else one.f for one in node.attribute}
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": int(not transposed)}
+    usual = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+    is_plain = node.op_type in ("MatMul", "Gemm") and {**usual, **given} == plain
+    return is_plain and [place for place, given_name in enumerate(node.input) if given_name == name] == [1]
 
 
 def _packed(levels: np.ndarray, bits: int) -> np.ndarray:

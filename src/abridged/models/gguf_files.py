@@ -10,6 +10,7 @@ import numpy as np
 
 from abridged.core.errors import AbridgedError
 from abridged.models.gguf_architectures import ARCHITECTURES, rope_tensors
+from abridged.models.gguf_types import gguf_package
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,11 +139,8 @@ def split_as_stored(file: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _reader(file: Path) -> Any:
+    package = gguf_package()
     try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise AbridgedError('a GGUF file needs the gguf package: pip install "abridged[gguf]"') from None
-    try:
-        return GGUFReader(file)
+        return package.GGUFReader(file)
     except Exception as error:  # the reader trusts the file and raises whatever it stumbles on
         raise AbridgedError(f"{file} is no GGUF file, or a damaged one") from error

@@ -33,8 +33,10 @@ LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
 INTERFACE = 7  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
+    ("q2_0", "bits"): 1,
     ("int4", "bits"): 4, ("int8", "bits"): 5, ("int3", "bits"): 6, ("int5", "bits"): 7, ("int6", "bits"): 8,
 }  # fmt: skip
+# ternary's layout has room for a fourth level, which q2_0 and uint2 use
 _SIGNED = {f"uint{bits}": "ternary" if bits == 2 else f"int{bits}" for bits in (2, 3, 4, 5, 6, 8)}
 _MIDDLES = {book: -CODE_BOOKS[signed][0] for book, signed in _SIGNED.items()}  #: code of level 0 in those
 _FUNCTIONS = {name: number for number, name in enumerate(INPUT_FUNCTIONS)}

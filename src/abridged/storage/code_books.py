@@ -10,12 +10,14 @@ CODE_BOOKS: dict[str, tuple[int, ...]] = {
     "binary": (-1, 1),
     "ternary": (-1, 0, 1),
     "quaternary": (-3, -1, 1, 3),
+    "q2_0": (-1, 0, 1, 2),
     **{f"int{bits}": tuple(range(1 - 2 ** (bits - 1), 2 ** (bits - 1))) for bits in (3, 4, 5, 6, 8)},
     **{f"uint{bits}": tuple(range(2**bits)) for bits in (2, 3, 4, 5, 6, 8)},
 }
 """Sorted levels of each code book; a weight is ``level * scale`` and its code is the level's index here.
 
-Those from 0 on come with zero points: a weight is ``(level - zero point) * scale``.
+Those from 0 on come with zero points: a weight is ``(level - zero point) * scale``. The scales
+of ``q2_0``, which has the levels of llama.cpp's type, may be negative.
 """
 
 CODE_WIDTHS: dict[str, int] = {book: (len(levels) - 1).bit_length() for book, levels in CODE_BOOKS.items()}

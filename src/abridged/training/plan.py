@@ -96,7 +96,7 @@ def within_memory(most: int, needs: str, less: str) -> int:
         AbridgedError: there are not.
     """
     free = free_memory()
-    if free is not None and most > free:
+    if most > free:
         raise AbridgedError(f"{needs} about {gigabytes(most)} of memory, and {gigabytes(free)} are free: {less}")
     return most
 
@@ -117,7 +117,7 @@ def memory_of_stage(view: View, parameters: int, settings: TrainingSettings, wor
     most, free = needed(settings.gradient_accumulation), free_memory()
     if not work.steps:  # methods alone: weights, and what they look at a few sequences at a time
         most = 8 * parameters
-    if free is None or most <= free:
+    if most <= free:
         return most
     sentence = f"this needs about {gigabytes(most)} of memory, and {gigabytes(free)} are free"
     if needed(1, 0) > free:
@@ -196,7 +196,7 @@ def check_whole(parameters: int) -> None:
         AbridgedError: the sentence says what memory that would take, and which runners do with less.
     """
     free = free_memory()
-    if free is not None and 8 * parameters > free:
+    if 8 * parameters > free:
         raise AbridgedError(
             f"teacher and student take {gigabytes(8 * parameters)} in FP32, and {gigabytes(free)} are free: with "
             "weights on disk, --set 'stages.*.runner=frozen' prunes, and runner=blocks quantises"
@@ -217,11 +217,10 @@ def check_frozen(recipe: Recipe, parameters: int) -> None:
         for name in stage.methods.keys() - {"prune", "lora"}:
             raise AbridgedError(f"methods.{name} has no place in the runner frozen: it has prune and lora")
         if stage.trains and not stage.training.freeze_weights:
-            needed, free = gigabytes(_TRAINED * left * parameters + 4 * parameters), free_memory()
-            there = "" if free is None else f", and {gigabytes(free)} are free"
+            needed, free = gigabytes(_TRAINED * left * parameters + 4 * parameters), gigabytes(free_memory())
             raise AbridgedError(
-                f"stage {number + 1} trains all weights, which takes about {needed} of memory{there}: with the runner "
-                f"frozen train adapters (--set stages.{number}.methods.lora.rank=8 "
+                f"stage {number + 1} trains all weights, which takes about {needed} of memory, and {free} are free: "
+                f"with the runner frozen train adapters (--set stages.{number}.methods.lora.rank=8 "
                 f"--set stages.{number}.freeze_weights=true --set stages.{number}.learning_rates.adapter=2e-3), or "
                 f"leave it out (--set stages.{number}.steps=0)"
             )

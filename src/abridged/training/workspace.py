@@ -1,6 +1,5 @@
 """Where a run keeps what it needs to go on: a locked folder beside the output, renamed into place when done."""
 
-import fcntl
 import json
 import math
 import os
@@ -17,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from abridged.core.atomic import disk_fault, flush, is_still, settle, write_atomically, written_file
+from abridged.core.atomic import disk_fault, flush, settle, write_atomically, written_file
 from abridged.core.errors import AbridgedError
+from abridged.core.locks import is_still, let_go, lock, opened
 from abridged.core.outputs import check_output, output_path
 
 METRICS = "metrics.jsonl"
@@ -126,7 +126,7 @@ class Workspace:
 
     def _release(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            let_go(self._lock, self.folder / "lock")
             self._lock = None
 
     def _is_ours(self) -> bool:
@@ -326,10 +326,10 @@ def _checksum(tensors: dict[str, Tensor], position: str) -> str:
 
 def _lock(path: Path) -> int:
     """A descriptor that holds the lock; BlockingIOError where another process does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = opened(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists() or os.fstat(descriptor).st_ino != path.stat().st_ino:
+        lock(descriptor, wait=False)
+        if not is_still(descriptor, path):
             raise BlockingIOError  # whoever held it has finished just now, and removed its folder
     except OSError:
         os.close(descriptor)

@@ -123,16 +123,16 @@ class FakeQuantizeAffine(torch.autograd.Function):
 
 
 class ZeroPoint(torch.autograd.Function):
-    """A zero point's share of the grid (lines, 1) to the level 0 … top that it is; gradients pass the rounding."""
+    """A zero point's share of the grid (lines, 1) to the level that it is, of some; gradients pass the rounding."""
 
     @staticmethod
-    def forward(ctx, share, top):
+    def forward(ctx, share, top, least, largest):
         ctx.top = top
-        return (share * top).round_().clamp_(0, top)
+        return (share * top).round_().clamp_(least, largest)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad * ctx.top, None
+        return grad * ctx.top, None, None, None
 
 
 def round_affine_(x: Tensor, zero: Tensor, top: int) -> Tensor:
@@ -140,14 +140,17 @@ def round_affine_(x: Tensor, zero: Tensor, top: int) -> Tensor:
     return x.add_(zero).round_().clamp_(0, top)
 
 
-def affine_range(lines: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (lines, 1) of levels 0 … top that reach from the smallest weight to the largest, and 0."""
-    return _range(lines.amin(1, keepdim=True).clamp_max(0), lines.amax(1, keepdim=True).clamp_min(0), top)
+def affine_range(lines: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (lines, 1) of levels that reach from the smallest weight to the largest, and 0.
+
+    Where the grid has no such zero point, they are as long and reach beyond one end.
+    """
+    return _range(lines.amin(1, keepdim=True).clamp_max(0), lines.amax(1, keepdim=True).clamp_min(0), grid)
 
 
-def _range(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    scale = ((high - low) / top).clamp_min(1e-10)
-    return scale, (-low / scale).round_().clamp_(0, top)
+def _range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    scale = ((high - low) / grid.top).clamp_min(1e-10)
+    return scale, (-low / scale).round_().clamp_(*grid.zeros)
 
 
 SEARCH_POINTS = (32, 11, 11)
@@ -218,8 +221,8 @@ SHRINKS = 0.05 * torch.arange(20, 5, -1)
 
 
 @torch.no_grad()
-def least_squares_range(weight: Tensor, top: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (lines, 1) of levels 0 … top at the least squared error, weighted by `importance`.
+def least_squares_range(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (lines, 1) of an affine grid at the least squared error, weighted by `importance`.
 
     Both are (lines, elements). The clips are shares of the smallest and largest weight (and 0, which both reach): first
     the same of both, then each end alone between the shares beside it, then the scale in closed form.
@@ -227,21 +230,22 @@ def least_squares_range(weight: Tensor, top: int, importance: Tensor | None = No
     step = max(1, _AT_A_TIME // weight.shape[1])
     if len(weight) > step:  # a line knows nothing of others, and what fits in the processor's cache is searched fast
         counts = [None] * -(-len(weight) // step) if importance is None else importance.split(step)
-        found = [least_squares_range(part, top, count) for part, count in zip(weight.split(step), counts, strict=True)]
+        found = [least_squares_range(part, grid, count) for part, count in zip(weight.split(step), counts, strict=True)]
         return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
     low, high = weight.amin(1, keepdim=True).clamp_max(0), weight.amax(1, keepdim=True).clamp_min(0)
+    top = grid.top
 
     def error(scale: Tensor, zero: Tensor) -> Tensor:
         quantised = round_affine_(weight / scale, zero, top).sub_(zero).mul_(scale)
         return _weighted(quantised.sub_(weight).square_(), importance).sum(1, keepdim=True)
 
     shares = torch.ones_like(low), torch.ones_like(high)
-    best = _range(low, high, top)
+    best = _range(low, high, grid)
     least = error(*best)
 
     def attempt(first: Tensor, second: Tensor) -> None:
         nonlocal shares, best, least
-        found = _range(low * first, high * second, top)
+        found = _range(low * first, high * second, grid)
         made = error(*found)
         better = made < least
         least = torch.where(better, made, least)

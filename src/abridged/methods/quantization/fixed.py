@@ -58,8 +58,8 @@ class FixedCodes(nn.Module):
 
     def scales(self) -> Tensor:
         """(num_scales,) FP32, as they will be stored."""
-        found: Tensor = StoredScale.apply(self.start * self.factor, self.in_half)
-        return found
+        found: Tensor = StoredScale.apply(self.start.abs() * self.factor, self.in_half)
+        return found.copysign(self.start)  # q2_0's may be negative
 
     def forward(self) -> Tensor:
         """The weight (rows, columns) FP32."""

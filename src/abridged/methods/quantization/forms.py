@@ -16,6 +16,8 @@ from abridged.methods.quantization.settings import WeightSettings
 RULES = frozenset(
     {"quantizer", "initialization", "gamma", "rounding", "scale_gradient", "weight_gradient", "center", "scale_dtype"}
 )
+#: Levels of one engine, whose four are among those that zero points give.
+FOR_ENGINES = ("q2_0",)
 _GROUPS = frozenset({"granularity", "group_size"})  #: said by the caller
 
 
@@ -34,6 +36,7 @@ def forms(usual: WeightSettings, group_sizes: Iterable[int | None]) -> list[Weig
         for name, field in WeightSettings.model_fields.items()
         if name not in RULES | _GROUPS and (values := _values(field.annotation))
     }
+    choices["levels"] = [levels for levels in choices["levels"] if levels not in FOR_ENGINES]
     choices["bits"] = [bits for bits in usual.kind.bits if bits in choices["bits"]]
     own = (usual.granularity, usual.group_size)
     groups = dict.fromkeys([own, *(("per_group", size) if size else ("per_channel", None) for size in group_sizes)])

@@ -96,7 +96,7 @@ class FakeQuantizer(nn.Module):
         scale, zero = StoredScale.apply(scale, self.settings.scale_dtype == "float16"), None
         if self.fixed_zero is not None:
             zero = at(self.fixed_zero, index)
-        elif not self.settings.symmetric:
+        elif self.grid.kind == "affine":
             zero = self.quantizer.zero(self._parameters, fixed, scale, index)  # type: ignore[arg-type]
         return Fit(scale, step, center, zero)
 
@@ -115,7 +115,11 @@ class FakeQuantizer(nn.Module):
         """The levels (num_scales, elements) in 8 bits, scales and zero points (num_scales,) FP32 that `forward` has."""
         scale, step, center, zero = self.fit(weight) if fit is None else fit
         if zero is not None:
-            return round_affine_(weight / scale, zero, self.grid.top).to(torch.uint8), scale.flatten(), zero.flatten()
+            levels = round_affine_(weight / scale, zero, self.grid.top)
+            if self.grid.code_book != "q2_0":
+                return levels.to(torch.uint8), scale.flatten(), zero.flatten()
+            sign = 3.0 - 2.0 * zero  # -2 … 1 are -1 … 2 of a negative scale
+            return levels.sub_(zero).mul_(sign).to(torch.int8), (scale * sign).flatten(), None
         lines = weight if center is None else weight - center
         levels = round_to_levels_(lines / (scale if step is None else step), self.grid.top, self.grid.kind == "odd")
         return levels.to(torch.int8), scale.flatten(), None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from abridged.methods.quantization.settings import WeightSettings
 
-GridName = Literal["binary", "ternary", "balanced", "integer", "affine"]
+GridName = Literal["binary", "ternary", "balanced", "q2_0", "integer", "affine"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class Grid:
     top: int  # outermost level
     bound: float  # |weight / scale| at which the clip begins
     kind: str = "integer"  # every integer up to top, "odd" ones, or "affine": from 0, less a zero point
+    zeros: tuple[int, int] = (0, 0)  # the least and the largest zero point of an affine grid
 
 
 def make_grid(name: GridName, bits: int, stretch: float = 1.0, ternary_clip: float = 1.0) -> Grid:
     """The grid of a name; `bits` count for integers.
 
     The clip α is the outermost level times the scale, but 4/3 of it on the balanced grid (levels ±α/4, ±3α/4), and
-    `ternary_clip` of it on the ternary one. Weights count as clipped from `stretch` times the clip.
+    `ternary_clip` of it on the ternary one. Weights count as clipped from `stretch` times the clip. q2_0's levels
+    -1, 0, 1, 2, or with a negative scale -2, -1, 0, 1, are four from 0 on less a zero point of 1 or 2.
     """
     if name == "binary":
         return Grid("binary", 1, 1.0, "odd")
@@ -43,12 +45,14 @@ def make_grid(name: GridName, bits: int, stretch: float = 1.0, ternary_clip: flo
     if name == "ternary":
         return Grid("ternary", 1, ternary_clip * stretch)
     if name == "affine":
-        return Grid(f"uint{bits}", 2**bits - 1, math.inf, "affine")
+        return Grid(f"uint{bits}", 2**bits - 1, math.inf, "affine", (0, 2**bits - 1))
+    if name == "q2_0":
+        return Grid("q2_0", 3, math.inf, "affine", (1, 2))
     top = 2 ** (bits - 1) - 1
     return Grid(f"int{bits}", top, float(top))
 
 
-Levels = Literal["ternary", "balanced"]
+Levels = Literal["ternary", "balanced", "q2_0"]
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 """Bits of a weight that there are code books for."""
@@ -220,31 +224,34 @@ class Lsq(LearnedScale):
 
     name = "lsq"
     description = "learned step"
+    levels = (*Quantizer.levels, "q2_0")
     learns_clip, affine = False, True
 
     def parameters(self, lines: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
-        if self.settings.symmetric:
+        if self.grid.kind != "affine":
             return super().parameters(lines, importance)
         from abridged.methods.quantization.fake import affine_range, least_squares_range
 
         if self._searches(importance):
-            scale, zero = least_squares_range(lines, self.grid.top, importance)
+            scale, zero = least_squares_range(lines, self.grid, importance)
         else:
-            scale, zero = affine_range(lines, self.grid.top)
+            scale, zero = affine_range(lines, self.grid)
         return {"log_scale": scale.log().flatten(), "zero": zero.flatten() / self.grid.top}
 
     def taken(self, learned: Mapping[str, Tensor], lines: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        return super().taken(learned, lines, scale) if self.settings.symmetric else {"log_scale": scale.log().flatten()}
+        if self.grid.kind != "affine":
+            return super().taken(learned, lines, scale)
+        return {"log_scale": scale.log().flatten()}
 
     def rule(self, learned: Mapping[str, Tensor], lines: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.settings.symmetric:
+        if self.grid.kind != "affine":
             return super().rule(learned, lines, index)
         return at(learned["log_scale"].unsqueeze(1), index).exp(), None
 
     def zero(self, learned: Mapping[str, Tensor], lines: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
         from abridged.methods.quantization.fake import ZeroPoint
 
-        return ZeroPoint.apply(at(learned["zero"].unsqueeze(1), index), self.grid.top)
+        return ZeroPoint.apply(at(learned["zero"].unsqueeze(1), index), self.grid.top, *self.grid.zeros)
 
 
 class Pact(LearnedScale):
@@ -296,17 +303,18 @@ class MinMax(Quantizer):
     name = "minmax"
     description = "round to nearest"
     bits = WIDTHS[1:]
+    levels = Lsq.levels
     affine = True
 
     def rule(self, learned: Mapping[str, Tensor], lines: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if self.settings.symmetric:
+        if self.grid.kind != "affine":
             return lines.abs().amax(1, keepdim=True) / self.clip, None
         from abridged.methods.quantization.fake import affine_range
 
-        return affine_range(lines, self.grid.top)[0], None
+        return affine_range(lines, self.grid)[0], None
 
     def zero(self, learned: Mapping[str, Tensor], lines: Tensor, scale: Tensor, index: Tensor | None) -> Tensor:
-        return (-lines.amin(1, keepdim=True) / scale).round().clamp_(0, self.grid.top)
+        return (-lines.amin(1, keepdim=True) / scale).round().clamp_(*self.grid.zeros)
 
 
 class ParetoQ(LearnedScale):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from abridged.core.settings import Settings
-from abridged.methods.quantization.quantizers import QUANTIZERS, GridName, Quantizer
+from abridged.methods.quantization.quantizers import QUANTIZERS, GridName, Levels, Quantizer
 
 if TYPE_CHECKING:
     QuantizerName = str
@@ -41,10 +41,11 @@ class WeightSettings(Settings):
     group_size: int | None = Field(
         default=None, ge=1, description="neighbours in a row that share a scale, for per_group"
     )
-    levels: Literal["ternary", "balanced"] | None = Field(
+    levels: Levels | None = Field(
         default=None,
-        description="2 bits only: ternary -α, 0, α, or the balanced four levels ±α/4, ±3α/4; null: the quantiser's "
-        "own (balanced for paretoq, ternary otherwise)",
+        description="2 bits only: ternary -α, 0, α, the balanced four levels ±α/4, ±3α/4, or llama.cpp's q2_0 -d, 0, "
+        "d, 2d, d of either sign (lsq and minmax; with group_size 64 what its type holds); null: the quantiser's own "
+        "(balanced for paretoq, ternary otherwise)",
     )
     symmetric: bool = Field(
         default=True, description="levels around 0; false: all that the bits hold, with a zero point beside each scale"
@@ -102,9 +103,9 @@ class WeightSettings(Settings):
         return (self.levels or self.kind.levels[0]) if self.bits == 2 else "integer"
 
     @property
-    def grid_levels(self) -> Literal["ternary", "balanced"] | None:
+    def grid_levels(self) -> Levels | None:
         """What `levels` must be for another quantiser to have this one's grid."""
-        return self.grid if self.grid in ("ternary", "balanced") else None
+        return self.grid if self.grid in ("ternary", "balanced", "q2_0") else None
 
     @property
     def centered(self) -> bool:
@@ -136,6 +137,8 @@ class WeightSettings(Settings):
             raise ValueError(
                 f"the quantizer {kind.name} is {' or '.join(kind.levels)} at 2 bits: levels cannot be {self.levels}"
             )
+        if self.levels == "q2_0" and self.center:
+            raise ValueError("levels: q2_0 goes without center")
         if self.packing == "base3" and self.bits is not None and self.grid != "ternary":
             raise ValueError("packing base3 stores ternary levels only: use bits: 2 with levels: ternary")
         if self.gamma != "matrix" and not kind.gamma_by_scale:
