@@ -7,6 +7,7 @@ import typer
 
 from abridged.cli import options
 from abridged.cli.output import print_json, quiet
+from abridged.core.quick_start import quick_start
 from abridged.core.text import printable
 
 
@@ -30,6 +31,7 @@ def classify(
     from abridged.data.labelled import read_texts
 
     firsts, seconds = ([text or ""], None if second is None else [second]) if file is None else read_texts(file)
+    quick_start()
     quiet()
     from abridged.models.load import load_model
     from abridged.tasks.classification import classify as run

@@ -7,6 +7,7 @@ import typer
 
 from abridged.cli import options
 from abridged.cli.output import print_json, quiet
+from abridged.core.quick_start import quick_start
 
 
 def embed(
@@ -42,6 +43,7 @@ def embed(
     from abridged.data.text_files import TextFile
 
     texts = None if file is None else TextFile(file, column)  # what is wrong with it is said before a model is loaded
+    quick_start()
     quiet()
     from abridged.core.progress import counter
     from abridged.evaluation.sentences import SentenceEncoder, note_cut, write_vectors
