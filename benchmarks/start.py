@@ -37,8 +37,8 @@ def generating(checkout: Path, model: Path, tokens: int) -> str:
     """What the command `abridged generate` of a checkout does."""
     arguments = ["abridged", "generate", str(model), "x", "--max-new-tokens", str(tokens), "--seed", "1"]
     return (
-        f"import sys; sys.path.insert(0, {str(HERE / 'benchmarks')!r}); from pathlib import Path; from checkouts import use; "
-        f"use(Path({str(checkout)!r})); from abridged.cli import main; sys.argv = {arguments!r}; main()"
+        f"import sys; sys.path.insert(0, {str(HERE / 'benchmarks')!r}); from pathlib import Path; "
+        f"from checkouts import use; use(Path({str(checkout)!r})); from abridged.cli import main; sys.argv = {arguments!r}; main()"
     )
 
 
@@ -51,6 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     rounds = 5 if options.quick else options.rounds
     from results import append
+
     from runtime import build
 
     with tempfile.TemporaryDirectory() as name:

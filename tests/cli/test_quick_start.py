@@ -24,7 +24,8 @@ def student(teacher, tmp_path_factory):
 
 
 def run(code):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def written(student, before):
