@@ -36,9 +36,13 @@ def seconds(code: str, threads: int) -> tuple[float, float]:
 def generating(checkout: Path, model: Path, tokens: int) -> str:
     """What the command `abridged generate` of a checkout does."""
     arguments = ["abridged", "generate", str(model), "x", "--max-new-tokens", str(tokens), "--seed", "1"]
-    return (
-        f"import sys; sys.path.insert(0, {str(HERE / 'benchmarks')!r}); from pathlib import Path; "
-        f"from checkouts import use; use(Path({str(checkout)!r})); from abridged.cli import main; sys.argv = {arguments!r}; main()"
+    path, checkout_path = str(HERE / "benchmarks"), str(checkout)
+    return "; ".join(
+        [
+            f"import sys; sys.path.insert(0, {path!r})",
+            f"from pathlib import Path; from checkouts import use; use(Path({checkout_path!r}))",
+            f"from abridged.cli import main; sys.argv = {arguments!r}; main()",
+        ]
     )
 
 
