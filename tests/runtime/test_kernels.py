@@ -53,9 +53,43 @@ def test_every_granularity(backend, book, packing):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_types(backend, dtype):
+@pytest.mark.parametrize("kind", ["static 8", "as they are"])
+def test_types(backend, dtype, kind):
     for tokens in (1, 20):
-        compare(backend, tokens, 50, 128, "ternary", "bits", 50, "static 8", dtype, bias=False)
+        compare(backend, tokens, 50, 128, "ternary", "bits", 50, kind, dtype, bias=False)
+
+
+@pytest.mark.parametrize("book", CODE_BOOKS)
+def test_inputs_that_stay_as_they_are(backend, book):
+    for tokens, (rows, columns) in itertools.product((1, 3, 40), ((37, 200), (1, 1), (3, 15), (9, 333))):
+        compare(backend, tokens, rows, columns, book, "bits", rows, "as they are")
+    for scales, tokens in itertools.product((1, 3, 36, 36 * 2, 36 * 32), (2, 33)):
+        compare(backend, tokens, 36, 512, book, "bits", scales, "as they are")
+
+
+@pytest.mark.parametrize("path", RUNNING)
+@pytest.mark.parametrize("book", CODE_BOOKS)
+def test_floats_are_exact_where_numbers_are_whole(path, book):
+    """Also of codes that begin at an odd place in memory, right up to its end, and of the matrix itself."""
+    weight = packed_matrix(29, 320, book, "bits", 58)[0]._replace(scales=torch.ones(58))
+    room = torch.cat([torch.zeros(1, dtype=torch.uint8), weight.codes])
+    x = torch.randint(-127, 128, (7, 320), generator=torch.Generator().manual_seed(1)).float()
+    kernels, held = Kernels(LIBRARY, path), Held.of(weight._replace(codes=room[1:]))
+    dense = weight.dequantize()
+    assert torch.equal(kernels.linear(held, x, None, None), x @ dense.T)
+    for part in (slice(0, 29), slice(28, 29), slice(3, 20)):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert torch.equal(kernels.dense(held, part, dtype), dense[part].to(dtype))
+
+
+@pytest.mark.parametrize("path", RUNNING)
+def test_what_is_not_a_number_stays_so_without_rounding(path):
+    weight, _ = packed_matrix(5, 64, "int4", "bits", 10)
+    x = torch.zeros(7, 64)
+    x[3, 7] = float("nan")
+    ours = Kernels(LIBRARY, path).linear(Held.of(weight), x, None, None)
+    assert ours[3].isnan().all()
+    assert ours[[0, 1, 2, 4, 5, 6]].eq(0).all()
 
 
 def test_the_choice_among_backends(monkeypatch):
@@ -65,7 +99,9 @@ def test_the_choice_among_backends(monkeypatch):
     monkeypatch.setattr(module, "kernels", lambda: compiled)
     assert isinstance(choose(weight, x, rounding), Cpu)
     assert isinstance(choose(weight, ids), Cpu)
-    assert isinstance(choose(weight, x), Reference)  # inputs that stay as they are
+    assert isinstance(choose(weight, x), Cpu)  # inputs that stay as they are
+    assert isinstance(choose(packed_matrix(5, 65, "ternary", "base3", 5)[0], torch.zeros(1, 65)), Reference)
+    assert isinstance(choose(packed_matrix(5, 64, "ternary", "bits", 5 * 8)[0], x), Reference)  # scales of 8 columns
     assert isinstance(choose(weight, x.double(), rounding), Reference)
     assert isinstance(choose(weight, x.to("meta"), rounding), Reference)
     monkeypatch.setattr(module, "kernels", lambda: None)
@@ -185,9 +221,10 @@ def test_an_unknown_function_is_refused(backend):
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(RUNNING), st.integers(1, 70), st.integers(1, 90), st.integers(1, 700), st.sampled_from(STORAGES),
-    st.sampled_from(KINDS), st.booleans(), st.integers(0, 100),
+    st.sampled_from([*KINDS, "as they are"]), st.booleans(), st.integers(0, 100),
 )  # fmt: skip
 def test_any_shape(path, tokens, rows, columns, storage, kind, per_row, seed):
+    storage = ("ternary", "bits") if kind == "as they are" and storage[1] == "base3" else storage
     with pytest.MonkeyPatch.context() as patch:
         compiled = Kernels(LIBRARY, path)
         patch.setattr(module, "kernels", lambda: compiled)

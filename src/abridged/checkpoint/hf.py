@@ -30,7 +30,6 @@ from abridged.checkpoint.verify import Verified, check_config, check_settings, v
 from abridged.core.errors import AbridgedError
 from abridged.core.parallel import sharing
 from abridged.storage.format import (
-    FILE_NAMES,
     FORMAT_VERSION,
     QUANT_METHOD,
     FileDigest,
@@ -86,7 +85,7 @@ class AbridgedQuantizer(HfQuantizer):
     """Rebuilds compressed modules before the weights load, and checks the files before and the values after."""
 
     quantization_config: AbridgedConfig
-    _copied: tuple[TensorEntry, ...] | list[TensorEntry] = ()  #: Scales, which a model has in another type than files.
+    _halved: tuple[TensorEntry, ...] | list[TensorEntry] = ()  #: What files have in FP16 and models in another type.
     _unseen: Path | None = None  #: The directory, where the hub's generation config, fetched last, was not there yet.
 
     def __init__(self, quantization_config: AbridgedConfig, **kwargs: Any) -> None:
@@ -137,7 +136,7 @@ class AbridgedQuantizer(HfQuantizer):
         is_known = known is not None and known[0] == directory.resolve()
         verified = known[1] if known is not None and is_known else verify(directory, paths, stored)
         self._unseen = None if GENERATION in verified.names else directory
-        self._copied = [one for name, one in verified.tensors.items() if name.endswith(FILE_NAMES["scales"])]
+        self._halved = [one for one in verified.tensors.values() if one.dtype == "F16"]
         if verified.spec != stored:
             raise AbridgedError(f"{directory}: the config that was given is not the one that is there")
         # A base model, or a head of another kind, takes a part of the tensors: transformers reports what is left.
@@ -145,6 +144,8 @@ class AbridgedQuantizer(HfQuantizer):
             check_tensors(model, spec, verified.tensors)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        import torch
+
         from abridged.checkpoint.skeleton import packed_modules
         from abridged.runtime.activations import StaticActivation
         from abridged.runtime.decoding import install
@@ -163,7 +164,8 @@ class AbridgedQuantizer(HfQuantizer):
                 _check_activation(path, quantizer)
         if self._unseen is not None:
             check_settings(self._unseen, self.spec)
-        let_go([one for one in self._copied if one.dtype == "F16"])  # they are computed with in FP32
+        if model.dtype != torch.float16:
+            let_go(self._halved)  # they were widened, and are not read again
         install(model, model_view(model))
         keep_vocabulary(model)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,33 @@ def load(directory: str | Path, **kwargs: Any) -> Any:
         if model_class is None:
             raise AbridgedError(f"{path / CONFIG}: architectures names no model class of transformers")
         options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-        with already_verified(path, verified):
+        with already_verified(path, verified), _nothing_drawn():
             return model_class.from_pretrained(path, **{**kwargs, **options}).eval()
     except AbridgedError as error:
         raise AbridgedError(f"{path}: {error}") from error
     except Exception as error:  # transformers raises whatever a malformed config makes it stumble over
         reason = str(error).strip().split("\n")[0][:300]
         raise AbridgedError(f"{path} cannot be loaded: {reason or type(error).__name__}") from error
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Weights on the meta device are not initialised, within: there is nothing to write to, and to find that out torch
+    imports sympy, which takes longer than the model does."""
+    from torch.nn import init
+
+    def passing_meta(function: Any) -> Any:
+        @wraps(function)
+        def initialise(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            return tensor if tensor.is_meta else function(tensor, *args, **kwargs)
+
+        return initialise
+
+    functions = {name: getattr(init, name) for name in vars(init) if name.endswith("_") and name[0] != "_"}
+    for name, function in functions.items():
+        setattr(init, name, passing_meta(function))
+    try:
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(init, name, function)

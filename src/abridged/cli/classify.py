@@ -9,6 +9,7 @@ import typer
 from abridged.cli import options
 from abridged.cli.output import print_json, quiet
 from abridged.core.errors import AbridgedError
+from abridged.core.quick_start import quick_start
 from abridged.core.text import printable
 
 
@@ -37,6 +38,7 @@ def classify(
     from abridged.data.labelled import read_texts
 
     firsts, seconds = ([text or ""], None if second is None else [second]) if file is None else read_texts(file)
+    quick_start()
     quiet()
     from abridged.families.kinds import fills_masks, labels_tokens
     from abridged.models.load import load_model

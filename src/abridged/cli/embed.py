@@ -7,6 +7,7 @@ import typer
 
 from abridged.cli import options
 from abridged.cli.output import print_json, quiet
+from abridged.core.quick_start import quick_start
 
 _FOR_SHARDS = {"keep": None, "split": None, "shard_rows": None, "workers": None, "ray": None, "resume": False,
                "overwrite": False}  # fmt: skip
@@ -112,6 +113,7 @@ def embed(
 
     # what is wrong with it is said before a model is loaded
     texts = None if file is None else TextFile(Path(file), column)
+    quick_start()
     quiet()
     from abridged.core.progress import counter
     from abridged.evaluation.sentences import SentenceEncoder, VectorSettings, note_cut, write_vectors

@@ -6,6 +6,7 @@ import typer
 
 from abridged.cli import options
 from abridged.cli.output import quiet
+from abridged.core.quick_start import quick_start
 
 
 def generate(
@@ -25,6 +26,7 @@ def generate(
     """
     if engine not in ("abridged", "llama.cpp"):
         raise typer.BadParameter(f"{engine!r} is none: there are abridged and llama.cpp", param_hint="--engine")
+    quick_start()
     quiet()
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

@@ -8,6 +8,7 @@ import typer
 
 from abridged.cli import options
 from abridged.cli.output import print_json, quiet
+from abridged.core.quick_start import quick_start
 
 
 def summarize(
@@ -41,6 +42,7 @@ def summarize(
         documents = [sys.stdin.read()] if file == "-" else read_documents(Path(file), column)
     except UnicodeDecodeError:
         raise AbridgedError("standard input is not UTF-8 text") from None
+    quick_start()
     quiet()
     from abridged.core.progress import counter
     from abridged.evaluation.summaries import SearchSettings

@@ -90,7 +90,7 @@ class Generation(Pieces):
                 if not math.isfinite(logits.max()):
                     raise AbridgedError("what the model answers are not numbers (NaN or infinity)")
                 written.append(int(choose(logits)))
-                if not self.tokens and isinstance(model.forward, Forward):
+                if not self.tokens and len(written) < count and isinstance(model.forward, Forward):
                     model.forward.halve(out.past_key_values)
             given |= {"input_ids": ids.new_tensor([written[-1:]]), "past_key_values": out.past_key_values}
             piece = stream.step(tokenizer.backend_tokenizer, written[-1])

@@ -1,6 +1,9 @@
 """What a model is for, as its class and config tell."""
 
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from abridged.families import quirks
@@ -119,9 +122,16 @@ def class_named(config: Any) -> type | None:
     import transformers
 
     name = architecture(config)
-    found = getattr(transformers, name, None)
+    found = getattr(_models_beside(config), name, None) or getattr(transformers, name, None)
     registered = (transformers.AutoModel, transformers.AutoModelForVisualQuestionAnswering)
     for auto in registered if found is None else ():
         own = auto._model_mapping.get(type(config), None)
         found = own if getattr(own, "__name__", "") == name else found
     return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def _models_beside(config: Any) -> ModuleType | None:
+    """The module of models beside that of a config, as transformers keeps them: then nobody need look through all."""
+    home = type(config).__module__
+    beside = home.replace(".configuration_", ".modeling_")
+    return import_module(beside) if beside != home and find_spec(beside) else None

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SLICE_WEIGHTS = 1 << 22
 """Weights that the reference dequantises at a time (16 MB in FP32)."""
 
+FEW_TOKENS = 8
+"""Up to so many, inputs that stay as they are meet the codes; of more, it pays to make the matrix first."""
+
 
 class Backend(Protocol):
     """x is (..., columns) of any floating type, and answers are in it; ids are integers, and rows are FP32."""
@@ -117,7 +120,7 @@ def _slices(weight: PackedWeight, step: int | None = None) -> Iterator[tuple[sli
 
 
 class Cpu:
-    """The compiled kernels: 8-bit integer products of rounded inputs, and embeddings."""
+    """The compiled kernels: 8-bit integer products of rounded inputs, FP32 products of others, and embeddings."""
 
     name = "cpu"
 
@@ -125,8 +128,8 @@ class Cpu:
         compiled = kernels.kernels()
         if compiled is None or not x.is_cpu:
             return False
-        if x.dtype.is_floating_point:  # a layer whose inputs stay as they are is the reference's
-            return rounding is not None and compiled.serves_linear(x.dtype, weight.storage)
+        if x.dtype.is_floating_point:
+            return compiled.serves_linear(x.dtype, weight.storage, rounding is not None)
         return True
 
     def prepare(self, weight: PackedWeight) -> Held:
@@ -137,8 +140,9 @@ class Cpu:
     ) -> Tensor:
         compiled = kernels.kernels()
         assert compiled is not None
-        assert rounding is not None
-        if rounding.bits == 1 and rounding.scale is not None:
+        if rounding is None and x.numel() > FEW_TOKENS * handle.columns and x.shape[-1] == handle.columns:
+            return _of_slices(compiled, handle, apply_function(x, function).to(x.dtype), bias)
+        if rounding is not None and rounding.bits == 1 and rounding.scale is not None:
             # two values, which rounding to 8 bits by token leaves as they are
             x = rounding.apply(apply_function(x, function)).to(x.dtype)
             rounding, function = Rounding(8), "identity"
@@ -148,6 +152,16 @@ class Cpu:
         compiled = kernels.kernels()
         assert compiled is not None
         return compiled.embedding(handle, ids)
+
+
+def _of_slices(compiled: kernels.Kernels, handle: Held, x: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W^T + bias`` of many tokens by torch, for a slice of the matrix at a time."""
+    y, step = x.new_empty((*x.shape[:-1], handle.rows)), max(1, SLICE_WEIGHTS // handle.columns)
+    for start in range(0, handle.rows, step):
+        part = slice(start, min(start + step, handle.rows))
+        added = None if bias is None else bias[part].to(x.dtype)
+        y[..., part] = F.linear(x, compiled.dense(handle, part, x.dtype), added)
+    return y
 
 
 class Triton:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,11 +36,17 @@ def is_plain(module: nn.Module) -> bool:
 
 def function_of(module: nn.Module) -> str | None:
     """Which of `activations.INPUT_FUNCTIONS` a module computes, other than none; found by asking it."""
-    x = torch.linspace(-4, 4, 33)
+    x, known = _samples()
     try:
         y = module(x)
     except Exception:  # it takes something else than one tensor
         return None
-    names = [name for name in INPUT_FUNCTIONS if name != "identity"]
-    alike = [n for n in names if isinstance(y, torch.Tensor) and torch.allclose(y, apply_function(x, n), atol=1e-6)]
-    return alike[0] if alike else None
+    alike = (n for n, of_it in known.items() if isinstance(y, torch.Tensor) and torch.allclose(y, of_it, atol=1e-6))
+    return next(alike, None)
+
+
+@cache
+def _samples() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Some numbers, and what each function makes of them."""
+    x = torch.linspace(-4, 4, 33)
+    return x, {name: apply_function(x, name) for name in INPUT_FUNCTIONS if name != "identity"}

@@ -30,7 +30,7 @@ from abridged.storage.packing import zero_levels
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 7  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 8  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("q2_0", "bits"): 1,
@@ -54,6 +54,11 @@ class Kernels:
         pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
         self._linear = library.abridged_linear
         self._linear.argtypes = [*[pointer] * 8, *[int64] * 5, *[int32] * 5, int64]
+        self._linear_floats = library.abridged_linear_floats
+        self._linear_floats.argtypes = [*[pointer] * 6, *[int64] * 5, *[int32] * 4, int64]
+        self._dense = library.abridged_dense
+        self._dense.argtypes = [*[pointer] * 4, *[int64] * 6, *[int32] * 3, int64]
+        self._dense.restype = None
         self._embedding = library.abridged_embedding
         self._embedding.argtypes = [*[pointer] * 5, *[int64] * 5, int32, int64]
         self._attend = library.abridged_attend
@@ -62,7 +67,8 @@ class Kernels:
         self._attend_all = library.abridged_attend_all
         self._attend_all.argtypes = [*[pointer] * 10, ctypes.c_float, int32, int32, int64]
         self._attend_all.restype = None
-        library.abridged_serves.argtypes = [int32, int64, int64]
+        for serves in (library.abridged_serves, library.abridged_serves_floats):
+            serves.argtypes = [int32, int64, int64]
         library.abridged_use_team.argtypes = [pointer]
         library.abridged_use_team.restype = None
         library.abridged_use_team(_torch_team())
@@ -75,21 +81,20 @@ class Kernels:
         self._number = PATHS.index(self.path)
         self._attends_all = bool(library.abridged_attends_all(self._number))
         self._serves = lru_cache(maxsize=None)(library.abridged_serves)
+        self._serves_floats = lru_cache(maxsize=None)(library.abridged_serves_floats)
 
-    def serves_linear(self, dtype: torch.dtype, storage: Storage) -> bool:
-        """Whether `linear` can be called: of float32 or bf16, and scales that do not split a step."""
-        return dtype in _TYPES and bool(
-            self._serves(
-                _BOOKS[_SIGNED.get(storage.code_book, storage.code_book), storage.packing],
-                storage.columns,
-                storage.groups,
-            )
-        )
+    def serves_linear(self, dtype: torch.dtype, storage: Storage, rounds: bool = True) -> bool:
+        """Whether `linear` can be called, with a rounding or without one: of float32 or bf16, and scales that do not
+        split a step."""
+        book = _BOOKS[_SIGNED.get(storage.code_book, storage.code_book), storage.packing]
+        serves = self._serves if rounds else self._serves_floats
+        return dtype in _TYPES and bool(serves(book, storage.columns, storage.groups))
 
     def linear(
-        self, weight: Held, x: Tensor, bias: Tensor | None, rounding: Rounding, function: str = "identity"
+        self, weight: Held, x: Tensor, bias: Tensor | None, rounding: Rounding | None, function: str = "identity"
     ) -> Tensor:
-        """``round(function(x)) W^T + bias`` (..., rows) of x (..., columns) on the CPU, in its type.
+        """``round(function(x)) W^T + bias`` (..., rows) of x (..., columns) on the CPU, in its type, computed in FP32
+        where nothing is rounded.
 
         Raises AbridgedError unless everything is of the size and type that the library, which trusts it, will read.
         """
@@ -100,6 +105,14 @@ class Kernels:
         if wrong is not None:
             raise AbridgedError(f"a packed layer of {weight.rows}x{weight.columns}: {wrong}")
         y = x.new_empty((*x.shape[:-1], weight.rows))
+        if rounding is None:
+            pointers = (x.data_ptr(), y.data_ptr(), weight.codes, weight.scales, weight.offsets)
+            sizes = (x.numel() // weight.columns, weight.rows, weight.columns, weight.row_bytes, weight.num_scales)
+            numbers = (weight.book, _TYPES[x.dtype], _FUNCTIONS[function], self._number)
+            to_add = None if bias is None else bias.data_ptr()
+            if self._linear_floats(*pointers, to_add, *sizes, *numbers, torch.get_num_threads()):
+                raise MemoryError(f"no memory for {x.numel()} activations in FP32")
+            return y
         failed = self._linear(
             x.data_ptr(),
             y.data_ptr(),
@@ -125,15 +138,24 @@ class Kernels:
             raise _failure(failed, x)
         return y
 
+    def dense(self, weight: Held, part: slice, dtype: torch.dtype) -> Tensor:
+        """Rows of the matrix itself (n, columns), of those that it has, in float32 or bf16."""
+        y = torch.empty(part.stop - part.start, weight.columns, dtype=dtype)
+        pointers = (y.data_ptr(), weight.codes, weight.scales, weight.offsets)
+        sizes = (weight.rows, weight.columns, weight.row_bytes, weight.num_scales)
+        numbers = (weight.book, _TYPES[dtype], self._number)
+        self._dense(*pointers, part.start, part.stop, *sizes, *numbers, torch.get_num_threads())
+        return y
+
     def prepared_linear(
-        self, weight: PackedWeight, bias: Tensor | None, rounding: Rounding, function: str = "identity"
+        self, weight: PackedWeight, bias: Tensor | None, rounding: Rounding | None, function: str = "identity"
     ) -> Callable[[Tensor], Tensor]:
         """`linear` for many calls: a function of x (B, columns) FP32, contiguous, that returns y (B, rows).
 
         It returns the same memory whenever B is the same. Good for as long as nobody moves the tensors.
         """
         held, rows = Held.of(weight), weight.storage.rows
-        operands = (bias, rounding.scale, rounding.zero_point)
+        operands = (bias,) if rounding is None else (bias, rounding.scale, rounding.zero_point)
         kept = (weight, held, operands)  # `call` keeps what it points to from being freed
         addresses = [
             held.codes,
@@ -143,10 +165,11 @@ class Kernels:
         ]
         pointers = [ctypes.c_void_p(address) for address in addresses]
         sizes = [rows, held.columns, held.row_bytes, held.num_scales]
-        numbers = (held.book, 0, rounding.bits, _FUNCTIONS[function], self._number)
+        bits = () if rounding is None else (rounding.bits,)
+        numbers = (held.book, 0, *bits, _FUNCTIONS[function], self._number)
         rest = [*map(ctypes.c_int64, sizes), *map(ctypes.c_int32, numbers), ctypes.c_int64(torch.get_num_threads())]
         outputs: dict[int, tuple[Tensor, ctypes.c_void_p]] = {}
-        run = self._linear
+        run = self._linear_floats if rounding is None else self._linear
 
         def call(x: Tensor, _: object = kept) -> Tensor:
             batch = len(x)
@@ -264,14 +287,16 @@ class Held(NamedTuple):
 
 
 def fault(
-    weight: Held | Storage, x: Tensor, bias: Tensor | None, rounding: Rounding, fewest_bits: int = 2
+    weight: Held | Storage, x: Tensor, bias: Tensor | None, rounding: Rounding | None, fewest_bits: int = 2
 ) -> str | None:
     """What a kernel, which trusts its arguments, would stumble over; None where nothing is wrong."""
-    scale, zero_point = rounding.scale, rounding.zero_point
     if x.dim() == 0 or x.shape[-1] != weight.columns:
         return f"x ends in {x.shape[-1] if x.dim() else 0} columns"
     if bias is not None and bias.shape != (weight.rows,):
         return "the bias is of another size"
+    if rounding is None:
+        return None
+    scale, zero_point = rounding.scale, rounding.zero_point
     if scale is not None and (scale.numel() != 1 or scale.dtype != torch.float32):
         return "the input's scale is not one FP32 number"
     if zero_point is not None and (scale is None or zero_point.numel() != 1 or zero_point.dtype != torch.int32):

@@ -1,11 +1,9 @@
-// The functions that Python calls: choosing among instruction sets, sharing work among threads, embedding look-up.
-#include "abridged_kernels.h"
-
-#include <atomic>
+// The functions that Python calls: choosing among instruction sets, embedding look-up.
 #include <cstring>
 #include <new>
-#include <thread>
 #include <vector>
+
+#include "share.hpp"
 
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
@@ -13,6 +11,9 @@
 #endif
 
 namespace abridged {
+
+Team team = nullptr;
+
 namespace {
 
 bool allow_tiles() {  // Linux gives a process the large registers only when it asks
@@ -58,40 +59,8 @@ const Kernels& kernels_of(int32_t path) {
   return portable_kernels;
 }
 
-// torch's own OpenMP runtime, so that no second pool of threads competes with its workers.
-using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
-Team team = nullptr;
-
-template <typename Work>
-void in_parallel(int64_t threads, const Work& work) {
-  if (threads <= 1) {
-    work();
-  } else if (team) {
-    team([](void* data) { (*static_cast<const Work*>(data))(); }, const_cast<Work*>(&work), unsigned(threads), 0);
-  } else {
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < threads; ++i) others.emplace_back(work);
-    work();
-    for (std::thread& other : others) other.join();
-  }
-}
-
-// work(first, last) for all of [0, count), in pieces that threads take as they come free.
-template <typename Work>
-void share(int64_t threads, int64_t count, int64_t piece, const Work& work) {
-  std::atomic<int64_t> next{0};
-  const int64_t pieces = (count + piece - 1) / piece;
-  in_parallel(threads < pieces ? threads : pieces, [&] {
-    for (int64_t i; (i = next.fetch_add(1)) < pieces;)
-      work(i * piece, (i + 1) * piece < count ? (i + 1) * piece : count);
-  });
-}
-
 constexpr int64_t CHUNK = 64, TILE_TOKENS = 32;
 constexpr int64_t WIDENED = 1 << 18;  // bytes of codes that were taken apart
-constexpr int64_t WORTH_A_THREAD = 1 << 17;  // products: some microseconds
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 bool suits_tiles(const Linear& l) {
   const int64_t size = l.group_size(), per_byte = LAYOUTS[l.book].per_byte;
@@ -168,7 +137,7 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
 using namespace abridged;
 
 // Counted up whenever a function here changes what it takes; kernels.py has the number that it knows.
-ABRIDGED_API int32_t abridged_interface() { return 7; }
+ABRIDGED_API int32_t abridged_interface() { return 8; }
 
 // Give the address of torch's GOMP_parallel, or null to start threads of our own for each call.
 ABRIDGED_API void abridged_use_team(void* address) { team = reinterpret_cast<Team>(address); }

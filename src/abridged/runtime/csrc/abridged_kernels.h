@@ -60,6 +60,13 @@ struct Tokens {
   int64_t chunk_bytes;  // packed bytes whose codes stand together, those of the first place of each byte first
 };
 
+// Tokens that stay as they are: x in FP32 with zeros up to the stride, and its sums over each group.
+struct Inputs {
+  const float* x;
+  const float* sums;
+  int64_t stride;
+};
+
 // One query for each of `heads` against `length` keys and values of `key_heads`, for each of a batch: softmax attention.
 struct Attention {
   const float* query;   // (batch, heads, width)
@@ -94,6 +101,14 @@ struct Kernels {
   void (*attend_all)(const ManyQueries&, int64_t first_head, int64_t last_head);  // of batch * key_heads; or null
 };
 
+// What it offers for inputs that stay as they are.
+struct FloatKernels {
+  void (*widen)(const Linear&, float* x, float* sums, int64_t stride);  // what Inputs have
+  void (*linear)(const Linear&, const Inputs&, int64_t first_row, int64_t last_row);
+  void (*dense)(const Linear&, void* to, int64_t first_row, int64_t last_row);  // the weights of these rows
+};
+
+extern const FloatKernels portable_floats, avx2_floats, avx512_floats;
 extern const Kernels portable_kernels, avx2_kernels, avx512vnni_kernels, amx_kernels;
 
 }  // namespace abridged

@@ -529,7 +529,7 @@ void quantize_tokens(const Linear& l, const Tokens& t, int64_t first, int64_t la
   delete[] levels;
 }
 
-void quantize(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+[[maybe_unused]] void quantize(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   l.type == FLOAT32 ? quantize_tokens<float>(l, t, first, last) : quantize_tokens<uint16_t>(l, t, first, last);
 }
 
@@ -718,7 +718,7 @@ void linear_typed(const Linear& l, const Tokens& t, int64_t first, int64_t last)
   l.type == FLOAT32 ? linear_of<BOOK, float>(l, t, first, last) : linear_of<BOOK, uint16_t>(l, t, first, last);
 }
 
-void linear(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
+[[maybe_unused]] void linear(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   switch (l.book) {
     case BINARY: return linear_typed<BINARY>(l, t, first, last);
     case TERNARY: return linear_typed<TERNARY>(l, t, first, last);

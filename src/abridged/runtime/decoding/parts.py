@@ -34,8 +34,8 @@ def linear(module: nn.Module, dtype: torch.dtype) -> Function:
     compiled = kernels.kernels()
     if isinstance(module, PackedLinear) and compiled is not None:
         rounding, bias = module.rounding(), None if module.bias is None else module.bias.float()
-        served = compiled.serves_linear(torch.float32, module.storage)
-        if served and rounding is not None and rounding.bits > 1:
+        served = compiled.serves_linear(torch.float32, module.storage, rounding is not None)
+        if served and (rounding is None or rounding.bits > 1):
             return compiled.prepared_linear(module.packed, bias, rounding, module.input_function)
     if dtype != torch.float32:
         return lambda x: module(x.to(dtype)).float()
