@@ -125,6 +125,7 @@ def test_soft_labels_and_their_gradients(device):
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.timeout(900)
 def test_the_whole_way_from_a_teacher_to_text(device, teacher, text, recipe_file, tmp_path):
     """`abridged compress` here, and in a process that sees no GPU: the same numbers but for rounding."""
     recipe, outputs = recipe_file(steps=4), {"here": tmp_path / "here", "cpu": tmp_path / "cpu"}
