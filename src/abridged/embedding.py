@@ -109,10 +109,10 @@ def embed_data(
             _link(shards.path(number), workspace.finished)
         (workspace.finished / RECORD).write_text(json.dumps(account, indent=1), encoding="utf-8")
         workspace.publish()
-    for count, what in ((told["cut"], "are longer than the model reads and lost their ends"),
-                        (told["missing"], "are empty or missing: their vectors are null")):  # fmt: skip
-        if count:
-            print(f"note: {count:,} of {done:,} texts {what}", file=sys.stderr)
+    for lost, what in ((told["cut"], "are longer than the model reads and lost their ends"),
+                       (told["missing"], "are empty or missing: their vectors are null")):  # fmt: skip
+        if lost:
+            print(f"note: {lost:,} of {done:,} texts {what}", file=sys.stderr)
     return {**told, "texts_per_second": (done - before) / seconds_since(began)}
 
 

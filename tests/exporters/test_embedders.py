@@ -73,7 +73,8 @@ def test_onnx_pools_and_normalises(pooling, normalize, tmp_path):
     assert [one.name for one in session.get_outputs()] == ["last_hidden_state", "sentence_embedding"]
     _, tokenizer = load_model(source)
     batch = tokenizer(LINES, padding=True, return_tensors="np")
-    hidden, vectors = session.run(None, {one.name: batch[one.name] for one in session.get_inputs()})
+    given = {"token_type_ids": np.zeros_like(batch["input_ids"]), **batch}
+    hidden, vectors = session.run(None, {one.name: given[one.name] for one in session.get_inputs()})
     assert hidden.shape == (*batch["input_ids"].shape, 32)
     np.testing.assert_allclose(vectors, own, atol=2e-3)
     kept = json.loads(session.get_modelmeta().custom_metadata_map["sentences"])

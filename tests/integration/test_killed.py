@@ -45,7 +45,7 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]
 #: Which verb, whether over what is there, and whether at every operation; compress and finetune share their code.
 CASES = [
     *(pytest.param(name, over, False) for name, over in (("finetune", True), ("trim", True))),
-    *(pytest.param(name, False, False) for name in VERBS if name.startswith(("embed", "export"))),
+    *(pytest.param(name, False, False) for name in VERBS if name.startswith("export")),
     *(pytest.param(name, False, True, marks=SLOW) for name in VERBS),
     *(pytest.param(name, True, True, marks=SLOW) for name in ("compress", "finetune", "trim")),
 ]
