@@ -95,6 +95,11 @@ class Bench:
             making.rename(folder)
         return folder
 
+    def gpt2_tokenizer(self) -> GPT2TokenizerFast:
+        """GPT-2's own, from its vocabulary."""
+        folder = self.needs(self.data / "tokenizers" / "gpt2")
+        return GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
     def fresh(self, shape: str) -> Path:
         """A GPT-2 of random weights of a true shape, with GPT-2's tokenizer."""
         folder = self.work / f"fresh-{shape}"
