@@ -2,7 +2,7 @@
 
 import pytest
 
-from abridged.methods.quantization.forms import RULES, forms
+from abridged.methods.quantization.forms import FOR_ENGINES, RULES, forms
 from abridged.methods.quantization.quantizers import QUANTIZERS
 from abridged.methods.quantization.settings import WeightSettings
 
