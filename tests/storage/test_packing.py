@@ -108,4 +108,4 @@ def test_wrong_size_and_wrong_names():
 
 
 def test_storage_bits():
-    assert [storage_bits(*way) for way in WAYS] == [1, 2, 2, 3, 4, 5, 6, 8, 2, 3, 4, 5, 6, 8, 1.6]
+    assert [storage_bits(*way) for way in WAYS] == [1, 2, 2, 2, 3, 4, 5, 6, 8, 2, 3, 4, 5, 6, 8, 1.6]

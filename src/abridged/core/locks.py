@@ -36,7 +36,7 @@ def lock(descriptor: int, wait: bool = True) -> None:
     while True:
         os.lseek(descriptor, 0, os.SEEK_SET)  # of one byte, which need not be there
         try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except PermissionError as error:  # what Windows says where another holds it
             if not wait:
                 raise BlockingIOError(error.errno, error.strerror) from error
