@@ -47,7 +47,7 @@ def quick_start() -> None:
     _Package("transformers.models", lambda name: None)
     torch_is_shared, torch.distributed.is_available = torch.distributed.is_available, lambda: False
     try:
-        utils = importlib.import_module("transformers.utils")
+        utils: Any = importlib.import_module("transformers.utils")
         utils.import_utils.is_torch_distributed_available()  # it keeps the answer
     finally:
         torch.distributed.is_available = torch_is_shared
