@@ -55,7 +55,7 @@ fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz -s tests/fuzz
 
 engines: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,llama-cpp,onnx,ray,serving,tasks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,llama-cpp,onnx,serving,tasks]'
 	$(BIN)/python -m pytest -m engine
 
 lint: $(READY)
