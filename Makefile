@@ -65,7 +65,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench.py $(RECORD)
 
 engines: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,llama-cpp,onnx,ray,serving,tasks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,llama-cpp,onnx,serving,tasks]'
 	$(BIN)/python -m pytest -m engine
 
 lint: $(READY)

@@ -1,6 +1,6 @@
-"""Texts a second of `abridged embed` against its workers: processes of one thread each, or actors of Ray Data.
+"""Texts a second of `abridged embed` against its workers: processes of one thread each.
 
-    python benchmarks/embed.py MODEL TEXTS.txt [--count 2000] [--workers 1 2] [--ray local]
+    python benchmarks/embed.py MODEL TEXTS.txt [--count 2000] [--workers 1 2]
 
 Each number of workers makes the vectors of the same texts once, a shard a worker and turn. Seconds are counted from the
 first shard that is there to the last, so that loading, which happens once in each worker, weighs as little as it does
@@ -16,18 +16,16 @@ from pathlib import Path
 
 import results
 
-from abridged.core import parallel, ray_data
 from abridged.core.names import public_name
+from abridged.core.parallel import spread
 from abridged.data.text_source import TextSource
 from abridged.index.shards import Shards
 
 
-def measure(shards: Shards, workers: int, ray: str | None) -> dict[str, float]:
+def measure(shards: Shards, workers: int) -> dict[str, float]:
     """Texts a second of `workers` that make all shards, and how many processes wanted to run meanwhile."""
     numbers, began, done = list(range(len(shards))), 0.0, 0
-    begin = shards.begin
-    made = parallel.spread(begin, numbers, workers) if ray is None else ray_data.spread(begin, numbers, workers, ray)
-    for count in made:
+    for count in spread(shards.begin, numbers, workers):
         if began:
             done += count["rows"]
         began = began or time.perf_counter()
@@ -40,7 +38,6 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--ray", help="the address of a cluster, or local")
     given = parser.parse_args()
     for workers in given.workers:
         with tempfile.TemporaryDirectory() as folder:
@@ -49,11 +46,10 @@ def main() -> None:
             path = Path(folder) / "texts.txt"
             path.write_text("".join(some), encoding="utf-8")
             shards = Shards(given.model, TextSource.open(path), Path(folder), rows=max(1, given.count // 16))
-            found = measure(shards, workers, given.ray)
+            found = measure(shards, workers)
         words = sum(len(line.split()) for line in some) / len(some)
         settings = {"workers": workers, "count": len(some), "words": round(words, 1)}
-        name = "processes" if given.ray is None else "ray"
-        results.append("embed", found, name=name, model=public_name(given.model), settings=settings)
+        results.append("embed", found, name="processes", model=public_name(given.model), settings=settings)
         print(workers, found)
 
 

@@ -35,7 +35,6 @@ def embed_data(
     batch_size: int = 32,
     shard_rows: int = 8192,
     workers: int | None = None,
-    ray: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -53,8 +52,6 @@ def embed_data(
         batch_size: texts that the model reads at once.
         shard_rows: texts of a file, of which one is lost at most by each worker that is killed.
         workers: processes of one thread each; None: as many as there are cores, memory and shards for.
-        ray: the address of a Ray cluster whose machines all see data, model and output at the same paths; `auto`,
-            or `local`.
         resume, overwrite: go on with an interrupted run; replace an output that abridged wrote.
 
     Returns:
@@ -92,7 +89,7 @@ def embed_data(
         before, began = sum(count["rows"] for count in counts), time.perf_counter()
         done = before
         with counter("texts", before) as show:
-            for count in _made(shards, workers, ray):
+            for count in _made(shards, workers):
                 counts.append(count)
                 done += count["rows"]
                 show(done, len(source), f"{(done - before) / seconds_since(began):,.0f} texts/s")
@@ -116,15 +113,11 @@ def embed_data(
     return {**told, "texts_per_second": (done - before) / seconds_since(began)}
 
 
-def _made(shards: Any, workers: int | None, ray: str | None) -> Iterator[dict[str, int]]:
+def _made(shards: Any, workers: int | None) -> Iterator[dict[str, int]]:
     """The counts of the shards that are not there yet, which are made."""
     wanted = [number for number in range(len(shards)) if shards.found(number) is None]
     if not wanted:
         return iter(())
-    if ray is not None:
-        from abridged.core import ray_data
-
-        return ray_data.spread(shards.begin, wanted, workers, ray)
     return spread(shards.begin, wanted, min(workers or _workers(shards.model), len(wanted)))
 
 

@@ -168,23 +168,3 @@ def test_options_of_the_directory_are_refused_elsewhere(command, folder, tmp_pat
     )
     assert ended.code == 2
     assert "is for an --output that is a directory" in ended.stderr
-
-
-@pytest.mark.engine
-@pytest.mark.timeout(900)
-def test_ray_writes_the_same_bytes_with_one_worker_and_with_two(folder, tmp_path):
-    pytest.importorskip("ray.data")
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        embed_data(
-            folder / "model", folder / "data", out, keep=["id", "text"], shard_rows=16, workers=workers, ray="local"
-        )
-        assert contents(out) == contents(folder / "float16")
-
-
-@pytest.mark.engine
-@pytest.mark.timeout(900)
-def test_a_fault_in_an_actor_is_one_sentence(folder, tmp_path):
-    pytest.importorskip("ray.data")
-    with pytest.raises(AbridgedError, match="^the model has no prompt called 'passage': it has query$"):
-        embed_data(folder / "model", folder / "data", tmp_path / "out", prompt="passage", workers=1, ray="local")

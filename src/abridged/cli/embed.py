@@ -9,7 +9,7 @@ from abridged.cli import options
 from abridged.cli.output import print_json, quiet
 from abridged.core.quick_start import quick_start
 
-_FOR_SHARDS = {"keep": None, "split": None, "shard_rows": None, "workers": None, "ray": None, "resume": False,
+_FOR_SHARDS = {"keep": None, "split": None, "shard_rows": None, "workers": None, "resume": False,
                "overwrite": False}  # fmt: skip
 
 
@@ -70,14 +70,6 @@ def embed(
         int | None,
         typer.Option(
             min=1, help="Directory: processes, each on one core.", show_default="one a core, as memory allows"
-        ),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Directory: share the work over a Ray cluster, by its address, auto or local.",
-            show_default=False,
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Directory: go on with an interrupted run.")] = False,
