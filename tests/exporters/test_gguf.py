@@ -286,7 +286,7 @@ def test_bad_requests_end_in_one_sentence(tokenizer, tmp_path):
         export(source, tmp_path / "a.gguf", format="gguf", ternary="TQ3_0")
     with pytest.raises(AbridgedError, match="has no option speed: its options are ternary, dense_fallback"):
         export(source, tmp_path / "a.gguf", format="gguf", speed=1)
-    with pytest.raises(AbridgedError, match="of float16, bfloat16 or float32, not 'int8'"):
+    with pytest.raises(AbridgedError, match="of float16, bfloat16, float32, q8_0, not 'int8'"):
         export(source, tmp_path / "a.gguf", format="gguf", dtype="int8")
     (tmp_path / "taken.gguf").write_text("mine")
     with pytest.raises(AbridgedError, match="exists already"):

@@ -66,7 +66,8 @@ def test_values(way, matrix):
     grouped = levels.float().view(ROWS, scales.shape[1], -1)
     assert torch.equal(((grouped - zeros[..., None]) * scales[..., None]).view(ROWS, COLUMNS), dense)
     x, bias, ids = torch.randn(2, 3, COLUMNS), torch.randn(ROWS), torch.tensor([[0, 5], [11, 5]])
-    assert torch.equal(ops.linear(weight, x, bias), F.linear(x, dense, bias))
+    error = (ops.linear(weight, x, bias) - F.linear(x, dense, bias)).abs()  # the kernels add up in their own order
+    assert bool((error <= 1e-6 * (x.abs() @ dense.abs().T + bias.abs())).all())
     assert torch.equal(ops.embedding(weight, ids), dense[ids])
     assert torch.equal(weight.rows(ids), dense[ids])
 
