@@ -101,7 +101,7 @@ def test_entities_of_a_packed_model(compressed, command, folder, names):
         "",
     ]
     model = AutoModelForTokenClassification.from_pretrained(small)
-    assert type(model.classifier).__name__ == "PackedLinear"
+    assert type(model.bert.encoder.layer[0].attention.self.query).__name__ == "PackedLinear"
     found, _ = find_entities(model, AutoTokenizer.from_pretrained(small), ["Anna Curie saw the Oslo"])
     assert [one["label"] for one in found[0]] == ["PER", "LOC"]
     ended = command("evaluate", small, "--data", names, "--json")
