@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
 from fnmatch import fnmatch
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from abridged.training.processes import autocast
 from abridged.training.runners.base import Pass
 from abridged.training.runners.readings import few, many
 from abridged.training.state import load_into, on_host, unique_state
+
+#: Two models that are followed side by side read the same, whichever thread comes first (see `methods.lockstep`).
+_DRAWING = Lock()
 
 
 class Whole:
@@ -141,7 +145,9 @@ class Whole:
     def calibrate(self, model: nn.Module, tokens: int | None = None) -> None:
         """Run some of the stage's examples through a model: a few, or one batch of about so many tokens."""
         examples, seed = self.given.examples, self.settings.seed
-        batches = few(examples, seed) if tokens is None else [many(examples, seed, tokens)]
+        with _DRAWING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # some examples draw what they mask
+            batches = few(examples, seed) if tokens is None else [many(examples, seed, tokens)]
         with torch.no_grad(), evaluating(model), nullcontext() if tokens is None else autocast(self.settings):
             for batch in batches:
                 model(**batch.to(self.given.device).model_inputs, use_cache=False)
