@@ -85,11 +85,13 @@ def embed_data(
             print(f"note: {note}", file=sys.stderr)
         workspace.save_state({}, {})  # by which a run is known for one that can go on
         workspace.parts.mkdir(exist_ok=True)
-        counts = [found for number in range(len(shards)) if (found := shards.found(number)) is not None]
+        there = [shards.found(number) for number in range(len(shards))]
+        counts = [found for found in there if found is not None]
+        wanted = [number for number, found in enumerate(there) if found is None]
         before, began = sum(count["rows"] for count in counts), time.perf_counter()
         done = before
         with counter("texts", before) as show:
-            for count in _made(shards, workers):
+            for count in _made(shards, wanted, workers):
                 counts.append(count)
                 done += count["rows"]
                 show(done, len(source), f"{(done - before) / seconds_since(began):,.0f} texts/s")
@@ -99,7 +101,7 @@ def embed_data(
         }
         account = {
             **{"model": public_name(model), "data": public_name(data), "vectors": vectors, "prompt": prompt, **told},
-            **{"shard_rows": shard_rows, "keep": [*keep], **environment()},
+            **{"dimensions": dimensions, "shard_rows": shard_rows, "keep": [*keep], **environment()},
         }
         workspace.finished.mkdir(parents=True)
         for number in range(len(shards)):
@@ -113,9 +115,8 @@ def embed_data(
     return {**told, "texts_per_second": (done - before) / seconds_since(began)}
 
 
-def _made(shards: Any, workers: int | None) -> Iterator[dict[str, int]]:
-    """The counts of the shards that are not there yet, which are made."""
-    wanted = [number for number in range(len(shards)) if shards.found(number) is None]
+def _made(shards: Any, wanted: Sequence[int], workers: int | None) -> Iterator[dict[str, int]]:
+    """The counts of the shards that are wanted, which are made."""
     if not wanted:
         return iter(())
     return spread(shards.begin, wanted, min(workers or _workers(shards.model), len(wanted)))
@@ -127,8 +128,7 @@ def _workers(model: str) -> int:
 
     where = Path(model)
     weights = sum(path.stat().st_size for path in where.glob("*.safetensors")) if where.is_dir() else 0
-    free = free_memory()
-    return cores() if free is None else max(1, min(cores(), free // (_WORKER + 2 * weights)))
+    return max(1, min(cores(), free_memory() // (_WORKER + 2 * weights)))
 
 
 def _digest(model: str | Path) -> str:

@@ -22,10 +22,10 @@ from abridged.checkpoint.files import (
     ADAPTER_WEIGHTS,
     CONFIG,
     RECORD,
-    is_adapter,
     read_header,
     read_json,
     safe_file,
+    write_json_files,
 )
 from abridged.core.digest import file_sha256
 from abridged.core.errors import AbridgedError
@@ -194,7 +194,7 @@ def save_adapter(model: Any, directory: Path, base: Path, output: Path, record: 
             "sha256": sha256,
         },
     }
-    (directory / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json_files(directory, {RECORD: record})
     return record
 
 
@@ -204,6 +204,3 @@ def _place(model: Any, name: str) -> str:
     if model.base_model is model:
         return name.removeprefix(prefix)
     return name
-
-
-__all__ = ["AdapterFiles", "apply_adapter", "is_adapter", "read_adapter", "save_adapter"]

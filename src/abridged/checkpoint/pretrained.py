@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers.modeling_utils import PreTrainedModel
 
-from abridged.checkpoint.adapters import apply_adapter, is_adapter, read_adapter
+from abridged.checkpoint.adapters import apply_adapter, read_adapter
+from abridged.checkpoint.files import is_adapter
 
 _from_pretrained = PreTrainedModel.from_pretrained.__func__
 

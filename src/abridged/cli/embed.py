@@ -111,10 +111,8 @@ def embed(
     from abridged.evaluation.sentences import SentenceEncoder, VectorSettings, note_cut, write_vectors
     from abridged.models.load import load_model
 
-    encoder, settings = (
-        SentenceEncoder(*load_model(model)),
-        VectorSettings(vectors or "float32", dimensions, batch_size),
-    )
+    settings = VectorSettings(vectors or "float32", dimensions, batch_size)
+    encoder = SentenceEncoder(*load_model(model))
     options.note_dimensions(model, dimensions)
     for note in [encoder.note] if encoder.note else []:
         typer.echo(note, err=True)

@@ -15,7 +15,7 @@ import numpy as np
 from abridged.core.errors import AbridgedError
 from abridged.core.text import lines_of, read_text
 from abridged.data.dataset import PARTS, Dataset, announce, hub_splits
-from abridged.data.padding import PaddedTexts
+from abridged.data.padding import PaddedTexts, tokenized
 from abridged.data.rows import Parts, Row, listed, rows_of_hub, tab_separated, unique
 from abridged.data.rows import rows as rows_of
 
@@ -263,10 +263,16 @@ def _label(label: str, labels: tuple[str, ...] | None, where: str, place: str) -
     return label
 
 
+def held_out(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of what is trained on, of so many, and of what is held out of it, at least one."""
+    order = np.random.default_rng(seed).permutation(count)
+    held = max(1, round(HELD_OUT * count))
+    return order[held:], order[:held]
+
+
 def _hold_out(rows: list[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    order = np.random.default_rng(seed).permutation(len(rows))
-    held = max(1, round(HELD_OUT * len(rows)))
-    return [rows[i] for i in order[held:]], [rows[i] for i in order[:held]]
+    left, held = held_out(len(rows), seed)
+    return [rows[i] for i in left], [rows[i] for i in held]
 
 
 def own_labels(name: str, parts: Parts, columns: tuple[str, ...] | None = None, seed: int = 0) -> LabelledData:
@@ -353,15 +359,11 @@ class TokenSentences(PaddedTexts):
         # nothing but a line break parts two texts of a decoder
         apart = "" if tokenizer.num_special_tokens_to_add(pair=True) else "\n"
         given = (firsts,) if seconds[0] is None else (firsts, [apart + (second or "") for second in seconds])
-        whole = tokenizer(*given, return_attention_mask=False, verbose=False)
-        cut = sum(len(ids) > context for ids in whole["input_ids"])
-        if cut:
-            whole = tokenizer(*given, truncation=True, max_length=context, return_attention_mask=False, verbose=False)
-        types = whole.get("token_type_ids")
+        whole, cut = tokenized(tokenizer, context, *given)
         values = [row.label if labels is None else labels[str(row.label)] for row in rows]
         return cls(
-            ids=[np.asarray(ids, dtype=np.int64) for ids in whole["input_ids"]],
-            types=None if types is None else [np.asarray(t, dtype=np.int64) for t in types],
+            ids=whole["ids"],
+            types=whole["types"],
             labels=np.array(values, dtype=np.float32 if labels is None else np.int64),
             pad=tokenizer.pad_token_id or 0,
             cut=cut,

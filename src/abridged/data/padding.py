@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +14,33 @@ from torch import Tensor
 from abridged.data.batch import Batch
 from abridged.data.examples import Order
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 #: Lengths are rounded up to this, so that matrix products are of sizes that hardware likes.
 _ROUND = 8
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, limit: int, *texts: Sequence[str], **more: Any
+) -> tuple[dict[str, Any], int]:
+    """Texts, or pairs of them, as token ids, and how many were longer than `limit` and are cut.
+
+    Args:
+        more: what the tokenizer is asked for beside `input_ids`.
+
+    Returns:
+        What it gives, and with it `ids` and `types` as `PaddedTexts` has them.
+    """
+    given: Any = {"return_attention_mask": False, "verbose": False, **more}
+    found = tokenizer(*texts, **given)
+    cut = sum(len(ids) > limit for ids in found["input_ids"])
+    if cut:
+        found = tokenizer(*texts, truncation=True, max_length=limit, **given)
+    ids = [np.asarray(one, dtype=np.int64) for one in found["input_ids"]]
+    types = found.get("token_type_ids")
+    types = None if types is None else [np.asarray(one, dtype=np.int64) for one in types]
+    return {**found, "ids": ids, "types": types}, cut
 
 
 def rectangle(rows: Sequence[np.ndarray], filling: int, length: int | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.data.dataset import PARTS, Dataset
-from abridged.data.padding import PaddedTexts
+from abridged.data.padding import PaddedTexts, tokenized
 from abridged.data.rows import Parts, Row, listed
 
 if TYPE_CHECKING:
@@ -217,18 +217,14 @@ class TokenTexts(PaddedTexts):
     ) -> TokenTexts:
         """Tokenise `texts`, each behind the prompt; at most `limit` tokens of each are kept, special ones included."""
         given = [prompt + text for text in texts]
-        whole = tokenizer(given, return_attention_mask=False, verbose=False)
-        cut = sum(len(ids) > limit for ids in whole["input_ids"])
-        if cut:
-            whole = tokenizer(given, truncation=True, max_length=limit, return_attention_mask=False, verbose=False)
-        types = whole.get("token_type_ids")
+        whole, cut = tokenized(tokenizer, limit, given)
         skip = 0
         if prompt and not pool_prompt:  # what ends a text is not in front of it
             ends = len(tokenizer("a")["input_ids"]) > len(tokenizer("a", add_special_tokens=False)["input_ids"])
             skip = len(tokenizer(prompt, verbose=False)["input_ids"]) - ends
         return cls(
-            ids=[np.asarray(ids, dtype=np.int64) for ids in whole["input_ids"]],
-            types=None if types is None else [np.asarray(t, dtype=np.int64) for t in types],
+            ids=whole["ids"],
+            types=whole["types"],
             labels=np.zeros(len(given), dtype=np.int64),
             pad=tokenizer.pad_token_id or 0,
             pooling=pooling,

@@ -14,8 +14,8 @@ from torch import Tensor
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
 from abridged.data.dataset import PARTS, Dataset
-from abridged.data.labelled import HELD_OUT
-from abridged.data.padding import PaddedTexts, digest_of, rectangle
+from abridged.data.labelled import held_out
+from abridged.data.padding import PaddedTexts, digest_of, rectangle, tokenized
 from abridged.data.rows import listed
 
 if TYPE_CHECKING:
@@ -94,9 +94,8 @@ class TaggedData(Dataset):
             raise AbridgedError(f"'{name}' holds no words with tags")
         split = bool(validation or test)
         if not validation:
-            order = np.random.default_rng(seed).permutation(len(train))
-            held = max(1, round(HELD_OUT * len(train)))
-            train, validation = [train[i] for i in sorted(order[held:])], [train[i] for i in sorted(order[:held])]
+            left, held = held_out(len(train), seed)
+            train, validation = [train[i] for i in sorted(left)], [train[i] for i in sorted(held)]
         tags = tags or sorted({tag for one in every for tag in one.tags})
         return cls(name, tuple(tags), train, validation, test or validation, columns, split=split, **more)
 
@@ -138,13 +137,7 @@ class TokenTags(PaddedTexts):
         """
         if not getattr(tokenizer, "is_fast", False):
             raise AbridgedError("tags of words need a tokenizer that says where its tokens are (a fast one)")
-        given: Any = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
-        lines = [one.text for one in texts]
-        whole = tokenizer(lines, **given)
-        cut = sum(len(ids) > context for ids in whole["input_ids"])
-        if cut:
-            whole = tokenizer(lines, truncation=True, max_length=context, **given)
-        types = whole.get("token_type_ids")
+        whole, cut = tokenized(tokenizer, context, [one.text for one in texts], return_offsets_mapping=True)
         firsts = [first_tokens(one.spans, found) for one, found in zip(texts, whole["offset_mapping"], strict=True)]
         tags = []
         for one, first, ids in zip(texts, firsts, whole["input_ids"], strict=True):
@@ -154,8 +147,8 @@ class TokenTags(PaddedTexts):
                 row[first[first >= 0]] = known[first >= 0]
             tags.append(row)
         return cls(
-            ids=[np.asarray(ids, dtype=np.int64) for ids in whole["input_ids"]],
-            types=None if types is None else [np.asarray(t, dtype=np.int64) for t in types],
+            ids=whole["ids"],
+            types=whole["types"],
             labels=np.zeros(len(texts), dtype=np.int64),
             pad=tokenizer.pad_token_id or 0,
             tags=tags,

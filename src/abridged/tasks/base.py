@@ -19,6 +19,13 @@ Made = TypeVar("Made")
 Split = Literal["validation", "test"]
 
 
+#: Settings that an encoder is fine-tuned with to label texts, or words of them.
+LABELLING: dict[str, Any] = {
+    "epochs": 4, "learning_rate": 5e-5, "batch_size": 32, "warmup": 0.1, "weight_decay": 0.01, "keep": "best",
+    "evaluate_every": 100,
+}  # fmt: skip
+
+
 class Task(ABC):
     """Data and metrics of one kind of work.
 
@@ -47,6 +54,11 @@ class Task(ABC):
         self.tokenizer, self.limit = tokenizer, context_of(model.config)
         self.notes: list[str] = []
         self._encoded: dict[Any, Any] = {}
+
+    def _note(self, note: str) -> None:
+        """Add one to the notes, once."""
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _once(self, key: Any, make: Callable[[], Made]) -> Made:
         """What is made of the data for a key, made once."""

@@ -21,7 +21,7 @@ from abridged.evaluation.scores import score
 from abridged.families.kinds import LabelSet, context_of, labels_texts
 from abridged.report.data import SampleGroup
 from abridged.tasks.augment import augmented
-from abridged.tasks.base import Split, Task
+from abridged.tasks.base import LABELLING, Split, Task
 
 _PICTURED = 16
 _SAMPLES = 6
@@ -34,10 +34,7 @@ class Classification(Task):
         AbridgedError: the data's labels are not the model's.
     """
 
-    defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 4, "learning_rate": 5e-5, "batch_size": 32, "warmup": 0.1, "weight_decay": 0.01, "keep": "best",
-        "evaluate_every": 100,
-    }  # fmt: skip
+    defaults: ClassVar[dict[str, Any]] = LABELLING
 
     takes = frozenset({"texts", "augmentation"})
     data: LabelledData
@@ -60,9 +57,8 @@ class Classification(Task):
             found = self._augmented(settings, context)
         else:
             found = self._of("train", context)
-        note = f"{found.cut} of {len(found)} texts are longer than the context and lose their ends"
-        if found.cut and note not in self.notes:
-            self.notes.append(note)
+        if found.cut:
+            self._note(f"{found.cut} of {len(found)} texts are longer than the context and lose their ends")
         return found
 
     def _of(self, split: str, context: int) -> TokenSentences:

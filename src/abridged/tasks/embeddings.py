@@ -52,9 +52,8 @@ class Embeddings(Task):
 
     def _examples(self, settings: TrainingSettings) -> TokenTexts:
         found = self._of("train", settings.context_within(self.limit))
-        note = f"{found.cut:,} of {len(found):,} texts are longer than {self.limit} tokens and lose their ends"
-        if found.cut and note not in self.notes:
-            self.notes.append(note)
+        if found.cut:
+            self._note(f"{found.cut:,} of {len(found):,} texts are longer than {self.limit} tokens and lose their ends")
         return found
 
     def _of(self, part: str, context: int) -> TokenTexts:

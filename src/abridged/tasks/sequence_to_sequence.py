@@ -44,9 +44,8 @@ class SequenceToSequence(Task):
         found = self._of("train", settings)
         for what, cut in (("source", found.source_cut), ("target", found.target_cut)):
             limit = settings.context_within(self.limit) if what == "source" else self._target(settings)
-            note = f"{cut} of {len(found)} {what}s are longer than {limit} tokens and lose their ends"
-            if cut and note not in self.notes:
-                self.notes.append(note)
+            if cut:
+                self._note(f"{cut} of {len(found)} {what}s are longer than {limit} tokens and lose their ends")
         return found
 
     def _target(self, settings: TrainingSettings) -> int:

@@ -20,7 +20,7 @@ from abridged.evaluation.entities import NO_TAG, entities, entity_scores, marks_
 from abridged.families.kinds import LabelSet, context_of, labels_tokens
 from abridged.families.logits import run_head_on
 from abridged.report.data import SampleGroup
-from abridged.tasks.base import Split, Task
+from abridged.tasks.base import LABELLING, Split, Task
 
 _PICTURED = 8
 #: Texts of the test part that are looked through for what the student reads worst, and how many of these are shown.
@@ -34,10 +34,7 @@ class TokenClassification(Task):
         AbridgedError: the data's tags are not the model's.
     """
 
-    defaults: ClassVar[dict[str, Any]] = {
-        "epochs": 4, "learning_rate": 5e-5, "batch_size": 32, "warmup": 0.1, "weight_decay": 0.01, "keep": "best",
-        "evaluate_every": 100,
-    }  # fmt: skip
+    defaults: ClassVar[dict[str, Any]] = LABELLING
 
     data: TaggedData
 
@@ -57,9 +54,8 @@ class TokenClassification(Task):
 
     def _examples(self, settings: TrainingSettings) -> TokenTags:
         found = self._of("train", settings.context_within(self.limit))
-        note = f"{found.cut:,} of {len(found):,} texts are longer than the context and lose their ends"
-        if found.cut and note not in self.notes:
-            self.notes.append(note)
+        if found.cut:
+            self._note(f"{found.cut:,} of {len(found):,} texts are longer than the context and lose their ends")
         return found
 
     def _of(self, part: str, context: int) -> TokenTags:
