@@ -262,9 +262,12 @@ def run(folder: Path, name: str, seed: int, share: float, results: Path, clips: 
     on at most.
     """
     who, test = CONTESTANTS[name], folder / ("test" if share == 1 else "validation")
-    steps = 0 if who.recipe is None else max(2, round((TO_COMPRESS if who.compress else STEPS) * share))
+    steps = steps_of(name, share)
     about = {"name": name, "recipe": who.recipe, "task": who.data, "seed": seed}
-    if known := read("shapes", results, **about, share=share, steps=steps):
+    settings = {"share": share, "steps": steps}
+    if who.start in CONTESTANTS:  # a row is of a longer start, too
+        settings["steps_before"] = steps_of(who.start, share)
+    if known := read("shapes", results, **about, **settings):
         return known[-1]
     model = start_of(folder, who, seed, share, results, clips)
     changes: list[str] = []
@@ -286,8 +289,14 @@ def run(folder: Path, name: str, seed: int, share: float, results: Path, clips: 
         "processor_seconds": time.process_time() - began[1],
         **measured(model, who, test, clips),
     }
-    append("shapes", found, results, **about, overrides=changes, settings={"share": share, "steps": steps})
+    append("shapes", found, results, **about, overrides=changes, settings=settings)
     return found
+
+
+def steps_of(name: str, share: float) -> int:
+    """Steps that a contestant is trained for."""
+    who = CONTESTANTS[name]
+    return 0 if who.recipe is None else max(2, round((TO_COMPRESS if who.compress else STEPS) * share))
 
 
 def measured(model: Path, who: Contestant, test: Path, clips: int | None) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def shapes() -> str:
     """Contestants on clips of shapes: means over seeds, and their spread."""
     found: dict[str, list[Row]] = {}
     for row in read("shapes", share=1):
-        if row["steps"] == latest("shapes", share=1, name=row["name"])["steps"]:  # not of an earlier length
+        now = latest("shapes", share=1, name=row["name"])
+        if all(row.get(kind) == now.get(kind) for kind in ("steps", "steps_before")):  # not of an earlier length
             found.setdefault(row["name"], []).append(row)
     rows = []
     for name in (name for name in TITLES if name in found):
