@@ -51,7 +51,7 @@ sanitize: $(READY)
 	cmake -S . -B build/sanitize -DABRIDGED_SANITIZE=ON
 	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
-	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py
+	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py tests/runtime/test_compiled.py
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz -s tests/fuzz

@@ -30,7 +30,7 @@ from abridged.storage.packing import zero_levels
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 8  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 9  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("q2_0", "bits"): 1,
@@ -39,8 +39,8 @@ _BOOKS = {
 # ternary's layout has room for a fourth level, which q2_0 and uint2 use
 _SIGNED = {f"uint{bits}": "ternary" if bits == 2 else f"int{bits}" for bits in (2, 3, 4, 5, 6, 8)}
 _MIDDLES = {book: -CODE_BOOKS[signed][0] for book, signed in _SIGNED.items()}  #: code of level 0 in those
-_FUNCTIONS = {name: number for number, name in enumerate(INPUT_FUNCTIONS)}
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+FUNCTIONS = {name: number for number, name in enumerate(INPUT_FUNCTIONS)}
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class Kernels:
@@ -51,11 +51,10 @@ class Kernels:
     """
 
     def __init__(self, library: ctypes.CDLL, path: str = "auto") -> None:
+        self.library = library
         pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
         self._linear = library.abridged_linear
         self._linear.argtypes = [*[pointer] * 8, *[int64] * 5, *[int32] * 5, int64]
-        self._linear_floats = library.abridged_linear_floats
-        self._linear_floats.argtypes = [*[pointer] * 6, *[int64] * 5, *[int32] * 4, int64]
         self._dense = library.abridged_dense
         self._dense.argtypes = [*[pointer] * 4, *[int64] * 6, *[int32] * 3, int64]
         self._dense.restype = None
@@ -78,8 +77,8 @@ class Kernels:
         if path != "auto" and path not in self.available:
             raise AbridgedError(f"{VARIABLE} is {path}, but this processor has only {', '.join(self.available)}")
         self.path = self.available[-1] if path == "auto" else path
-        self._number = PATHS.index(self.path)
-        self._attends_all = bool(library.abridged_attends_all(self._number))
+        self.number = PATHS.index(self.path)
+        self._attends_all = bool(library.abridged_attends_all(self.number))
         self._serves = lru_cache(maxsize=None)(library.abridged_serves)
         self._serves_floats = lru_cache(maxsize=None)(library.abridged_serves_floats)
 
@@ -88,7 +87,7 @@ class Kernels:
         split a step."""
         book = _BOOKS[_SIGNED.get(storage.code_book, storage.code_book), storage.packing]
         serves = self._serves if rounds else self._serves_floats
-        return dtype in _TYPES and bool(serves(book, storage.columns, storage.groups))
+        return dtype in TYPES and bool(serves(book, storage.columns, storage.groups))
 
     def linear(
         self, weight: Held, x: Tensor, bias: Tensor | None, rounding: Rounding | None, function: str = "identity"
@@ -105,37 +104,11 @@ class Kernels:
         if wrong is not None:
             raise AbridgedError(f"a packed layer of {weight.rows}x{weight.columns}: {wrong}")
         y = x.new_empty((*x.shape[:-1], weight.rows))
-        if rounding is None:
-            pointers = (x.data_ptr(), y.data_ptr(), weight.codes, weight.scales, weight.offsets)
-            sizes = (x.numel() // weight.columns, weight.rows, weight.columns, weight.row_bytes, weight.num_scales)
-            numbers = (weight.book, _TYPES[x.dtype], _FUNCTIONS[function], self._number)
-            to_add = None if bias is None else bias.data_ptr()
-            if self._linear_floats(*pointers, to_add, *sizes, *numbers, torch.get_num_threads()):
-                raise MemoryError(f"no memory for {x.numel()} activations in FP32")
-            return y
-        failed = self._linear(
-            x.data_ptr(),
-            y.data_ptr(),
-            weight.codes,
-            weight.scales,
-            weight.offsets,
-            None if bias is None else bias.data_ptr(),
-            None if rounding.scale is None else rounding.scale.data_ptr(),
-            None if rounding.zero_point is None else rounding.zero_point.data_ptr(),
-            x.numel() // weight.columns,
-            weight.rows,
-            weight.columns,
-            weight.row_bytes,
-            weight.num_scales,
-            weight.book,
-            _TYPES[x.dtype],
-            rounding.bits,
-            _FUNCTIONS[function],
-            self._number,
-            torch.get_num_threads(),
-        )
-        if failed:
-            raise _failure(failed, x)
+        sizes = (x.numel() // weight.columns, weight.rows, weight.columns, weight.row_bytes, weight.num_scales)
+        numbers = (weight.book, TYPES[x.dtype], bits_of(rounding), FUNCTIONS[function], self.number)
+        pointers = (x.data_ptr(), y.data_ptr(), *addresses(weight, bias, rounding))
+        if failed := self._linear(*pointers, *sizes, *numbers, torch.get_num_threads()):
+            raise failure(failed, x)
         return y
 
     def dense(self, weight: Held, part: slice, dtype: torch.dtype) -> Tensor:
@@ -143,7 +116,7 @@ class Kernels:
         y = torch.empty(part.stop - part.start, weight.columns, dtype=dtype)
         pointers = (y.data_ptr(), weight.codes, weight.scales, weight.offsets)
         sizes = (weight.rows, weight.columns, weight.row_bytes, weight.num_scales)
-        numbers = (weight.book, _TYPES[dtype], self._number)
+        numbers = (weight.book, TYPES[dtype], self.number)
         self._dense(*pointers, part.start, part.stop, *sizes, *numbers, torch.get_num_threads())
         return y
 
@@ -155,21 +128,13 @@ class Kernels:
         It returns the same memory whenever B is the same. Good for as long as nobody moves the tensors.
         """
         held, rows = Held.of(weight), weight.storage.rows
-        operands = (bias,) if rounding is None else (bias, rounding.scale, rounding.zero_point)
-        kept = (weight, held, operands)  # `call` keeps what it points to from being freed
-        addresses = [
-            held.codes,
-            held.scales,
-            held.offsets,
-            *(None if one is None else one.data_ptr() for one in operands),
-        ]
-        pointers = [ctypes.c_void_p(address) for address in addresses]
+        kept = (weight, held, bias, rounding)  # `call` keeps what it points to from being freed
+        pointers = [ctypes.c_void_p(address) for address in addresses(held, bias, rounding)]
         sizes = [rows, held.columns, held.row_bytes, held.num_scales]
-        bits = () if rounding is None else (rounding.bits,)
-        numbers = (held.book, 0, *bits, _FUNCTIONS[function], self._number)
+        numbers = (held.book, 0, bits_of(rounding), FUNCTIONS[function], self.number)
         rest = [*map(ctypes.c_int64, sizes), *map(ctypes.c_int32, numbers), ctypes.c_int64(torch.get_num_threads())]
         outputs: dict[int, tuple[Tensor, ctypes.c_void_p]] = {}
-        run = self._linear_floats if rounding is None else self._linear
+        run = self._linear
 
         def call(x: Tensor, _: object = kept) -> Tensor:
             batch = len(x)
@@ -178,7 +143,7 @@ class Kernels:
                 outputs[batch] = y, ctypes.c_void_p(y.data_ptr())
             y, to = outputs[batch]
             if failed := run(x.data_ptr(), to, *pointers, batch, *rest):
-                raise _failure(failed, x)
+                raise failure(failed, x)
             return y
 
         return call
@@ -191,14 +156,14 @@ class Kernels:
         batch, heads, _, width = query.shape
         key_heads, length = keys.shape[1:3]
         rows = ((keys.stride(2), keys.stride(3)), (values.stride(2), values.stride(3)))
-        if keys.dtype not in _TYPES or values.dtype != keys.dtype or set(rows) != {(width, 1)} or heads % key_heads:
+        if keys.dtype not in TYPES or values.dtype != keys.dtype or set(rows) != {(width, 1)} or heads % key_heads:
             return None
         query = query.contiguous()
         y = torch.empty(batch, heads, width)
         pointers = (query.data_ptr(), keys.data_ptr(), values.data_ptr(), y.data_ptr())
         strides = (keys.stride(0), keys.stride(1), values.stride(0), values.stride(1))
         sizes = (batch, heads, key_heads, length, width)
-        self._attend(*pointers, *sizes, *strides, scaling, _TYPES[keys.dtype], self._number, torch.get_num_threads())
+        self._attend(*pointers, *sizes, *strides, scaling, TYPES[keys.dtype], self.number, torch.get_num_threads())
         return y
 
     def attend_all(
@@ -228,7 +193,7 @@ class Kernels:
         strides = [(ctypes.c_int64 * 3)(*t.stride()[:3]) for t in (query, keys, values)]
         masked = None if mask is None else (ctypes.c_int64 * 2)(mask.stride(0), mask.stride(2))
         pointers = [None if t is None else t.data_ptr() for t in (query, keys, values, mask, y)]
-        self._attend_all(*pointers, sizes, *strides, masked, scaling, causal, self._number, torch.get_num_threads())
+        self._attend_all(*pointers, sizes, *strides, masked, scaling, causal, self.number, torch.get_num_threads())
         return y
 
     def embedding(self, weight: Held, ids: Tensor) -> Tensor:
@@ -286,6 +251,18 @@ class Held(NamedTuple):
         return cls(weight.codes.data_ptr(), scales.data_ptr(), offsets, *sizes, book, tuple(kept))
 
 
+def addresses(weight: Held, bias: Tensor | None, rounding: Rounding | None) -> tuple[int | None, ...]:
+    """Of codes, scales, offsets, bias, and an input's scale and zero point, None for those that there are not."""
+    fixed = (None, None) if rounding is None else (rounding.scale, rounding.zero_point)
+    given = (None if one is None else one.data_ptr() for one in (bias, *fixed))
+    return weight.codes, weight.scales, weight.offsets, *given
+
+
+def bits_of(rounding: Rounding | None) -> int:
+    """Bits of an input; 0 as the library has it where it stays as it is."""
+    return 0 if rounding is None else rounding.bits
+
+
 def fault(
     weight: Held | Storage, x: Tensor, bias: Tensor | None, rounding: Rounding | None, fewest_bits: int = 2
 ) -> str | None:
@@ -304,11 +281,11 @@ def fault(
     return None if fewest_bits <= rounding.bits <= 8 else f"inputs of {rounding.bits} bits"
 
 
-def _failure(code: int, x: Tensor) -> Exception:
+def failure(code: int, x: Tensor) -> Exception:
     """What the library's function for linear layers says by its number."""
     if code == 2:
         return AbridgedError("the input's zero point is outside of its levels")
-    return MemoryError(f"no memory for {x.numel()} activations in 8 bits")
+    return MemoryError(f"no memory to make {x.numel()} activations ready")
 
 
 @lru_cache(maxsize=1)

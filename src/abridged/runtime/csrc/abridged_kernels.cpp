@@ -3,7 +3,7 @@
 #include <new>
 #include <vector>
 
-#include "share.hpp"
+#include "product.hpp"
 
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
@@ -13,6 +13,17 @@
 namespace abridged {
 
 Team team = nullptr;
+
+const Kernels& kernels_of(int32_t path) {
+#if defined(ABRIDGED_X86)
+  switch (path) {
+    case AVX2: return avx2_kernels;
+    case AVX512VNNI: return avx512vnni_kernels;
+    case AMX: return amx_kernels;
+  }
+#endif
+  return portable_kernels;
+}
 
 namespace {
 
@@ -48,62 +59,6 @@ bool runs(int32_t path) {
 #endif
 }
 
-const Kernels& kernels_of(int32_t path) {
-#if defined(ABRIDGED_X86)
-  switch (path) {
-    case AVX2: return avx2_kernels;
-    case AVX512VNNI: return avx512vnni_kernels;
-    case AMX: return amx_kernels;
-  }
-#endif
-  return portable_kernels;
-}
-
-constexpr int64_t CHUNK = 64, TILE_TOKENS = 32;
-constexpr int64_t WIDENED = 1 << 18;  // bytes of codes that were taken apart
-
-bool suits_tiles(const Linear& l) {
-  const int64_t size = l.group_size(), per_byte = LAYOUTS[l.book].per_byte;
-  return l.tokens >= 12 && (l.groups() == 1 || (size % 64 == 0 && size % per_byte == 0 &&
-                                                (size / per_byte >= CHUNK ? size / per_byte % CHUNK == 0 : true)));
-}
-
-// For tiles: packed bytes whose codes stand together, of one group and of whole steps, leaving the fewest columns empty.
-int64_t chunk_of_tiles(const Linear& l) {
-  const int64_t per_byte = LAYOUTS[l.book].per_byte, group_bytes = l.group_size() / per_byte;
-  if (l.groups() > 1) return group_bytes < CHUNK ? group_bytes : CHUNK;
-  int64_t best = CHUNK;
-  for (int64_t bytes = CHUNK / 2; bytes * per_byte % 64 == 0; bytes /= 2)
-    if (round_up(l.row_bytes, bytes) < round_up(l.row_bytes, best)) best = bytes;
-  return best;
-}
-
-// Codes of 3, 5 or 6 bits that lie across bytes, a byte each. Eight are a word, whose parts are halved three times: the
-// upper half of each moves up, until one code is left to a byte.
-void widen_row(int32_t book, const uint8_t* from, int64_t row_bytes, int64_t columns, uint8_t* to) {
-  const int bits = LAYOUTS[book].bits;
-  const uint64_t fours = (1ull << 4 * bits) - 1, twos = ((1ull << 2 * bits) - 1) * 0x0000000100000001u;
-  const uint64_t ones = ((1ull << bits) - 1) * 0x0001000100010001u;
-  for (int64_t column = 0; column < columns; column += 8, from += bits, row_bytes -= bits) {
-    uint64_t word = 0;
-    std::memcpy(&word, from, size_t(row_bytes < bits ? row_bytes : bits));
-    word = (word & fours) | (word & ~fours) << (32 - 4 * bits);
-    word = (word & twos) | (word & ~twos) << (16 - 2 * bits);
-    word = (word & ones) | (word & ~ones) << (8 - bits);
-    std::memcpy(to + column, &word, size_t(columns - column < 8 ? columns - column : 8));
-  }
-}
-
-// `l` with the rows [first, last) widened into `memory`, whose columns lie beside each other.
-Linear widened(const Linear& l, int32_t book, int64_t row_bytes, int64_t first, int64_t last, std::vector<uint8_t>& memory) {
-  memory.resize(size_t((last - first) * l.columns));
-  for (int64_t row = first; row < last; ++row)
-    widen_row(book, l.packed + row * row_bytes, row_bytes, l.columns, memory.data() + (row - first) * l.columns);
-  Linear wide = l;
-  wide.packed = memory.data(), wide.first_packed = first, wide.byte_offset = LAYOUTS[book].offset;
-  return wide;
-}
-
 template <int BOOK>
 void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, float* y) {
   constexpr Layout layout = LAYOUTS[BOOK];
@@ -137,7 +92,7 @@ void look_up(const int64_t* ids, int64_t first, int64_t last, const Linear& l, f
 using namespace abridged;
 
 // Counted up whenever a function here changes what it takes; kernels.py has the number that it knows.
-ABRIDGED_API int32_t abridged_interface() { return 8; }
+ABRIDGED_API int32_t abridged_interface() { return 9; }
 
 // Give the address of torch's GOMP_parallel, or null to start threads of our own for each call.
 ABRIDGED_API void abridged_use_team(void* address) { team = reinterpret_cast<Team>(address); }
@@ -152,50 +107,26 @@ ABRIDGED_API int32_t abridged_serves(int32_t book, int64_t columns, int64_t grou
 }
 
 // 0: done; 1: no memory; 2: the zero point is none of the input's levels, and the sums might not fit 32 bits.
-ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale, const int8_t* offset,
-                                     const float* bias, const float* input_scale, const int32_t* input_zero_point,
-                                     int64_t tokens, int64_t rows, int64_t columns, int64_t row_bytes,
-                                     int64_t num_scales, int32_t book, int32_t type, int32_t input_bits, int32_t function, int32_t path, int64_t threads) {
-  const bool across = LAYOUTS[book].per_byte == 0;
+ABRIDGED_API int32_t abridged_linear(const void* x, void* y, const void* packed, const float* scale,
+                                     const int8_t* offset, const float* bias, const float* input_scale,
+                                     const int32_t* input_zero_point, int64_t tokens, int64_t rows, int64_t columns,
+                                     int64_t row_bytes, int64_t num_scales, int32_t book, int32_t type,
+                                     int32_t input_bits, int32_t function, int32_t path, int64_t threads) {
   const Linear l{x, y, static_cast<const uint8_t*>(packed), scale, offset, bias, input_scale, input_zero_point,
-                 tokens, rows, columns, across ? columns : row_bytes, num_scales, across ? INT8 : book, type, input_bits, function};
-  if (input_zero_point && (*input_zero_point < 0 || *input_zero_point >= 1 << input_bits)) return 2;
+                 tokens, rows, columns, row_bytes, num_scales, book, type, input_bits, function};
   if (tokens == 0) return 0;
-  const Kernels& kernels = kernels_of(path);
-  const bool tiles = kernels.linear_in_tiles && suits_tiles(l);
-  const int64_t per_byte = LAYOUTS[l.book].per_byte, groups = l.groups();
-  Tokens t;
-  t.chunk_bytes = tiles ? chunk_of_tiles(l) : CHUNK;
-  t.stride = round_up(l.row_bytes, t.chunk_bytes) * per_byte;
-  t.zero = input_zero_point ? *input_zero_point - (input_bits == 8 ? 128 : 0) : 0;
-  const int64_t held = tiles ? round_up(tokens, TILE_TOKENS) : tokens;
-  // one allocation: scales, sums, ones, q
-  const size_t numbers = size_t(tokens) * (1 + size_t(groups)) * 4;
-  uint8_t* memory = new (std::nothrow) uint8_t[numbers + size_t(held + 1) * size_t(t.stride) + 64];
+  Product product(l, path);
+  if (!product.possible()) return 2;
+  uint8_t* memory = new (std::nothrow) uint8_t[product.bytes()];
   if (!memory) return 1;
-  t.scale = reinterpret_cast<float*>(memory);
-  t.sums = reinterpret_cast<int32_t*>(memory + 4 * tokens);
-  int8_t* q = reinterpret_cast<int8_t*>(memory) + round_up(int64_t(numbers), 64);
-  t.ones = t.zero ? q : nullptr;
-  t.q = q + t.stride;
-  std::memset(t.q + tokens * t.stride, 0, size_t((held - tokens) * t.stride));
-  const int64_t work = tokens * rows * columns;
-  const int64_t useful = work / WORTH_A_THREAD + 1 < threads ? work / WORTH_A_THREAD + 1 : threads;
-  share(tokens < 4 ? 1 : useful, tokens, tokens < 4 ? tokens : (tokens + 4 * useful - 1) / (4 * useful),
-        [&](int64_t first, int64_t last) { kernels.quantize(l, t, first, last); });
-  // Several pieces for each thread, as one may be held up; in tiles, whole blocks of 32 rows.
-  const int64_t piece = round_up((rows + 4 * useful - 1) / (4 * useful), 32);
-  const auto multiply = tiles ? kernels.linear_in_tiles : kernels.linear;
-  share(useful, rows, piece, [&](int64_t first, int64_t last) {
-    if (!across) return multiply(l, t, first, last);
-    // Few enough rows to stay in the second cache.
-    const int64_t together = round_up(WIDENED / columns, 32);
-    std::vector<uint8_t> memory;
-    for (int64_t row = first; row < last; row += together) {
-      const int64_t end = row + together < last ? row + together : last;
-      multiply(widened(l, book, row_bytes, row, end, memory), t, row, end);
-    }
-  });
+  product.lend(memory);
+  const int64_t most = tokens * rows * columns / WORTH_A_THREAD + 1, useful = most < threads ? most : threads;
+  if (product.rounds())
+    share(tokens < 4 ? 1 : useful, tokens, tokens < 4 ? tokens : (tokens + 4 * useful - 1) / (4 * useful),
+          [&](int64_t first, int64_t last) { product.make_ready(first, last); });
+  else
+    product.make_ready(0, tokens);
+  share(useful, rows, product.piece(useful), [&](int64_t first, int64_t last) { product.multiply(first, last); });
   delete[] memory;
   return 0;
 }

@@ -13,7 +13,7 @@ namespace abridged {
 
 enum Book : int32_t { BINARY, TERNARY, TERNARY_BASE3, QUATERNARY, INT4, INT8, INT3, INT5, INT6 };
 enum Type : int32_t { FLOAT32, BFLOAT16 };
-enum Function : int32_t { IDENTITY, GELU_TANH, GELU };
+enum Function : int32_t { IDENTITY, GELU_TANH, GELU, SILU, RELU, RELU2, GELU_SIGMOID };  // of a Linear the first three
 enum Path : int32_t { PORTABLE, AVX2, AVX512VNNI, AMX };
 
 // A code is unsigned, a level is multiplier * code + offset. Codes lie `per_byte` to a byte, in the order of columns; those
@@ -92,6 +92,15 @@ struct ManyQueries {
   int32_t causal;  // query i sees keys up to i
 };
 
+// y = function(gate) * up, or function(gate) where there is no up, for `rows` of `count` numbers. Of gate and up every
+// `step`-th number is taken, and a row begins `row` numbers after the one before it; y has nothing between.
+struct Activation {
+  const float *gate, *up;
+  float* y;
+  int64_t rows, count, gate_row, gate_step, up_row, up_step;
+  int32_t function;
+};
+
 // What one instruction set offers.
 struct Kernels {
   void (*quantize)(const Linear&, const Tokens&, int64_t first, int64_t last);
@@ -99,6 +108,7 @@ struct Kernels {
   void (*linear_in_tiles)(const Linear&, const Tokens&, int64_t first_row, int64_t last_row);  // of many tokens; or null
   void (*attend)(const Attention&, int64_t first_head, int64_t last_head);  // of batch * key_heads
   void (*attend_all)(const ManyQueries&, int64_t first_head, int64_t last_head);  // of batch * key_heads; or null
+  void (*activate)(const Activation&);
 };
 
 // What it offers for inputs that stay as they are.
@@ -107,6 +117,9 @@ struct FloatKernels {
   void (*linear)(const Linear&, const Inputs&, int64_t first_row, int64_t last_row);
   void (*dense)(const Linear&, void* to, int64_t first_row, int64_t last_row);  // the weights of these rows
 };
+
+const Kernels& kernels_of(int32_t path);
+const FloatKernels& floats_of(int32_t path);
 
 extern const FloatKernels portable_floats, avx2_floats, avx512_floats;
 extern const Kernels portable_kernels, avx2_kernels, avx512vnni_kernels, amx_kernels;

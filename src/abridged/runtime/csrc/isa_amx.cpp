@@ -46,4 +46,4 @@ struct TileRegisters {
 }  // namespace
 }  // namespace abridged
 
-const abridged::Kernels abridged::amx_kernels = {quantize, linear, linear_in_tiles<TileRegisters>, attend, attend_all};
+const abridged::Kernels abridged::amx_kernels = {quantize, linear, linear_in_tiles<TileRegisters>, attend, attend_all, activate};

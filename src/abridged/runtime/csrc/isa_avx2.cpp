@@ -54,4 +54,4 @@ struct VectorRegisters {
 }  // namespace
 }  // namespace abridged
 
-const abridged::Kernels abridged::avx2_kernels = {quantize, linear, linear_in_tiles<VectorRegisters>, attend, attend_all};
+const abridged::Kernels abridged::avx2_kernels = {quantize, linear, linear_in_tiles<VectorRegisters>, attend, attend_all, activate};

@@ -39,4 +39,4 @@ struct VectorRegisters {
 }  // namespace
 }  // namespace abridged
 
-const abridged::Kernels abridged::avx512vnni_kernels = {quantize, linear, linear_in_tiles<VectorRegisters>, attend, attend_all};
+const abridged::Kernels abridged::avx512vnni_kernels = {quantize, linear, linear_in_tiles<VectorRegisters>, attend, attend_all, activate};

@@ -1,3 +1,3 @@
 #include "attention.hpp"
 
-const abridged::Kernels abridged::portable_kernels = {quantize, linear, nullptr, attend, nullptr};
+const abridged::Kernels abridged::portable_kernels = {quantize, linear, nullptr, attend, nullptr, activate};

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "abridged_kernels.h"
+#include "numbers.hpp"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -318,20 +319,6 @@ inline Bytes next_codes(Bytes& chunk, int p) {
 template <int BOOK>
 constexpr bool is_wide = BOOK == INT8;
 
-inline float widen(uint16_t v) {
-  const uint32_t bits = uint32_t(v) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-inline float widen(float v) { return v; }
-inline void narrow(float f, float* p) { *p = f; }
-inline void narrow(float f, uint16_t* p) {  // to the nearest bf16, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  *p = f != f ? uint16_t(0x7fc0) : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 template <typename T>
 inline void write(const Linear& l, int64_t token, int64_t row, float value) {
   narrow(value + (l.bias ? l.bias[row] : 0.0f), static_cast<T*>(l.y) + token * l.rows + row);
@@ -478,6 +465,34 @@ void apply(int32_t function, const T* x, int64_t n, float* y) {
       const float tail = p * t * exponential(-z * z);
       y[i] = 0.5f * v * (v < 0 ? tail : 2.0f - tail);
     }
+  if (function == SILU || function == GELU_SIGMOID) {
+    const float by = function == SILU ? -1.0f : -1.702f;
+    for (int64_t i = 0; i < n; ++i) y[i] = widen(x[i]) / (1.0f + exponential(by * widen(x[i])));
+  }
+  if (function == RELU || function == RELU2)
+    for (int64_t i = 0; i < n; ++i) {
+      const float v = widen(x[i]), kept = v < 0 ? 0.0f : v;  // what is not a number stays it
+      y[i] = function == RELU ? kept : kept * kept;
+    }
+  if (function == IDENTITY)
+    for (int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
+}
+
+// `count` numbers of which every `step`-th is taken, beside each other: where they lie, or copied to `room`.
+inline const float* beside(const float* from, int64_t count, int64_t step, float* room) {
+  if (step == 1) return from;
+  for (int64_t i = 0; i < count; ++i) room[i] = from[i * step];
+  return room;
+}
+
+[[maybe_unused]] void activate(const Activation& a) {
+  for (int64_t row = 0; row < a.rows; ++row) {
+    float* y = a.y + row * a.count;
+    apply(a.function, beside(a.gate + row * a.gate_row, a.count, a.gate_step, y), a.count, y);
+    if (!a.up) continue;
+    const float* up = a.up + row * a.up_row;
+    for (int64_t i = 0; i < a.count; ++i) y[i] *= up[i * a.up_step];
+  }
 }
 
 template <typename T>

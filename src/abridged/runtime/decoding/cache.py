@@ -43,6 +43,14 @@ class Appending:
     @staticmethod
     def append(layer: Any, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
         """Add key and value (B, heads, d); return those that the new token sees, (B, heads, at most window, d)."""
+        keys, values = Appending.extended(layer, window)
+        keys.select(2, -1).copy_(key)
+        values.select(2, -1).copy_(value)
+        return keys, values
+
+    @staticmethod
+    def extended(layer: Any, window: int | None) -> tuple[Tensor, Tensor]:
+        """Keys and values that a new token sees, (B, heads, at most window, d), the last of which is to be written."""
         keys, values = layer.keys, layer.values
         held = keys.shape[2]
         buffers = getattr(layer, "abridged_buffers", None)
@@ -56,8 +64,6 @@ class Appending:
         ):
             buffers = layer.abridged_buffers = _Buffers(keys, values)
         end, buffers.filled = buffers.filled, buffers.filled + 1
-        buffers.keys.select(2, end).copy_(key)
-        buffers.values.select(2, end).copy_(value)
         seen = held + 1 if window is None else min(held + 1, window)
         both = buffers.part(end + 1 - seen, seen)
         if type(layer) is DynamicLayer:

@@ -26,17 +26,26 @@ def computes_in(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in plain if p is not None and p.is_floating_point()), torch.float32)
 
 
-def linear(module: nn.Module, dtype: torch.dtype) -> Function:
+def served(module: Any) -> bool:
+    """Whether a module is a packed matrix whose products the compiled kernels compute, of inputs in FP32."""
+    compiled = kernels.kernels()
+    if not isinstance(module, PackedLinear) or compiled is None:
+        return False
+    rounding = module.rounding()
+    return compiled.serves_linear(torch.float32, module.storage, rounding is not None) and (
+        rounding is None or rounding.bits > 1
+    )
+
+
+def linear(module: Any, dtype: torch.dtype) -> Function:
     """`module` as a function of x (B, columns) FP32, whose result is overwritten at the next call.
 
     dtype: what the model computes in.
     """
     compiled = kernels.kernels()
-    if isinstance(module, PackedLinear) and compiled is not None:
-        rounding, bias = module.rounding(), None if module.bias is None else module.bias.float()
-        served = compiled.serves_linear(torch.float32, module.storage, rounding is not None)
-        if served and (rounding is None or rounding.bits > 1):
-            return compiled.prepared_linear(module.packed, bias, rounding, module.input_function)
+    if compiled is not None and served(module):
+        bias = None if module.bias is None else module.bias.float()
+        return compiled.prepared_linear(module.packed, bias, module.rounding(), module.input_function)
     if dtype != torch.float32:
         return lambda x: module(x.to(dtype)).float()
     return module

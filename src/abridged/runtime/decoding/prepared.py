@@ -15,8 +15,8 @@ from abridged.runtime.decoding.steps import Steps
 from abridged.runtime.removed import NoAttention, NoMatrix
 
 #: The largest difference of logits, as a share of their standard deviation. Activations in 8 bits that fall on the
-#: other side of a rounding make about a thousandth; a part that is described wrongly makes tenths.
-TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.2}
+#: other side of a rounding make about a thousandth, in tiny models hundredths; a part described wrongly makes tenths.
+TOLERANCE = {torch.float32: 0.05, torch.bfloat16: 0.2}
 PROMPT, COMPARED = 5, 2  #: tokens that are read at once, and then one by one, in the comparison
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from abridged.runtime.attention import quantizers_of
 from abridged.runtime.decoding import parts
 from abridged.runtime.decoding.cache import Appending
+from abridged.runtime.decoding.compiled import MOST, Compiled, Turn, compiled
 from abridged.runtime.decoding.describe import columns, select
 from abridged.runtime.decoding.parts import Turns, turned
 from abridged.runtime.decoding.spec import Attention, Block, FeedForward, Heads, Norm, StepSpec
 
-Turn = tuple[Tensor, Tensor]
 BlockStep = Callable[[Tensor, Any, list[Turn]], Tensor]
 
 
@@ -34,11 +35,10 @@ class Steps:
         self.tokens = parts.embedding(self._module(spec.embedding))
         self.positions = None if spec.positions is None else parts.table_row(self._module(spec.positions.path))
         self.offset = 0 if spec.positions is None else spec.positions.offset
-        used = sorted({block.attention.rotary for block in spec.blocks} - {None})  # type: ignore[type-var]
-        self.turns = [Turns(self._module(spec.rotaries[i].path), spec.rotaries[i]) for i in used if i is not None]
-        self.blocks = [self._block(block, used) for block in spec.blocks]
-        self.norm = self._norm(spec.norm)
-        self.head = self._linear(spec.head)
+        used = sorted({i for block in spec.blocks if (i := block.attention.rotary) is not None})
+        self.turns = [Turns(self._module(spec.rotaries[i].path), spec.rotaries[i]) for i in used]
+        self._used = used
+        self._compiled: dict[int, Compiled | None] = {}
 
     def __call__(self, ids: Tensor, cache: Any) -> CausalLMOutputWithPast:
         """Logits (B, 1, vocabulary) after ids (B, 1), which the cache then has, too."""
@@ -54,16 +54,44 @@ class Steps:
         if self.positions is not None:
             x.add_(self.positions(length + self.offset))
         turns = [turn(x, length) for turn in self.turns]
+        at_once = self.compiled_for(len(ids), turns)
+        if at_once is not None and at_once.keeps(layers):
+            logits = at_once(x, turns, layers)
+        else:
+            logits = self._one_by_one(x, turns, layers)
+        if spec.softcap is not None:
+            return torch.tanh(logits / spec.softcap).mul_(spec.softcap)
+        return logits if spec.logits_multiplier == 1.0 else logits * spec.logits_multiplier
+
+    def compiled_for(self, batch: int, turns: list[Turn]) -> Compiled | None:
+        """The step of so many texts as one call into the library, where that can do all of it; turns: of any token."""
+        if batch > MOST:
+            return None
+        if batch not in self._compiled:
+            self._compiled[batch] = compiled(self.model, self.spec, batch, turns, self._used)
+        return self._compiled[batch]
+
+    def _one_by_one(self, x: Tensor, turns: list[Turn], layers: list[Any]) -> Tensor:
+        """Logits (B, vocabulary), by a call for each matrix: where the library has no instruction for something."""
         for block, layer in zip(self.blocks, layers, strict=True):
             x = block(x, layer, turns)
         if self.norm is not None:
             x = self.norm(x)
-        if spec.head_multiplier != 1.0:
-            x = x * spec.head_multiplier
-        logits = self.head(x)
-        if spec.softcap is not None:
-            return torch.tanh(logits / spec.softcap).mul_(spec.softcap)
-        return logits.clone() if spec.logits_multiplier == 1.0 else logits * spec.logits_multiplier
+        if self.spec.head_multiplier != 1.0:
+            x = x * self.spec.head_multiplier
+        return self.head(x).clone()
+
+    @cached_property
+    def blocks(self) -> list[BlockStep]:
+        return [self._block(block, self._used) for block in self.spec.blocks]
+
+    @cached_property
+    def norm(self) -> parts.Function | None:
+        return self._norm(self.spec.norm)
+
+    @cached_property
+    def head(self) -> parts.Function:
+        return self._linear(self.spec.head)
 
     # ---- of the spec's parts, functions
 

@@ -1,0 +1,168 @@
+"""A step as one call into the library: what its instructions compute, and that it is that of a call for each matrix."""
+
+import ctypes
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from abridged.runtime import kernels as module
+from abridged.runtime.decoding import parts
+from abridged.runtime.decoding.compiled import MOST
+from abridged.runtime.decoding.prepared import Prepared
+from abridged.runtime.decoding.spec import Rotary
+from abridged.runtime.program import ACTIVATIONS, Place, Program
+from decoders import decoder
+from runtime.test_steps import packed
+
+pytestmark = pytest.mark.skipif(module.kernels() is None, reason="the kernels were not compiled, or are not asked for")
+
+
+@pytest.fixture
+def program():
+    return Program(module.kernels(), 2)
+
+
+# ---- instructions
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS)
+@pytest.mark.parametrize("step", [1, 2])
+def test_activations_of_parts(function, step, program):
+    made = torch.randn(2, 75) * 3
+    y, expected = torch.empty(2, 37), parts.ACTIVATIONS[function](made[:, 0 : 37 * step : step])
+    program.activate(made, made[:, 1:], y, function, (step, 1))
+    program.run()
+    assert torch.allclose(y, expected * made[:, 1:38], atol=2e-6)
+    program.activate(made, None, y, function, (step, 1))  # the last is what counts
+    program.run()
+    assert torch.allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("width", [5, 16, 77])
+def test_norms_in_parts_and_in_place(centred, width, program):
+    x, weight, bias = torch.randn(2, 2 * width) + 1, torch.randn(width), torch.randn(width)
+    rows = x.view(4, width)
+    expected = (
+        F.layer_norm(rows, (width,), weight, bias, 1e-5) if centred else F.rms_norm(rows, (width,), weight, 1e-5) + bias
+    )
+    program.norm(x, x, weight, bias, 1e-5, centred)
+    program.run()
+    assert torch.allclose(x, expected.view_as(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("style", ["half", "pairs"])
+@pytest.mark.parametrize("turned", [8, 6])
+def test_rotary_positions(style, turned, program):
+    x, angles = torch.randn(2, 24), torch.randn(turned // 2)
+    rotary = Rotary("", (), style, style == "pairs")
+    angles = angles.repeat_interleave(2) if style == "pairs" else angles.repeat(2)
+    waves = [wave.clone() for wave in parts.waves(angles.cos(), angles.sin(), rotary)]
+    expected = parts.turned(x.view(2, 3, 8), *waves, style).view(2, 24)
+    program.turn(x, 8, *waves, style == "pairs")
+    program.run()
+    assert torch.allclose(x, expected, atol=1e-6)
+
+
+def test_heads_apart(program):
+    made, y = torch.randn(2, 40), torch.empty(2, 12)
+    program.heads(made, y, 5, 10, 3, 4)
+    program.run()
+    assert torch.equal(y, torch.cat([made[:, start : start + 4] for start in (5, 15, 25)], 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_appends_to_what_it_sees(dtype, program):
+    query, key, value, y = torch.randn(2, 32), torch.randn(2, 16), torch.randn(2, 16), torch.empty(2, 32)
+    keys, values = (torch.randn(2, 2, 9, 8).to(dtype) for _ in range(2))
+    place = Place()
+    place.put(keys[:, :, 2:7], values[:, :, 2:7])
+    program.attend(query, key, value, y, place, ctypes.c_int32(module.TYPES[dtype]), 8, 0.3)
+    before = keys.clone(), values.clone()
+    program.run()
+    for now, old, new in zip((keys, values), before, (key, value), strict=True):
+        assert torch.equal(now[:, :, 6], new.view(2, 2, 8).to(dtype))
+        assert torch.equal(now[:, :, :6], old[:, :, :6])
+        assert torch.equal(now[:, :, 7:], old[:, :, 7:])
+    seen = [t[:, :, 2:7].float() for t in (keys, values)]
+    expected = F.scaled_dot_product_attention(query.view(2, 4, 1, 8), *seen, scale=0.3, enable_gqa=True)
+    assert torch.allclose(y, expected.reshape(2, 32), atol=1e-5)
+
+
+# ---- steps
+
+
+def ready(name="llama", bits=None):
+    model = packed(decoder(name), bits)
+    return model, Prepared(model).steps
+
+
+@torch.no_grad()
+def logits_of(model, steps, batch, count=6, halved=False):
+    """Of `count` steps after five tokens: (count, B, vocabulary)."""
+    ids = torch.randint(3, 96, (batch, 5 + count), generator=torch.Generator().manual_seed(batch))
+    cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
+    if halved:
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
+    return torch.stack([steps.step(ids[:, 5 + i], cache.layers, 5 + i) for i in range(count)])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi", "gemma3_text"])
+@pytest.mark.parametrize("batch", [1, 3, MOST])
+@pytest.mark.parametrize("halved", [False, True])
+def test_one_call_is_a_call_for_each_matrix(name, batch, halved, monkeypatch):
+    model, steps = ready(name)
+    ours = logits_of(model, steps, batch, halved=halved)
+    assert steps.compiled_for(batch, []) is not None
+    monkeypatch.setattr(steps, "compiled_for", lambda *_: None)
+    # in bf16 a key or value between two numbers may become either
+    assert torch.allclose(ours, logits_of(model, steps, batch, halved=halved), atol=2e-3 if halved else 1e-5)
+
+
+def test_more_texts_than_it_takes_go_one_by_one():
+    model, steps = ready()
+    assert logits_of(model, steps, MOST + 1).isfinite().all()
+    assert steps.compiled_for(MOST + 1, []) is None
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])  # more than there are cores: some come late, or not at all
+def test_threads_change_nothing(threads):
+    before = torch.get_num_threads()
+    expected = logits_of(*ready(bits=8), 1)
+    try:
+        torch.set_num_threads(threads)
+        model, steps = ready(bits=8)
+        assert torch.equal(logits_of(model, steps, 1), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_texts_written_at_once_keep_apart():
+    model, steps = ready(bits=8)
+    expected = {batch: logits_of(model, steps, batch, 20) for batch in (1, 2)}
+    found = {}
+
+    def write(number):
+        batch = number % 2 + 1
+        found[number] = batch, logits_of(model, steps, batch, 20)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(found) == 6
+    assert all(torch.equal(made, expected[batch]) for batch, made in found.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [8, None])
+def test_what_is_no_number_stays_it(bits):
+    model, steps = ready(bits=bits)
+    ids = torch.tensor([[3, 4, 5, 6, 7]])
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    model.get_input_embeddings().scales.data.fill_(torch.nan)
+    assert steps.step(ids[:, 0], cache.layers, 5).isnan().all()
