@@ -127,7 +127,10 @@ def test_a_function_on_the_way(path, dtype, function):
 
 @pytest.mark.parametrize("path", RUNNING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("heads", "key_heads", "length", "width"), [(12, 12, 300, 64), (8, 2, 17, 40), (3, 1, 1, 7)])
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "length", "width"),
+    [(12, 12, 300, 64), (8, 2, 17, 40), (3, 1, 1, 7), *((4, 2, 33, width) for width in (32, 80, 96, 128, 256))],
+)
 def test_attention_of_one_query(path, dtype, heads, key_heads, length, width):
     generator = torch.Generator().manual_seed(0)
     query = 3 * torch.randn(2, heads, 1, width, generator=generator)

@@ -31,46 +31,82 @@ inline float to_weights(float* scores, const uint8_t* mask, int64_t n) {
 
 // ---- of one query
 
-template <typename T>
-inline float dot_product(const float* a, const T* b, int64_t n) {
-  float lanes[16] = {}, sum = 0;
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int j = 0; j < 16; ++j) lanes[j] += a[i + j] * widen(b[i + j]);
-  for (; i < n; ++i) sum += a[i] * widen(b[i]);
-  for (float lane : lanes) sum += lane;
-  return sum;
+// What a query sees of `n` keys and values, each `width` numbers behind the one before. A key is multiplied with the query,
+// and values are summed, in registers: of widths of VECTORS * 16; a loop over memory takes others (0).
+template <typename T, int VECTORS>
+void score(const float* query, const T* keys, int64_t n, int64_t width, float scale, float* scores) {
+  if constexpr (VECTORS > 0) {
+    Floats q[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) q[v] = load_floats(query + 16 * v);
+    for (int64_t t = 0; t < n; ++t, keys += 16 * VECTORS) {
+      Floats sum = no_floats();
+      for (int v = 0; v < VECTORS; ++v) sum = add_product(sum, q[v], load_floats(keys + 16 * v));
+      scores[t] = scale * total(sum);
+    }
+  } else {
+    for (int64_t t = 0; t < n; ++t, keys += width) {
+      float lanes[16] = {}, sum = 0;
+      int64_t i = 0;
+      for (; i + 16 <= width; i += 16)
+        for (int j = 0; j < 16; ++j) lanes[j] += query[i + j] * widen(keys[i + j]);
+      for (; i < width; ++i) sum += query[i] * widen(keys[i]);
+      for (float lane : lanes) sum += lane;
+      scores[t] = scale * sum;
+    }
+  }
 }
 
-template <typename T>
+template <typename T, int VECTORS>
+void sum_up(const float* weights, const T* values, int64_t n, int64_t width, float* y) {
+  if constexpr (VECTORS > 0) {
+    Floats sums[VECTORS];
+    for (Floats& sum : sums) sum = no_floats();
+    for (int64_t t = 0; t < n; ++t, values += 16 * VECTORS)
+      for (int v = 0; v < VECTORS; ++v) sums[v] = add_product(sums[v], same(weights[t]), load_floats(values + 16 * v));
+    for (int v = 0; v < VECTORS; ++v) store_floats(y + 16 * v, sums[v]);
+  } else {
+    std::memset(y, 0, size_t(width) * sizeof(float));
+    for (int64_t t = 0; t < n; ++t, values += width)
+      for (int64_t i = 0; i < width; ++i) y[i] += weights[t] * widen(values[i]);
+  }
+}
+
+template <typename T, int VECTORS>
 void attend_of(const Attention& a, int64_t first, int64_t last) {
   const int64_t group = a.heads / a.key_heads, n = a.length, width = a.width;
-  float* scores = new float[size_t(group * n)];
+  float* scores = new float[size_t(n)];
   for (int64_t item = first; item < last; ++item) {
     const int64_t batch = item / a.key_heads, head = item % a.key_heads;
     const T* keys = static_cast<const T*>(a.keys) + batch * a.key_batch_stride + head * a.key_head_stride;
     const T* values = static_cast<const T*>(a.values) + batch * a.value_batch_stride + head * a.value_head_stride;
-    const float* query = a.query + (batch * a.heads + head * group) * width;
-    float* y = a.y + (batch * a.heads + head * group) * width;
-    for (int64_t t = 0; t < n; ++t)  // a key is read once for all queries that share it
-      for (int64_t q = 0; q < group; ++q) scores[q * n + t] = a.scale * dot_product(query + q * width, keys + t * width, width);
     for (int64_t q = 0; q < group; ++q) {
-      float* weights = scores + q * n;
-      const float inverse = to_weights(weights, nullptr, n);
-      for (int64_t t = 0; t < n; ++t) weights[t] *= inverse;
+      const int64_t at = (batch * a.heads + head * group + q) * width;
+      score<T, VECTORS>(a.query + at, keys, n, width, a.scale, scores);
+      const float inverse = to_weights(scores, nullptr, n);
+      for (int64_t t = 0; t < n; ++t) scores[t] *= inverse;
+      sum_up<T, VECTORS>(scores, values, n, width, a.y + at);
     }
-    std::memset(y, 0, size_t(group * width) * 4);
-    for (int64_t t = 0; t < n; ++t)
-      for (int64_t q = 0; q < group; ++q) {
-        const float weight = scores[q * n + t];
-        for (int64_t i = 0; i < width; ++i) y[q * width + i] += weight * widen(values[t * width + i]);
-      }
   }
   delete[] scores;
 }
 
+template <typename T>
+void attend_typed(const Attention& a, int64_t first, int64_t last) {
+#if defined(__AVX2__)
+  switch (a.width) {
+    case 32: return attend_of<T, 2>(a, first, last);
+    case 64: return attend_of<T, 4>(a, first, last);
+    case 80: return attend_of<T, 5>(a, first, last);
+    case 96: return attend_of<T, 6>(a, first, last);
+    case 128: return attend_of<T, 8>(a, first, last);
+    case 256: return attend_of<T, 16>(a, first, last);
+  }
+#endif
+  attend_of<T, 0>(a, first, last);
+}
+
 void attend(const Attention& a, int64_t first, int64_t last) {
-  a.type == FLOAT32 ? attend_of<float>(a, first, last) : attend_of<uint16_t>(a, first, last);
+  a.type == FLOAT32 ? attend_typed<float>(a, first, last) : attend_typed<uint16_t>(a, first, last);
 }
 
 #if defined(__AVX2__)
@@ -78,13 +114,8 @@ void attend(const Attention& a, int64_t first, int64_t last) {
 
 #if defined(__AVX512VNNI__)
 constexpr int QUERIES = 8, VECTORS = 2;  // as many sums as registers hold beside their operands
-inline void store_floats(float* p, Floats f) { _mm512_storeu_ps(p, f); }
 #else
 constexpr int QUERIES = 6, VECTORS = 1;
-inline void store_floats(float* p, Floats f) {
-  _mm256_storeu_ps(p, f.v[0]);
-  _mm256_storeu_ps(p + 8, f.v[1]);
-}
 #endif
 constexpr int64_t COLUMNS = 16 * VECTORS;
 

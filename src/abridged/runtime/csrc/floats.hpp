@@ -115,13 +115,10 @@ struct Levels {
 
 #if defined(__AVX512VNNI__)
 constexpr int FLOAT_TOKENS = 4;
-inline void store_floats(float* p, Floats f) { _mm512_storeu_ps(p, f); }
 #elif defined(__AVX2__)
 constexpr int FLOAT_TOKENS = 2;
-inline void store_floats(float* p, Floats f) { _mm256_storeu_ps(p, f.v[0]), _mm256_storeu_ps(p + 8, f.v[1]); }
 #else
 constexpr int FLOAT_TOKENS = 1;
-inline void store_floats(float* p, const Floats& f) { std::memcpy(p, f.v, sizeof f.v); }
 #endif
 
 // 16 bytes from there on that may be read, beyond the `end` of all codes zeros.

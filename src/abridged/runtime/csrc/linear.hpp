@@ -71,6 +71,11 @@ inline int32_t total(Sums s) { return _mm512_reduce_add_epi32(s); }
 inline float total(Floats f) { return _mm512_reduce_add_ps(f); }
 inline Floats no_floats() { return _mm512_setzero_ps(); }
 inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+inline Floats load_floats(const uint16_t* p) {  // bf16
+  const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16));
+}
+inline void store_floats(float* p, Floats f) { _mm512_storeu_ps(p, f); }
 inline Floats same(float f) { return _mm512_set1_ps(f); }
 inline Floats add_scaled(Floats f, Sums s, Floats scale) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), scale, f); }
 inline void store(void* p, Bytes b) { _mm512_storeu_si512(p, b); }
@@ -157,6 +162,15 @@ inline float total(Floats f) {
 }
 inline Floats no_floats() { return {{_mm256_setzero_ps(), _mm256_setzero_ps()}}; }
 inline Floats load_floats(const float* p) { return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}}; }
+inline Floats load_floats(const uint16_t* p) {  // bf16
+  Floats f;
+  for (int h = 0; h < 2; ++h) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + h);
+    f.v[h] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+  }
+  return f;
+}
+inline void store_floats(float* p, Floats f) { _mm256_storeu_ps(p, f.v[0]), _mm256_storeu_ps(p + 8, f.v[1]); }
 inline Floats same(float f) { return {{_mm256_set1_ps(f), _mm256_set1_ps(f)}}; }
 inline Floats add_scaled(Floats f, Sums s, Floats scale) {
   for (int h = 0; h < 2; ++h) f.v[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s.v[h]), scale.v[h], f.v[h]);
@@ -249,6 +263,7 @@ inline Floats load_floats(const float* p) {
   std::memcpy(f.v, p, sizeof f.v);
   return f;
 }
+inline void store_floats(float* p, const Floats& f) { std::memcpy(p, f.v, sizeof f.v); }
 inline Floats same(float value) {
   Floats f;
   for (float& v : f.v) v = value;
