@@ -241,6 +241,7 @@ CONTESTANTS = {
     "litevl-skip": Contestant(LITEVL, (*SHORT, "model.temporal_cls=skip")),
     "litevl-random": Contestant(LITEVL, SHORT, start="random"),
     "ea-vtr": Contestant(EVENTS, ALIKE, "litevl"),
+    "ea-vtr-quarter": Contestant(EVENTS, (*ALIKE, "stages.0.events.joined=0.25"), "litevl"),
     "ea-vtr-blip": Contestant(EVENTS, ALIKE),
     "ea-vtr-without-etl": Contestant(EVENTS, (*ALIKE, *WITHOUT_ETL), "litevl"),
     "ea-vtr-without-ecl": Contestant(EVENTS, (*ALIKE, *WITHOUT_ECL), "litevl"),

@@ -17,6 +17,7 @@ TITLES = {
     "litevl-skip": "… [CLS] of frames left out of temporal attention",
     "litevl-random": "… from random weights",
     "ea-vtr": "EA-VTR, from that LiteVL",
+    "ea-vtr-quarter": "… a quarter of the steps of joined clips, not half",
     "ea-vtr-blip": "… from BLIP at once",
     "ea-vtr-without-etl": "… without order of events",
     "ea-vtr-without-ecl": "… without captions of frames",
