@@ -5,13 +5,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
+CSRC = src/abridged/runtime/csrc
+
 .PHONY: help setup demo test slow engines paths sanitize fuzz gpu bench lint wheel clean
 
 help:
 	@echo "make demo   compress the bundled model and compare (about 6 minutes on 2 cores)"
 	@echo "make test   the fast tests        make slow   the slow ones"
 	@echo "make paths  the kernel tests on every instruction set that this processor has"
-	@echo "make sanitize  the kernel tests under address and undefined-behaviour sanitizers (needs cmake)"
+	@echo "make sanitize  the kernel tests under address, undefined-behaviour and thread sanitizers (needs cmake)"
 	@echo "make fuzz   mutated checkpoints, data, recipes, workspaces and videos: some of each, or ABRIDGED_FUZZ_SECONDS of each"
 	@echo "make gpu    the tests that need a GPU; without one a rehearsal of them on the CPU"
 	@echo "make bench  quick runs of every benchmark of speed, beside the committed numbers of the nearest processor"
@@ -52,6 +54,9 @@ sanitize: $(READY)
 	cmake --build build/sanitize --parallel
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
 	  ABRIDGED_KERNELS_LIBRARY=build/sanitize/abridged_kernels.so $(BIN)/python -m pytest tests/runtime/test_kernels.py tests/runtime/test_compiled.py
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -fno-math-errno -fno-trapping-math -I $(CSRC) -o build/races tests/runtime/races.cpp \
+	  $(addprefix $(CSRC)/, abridged_kernels.cpp isa_portable.cpp floats.cpp floats_portable.cpp product.cpp program.cpp) -pthread
+	TSAN_OPTIONS=halt_on_error=1 build/races
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz -s tests/fuzz
