@@ -45,6 +45,7 @@ FRAME_BY_FRAME = ("model.temporal=false", "model.features=original")
 #: Clips that a run looks at before and after it.
 QUICK = 40
 WITHIN = 4, 2  #: things in a long clip in which moments are sought, and events of each
+QUESTIONS = 4  #: about a clip to train on
 EXAMPLES = 3 * world.SIDE  #: pixels of clips that people look at
 
 
@@ -65,17 +66,24 @@ def make(folder: Path, train: int, test: int) -> None:
                 rows.append({"video": name, "caption": story.caption, "frame_captions": story.frame_captions()})
                 if len(story.events) > 1:
                     pairs.append({"video": name, "caption": story.caption})
-                for question, answer in story.questions(np.random.default_rng((seed, 7))):
-                    asked.append({"video": name, "question": question, "answer": answer})
+                asked += [
+                    {"video": name, **one} for one in questions(story, seed, QUESTIONS if split == "train" else 1)
+                ]
                 show(seed + 1)
         if split != "test":
-            some = count if split == "train" else QUICK
+            some = None if split == "train" else QUICK
             write_rows(folder / "learn" / "clips" / f"{split}.jsonl", rows[:some])
             write_rows(folder / "learn" / "questions" / f"{split}.jsonl", asked[:some])
         if split != "train":
             for kind, some in (("clips", rows), ("questions", asked), ("pairs", pairs)):
                 write_rows(folder / split / kind / "test.jsonl", some)
             moments(folder / split / "moments", count // 10, first=0 if told else 10**6)
+
+
+def questions(story: world.Story, seed: int, count: int) -> list[dict[str, str]]:
+    """Up to `count` different questions about a clip, with their answers."""
+    drawn = (story.question(np.random.default_rng((seed, 7 + i))) for i in range(count))
+    return [{"question": question, "answer": answer} for question, answer in dict(drawn).items()]
 
 
 def moments(folder: Path, count: int, first: int) -> None:
@@ -248,6 +256,7 @@ CONTESTANTS = {
     "questions-image": Contestant("litevl-qa", ("model.temporal=false", "model.num_frames=1"), data="questions"),
     "questions-frames": Contestant("litevl-qa", FRAME_BY_FRAME, data="questions"),
     "questions": Contestant("litevl-qa", data="questions"),
+    "questions-litevl": Contestant("litevl-qa", (f"model.num_frames={FRAMES}",), "litevl", data="questions"),
     "litevl-2-2-8": Contestant("best-video-2-2-8", start="litevl", compress=True),
     "ea-vtr-2-2-8": Contestant("best-video-2-2-8", start="ea-vtr", compress=True),
     "ea-vtr-blip-2-2-8": Contestant("best-video-2-2-8", start="ea-vtr-blip", compress=True),

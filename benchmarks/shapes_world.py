@@ -208,7 +208,7 @@ class Story:
         """What is to be seen in the middle of each of `PARTS` equal parts."""
         return [said_of(self.things((i + 0.5) / PARTS)) for i in range(PARTS)]
 
-    def questions(self, draw: np.random.Generator) -> list[tuple[str, str]]:
+    def question(self, draw: np.random.Generator) -> tuple[str, str]:
         """One of the kinds of questions that can be asked of it, with its answer; 46 kinds in all."""
         event = self.events[draw.integers(len(self.events))]
         thing, other = event.thing, str(draw.choice(MOTIONS))
@@ -236,7 +236,7 @@ class Story:
         chosen = told[draw.integers(len(told))]
         if chosen[1] == "no" and draw.random() < 0.5:
             chosen = (f"does the {thing.name} {plainly(event.motion)}?", "yes")
-        return [chosen]
+        return chosen
 
 
 def plainly(motion: str) -> str:

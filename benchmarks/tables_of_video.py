@@ -29,6 +29,7 @@ TITLES = {
     "questions-image": "answers, of one frame",
     "questions-frames": "answers, of frames without temporal attention",
     "questions": "answers, LiteVL",
+    "questions-litevl": "answers, from that LiteVL",
 }
 COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "R@1": lambda r: r["clips"].get("recall_at_1"),

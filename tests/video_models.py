@@ -50,7 +50,7 @@ def clips(folder: Path, train: int = 8, test: int = 4, questions: bool = False) 
             world.write_clip(folder / f"{split}-{seed}.mp4", story.frames(8))
             row = {"video": f"{split}-{seed}.mp4"}
             if questions:
-                (question, answer), *_ = story.questions(world.np.random.default_rng(seed))
+                question, answer = story.question(world.np.random.default_rng(seed))
                 row |= {"question": question, "answer": answer}
             else:
                 row |= {"caption": story.caption, "frame_captions": story.frame_captions()}

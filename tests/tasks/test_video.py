@@ -128,6 +128,19 @@ def test_questions_are_answered_by_writing(tmp_path):
     assert type(again).__name__ == "LiteVLForVideoQuestions"
 
 
+def test_a_model_that_finds_videos_goes_on_to_answer(video, tmp_path):
+    start = load_video_model(video, {"num_frames": 4}, answers=True)
+    found = transformers.AutoModel.from_pretrained(video).state_dict()
+    begun = start.state_dict()
+    assert all(torch.equal(begun[name], found[name]) for name in found if name in begun)
+    read = "encoder.layer.0.output.dense.weight"
+    assert torch.equal(begun[f"text_decoder.bert.{read}"], found[f"text_encoder.{read}"])
+    asked = clips(tmp_path / "asked", 8, 4, questions=True)
+    changes = [*QUICK, "model.num_frames=4"]
+    record = abridged.finetune(video, asked, tmp_path / "answers", recipe="litevl-qa", overrides=changes)
+    assert record["test"]["questions"] == 4
+
+
 def test_vectors_and_matches_do_not_depend_on_the_batch(video, shapes):
     model = load_video_model(video, None, answers=False)
     task = VideoText(model, load_tokenizer(video, model), open_data(shapes))

@@ -158,7 +158,7 @@ class LiteVLPreTrainedModel(PreTrainedModel):
                 temporal.attn.projection.weight.zero_()
                 temporal.attn.projection.bias.zero_()
         if hasattr(self, "text_decoder") and not any(name.startswith("text_decoder.") for name in found):
-            self.text_decoder.bert.load_state_dict(self.text_encoder.state_dict())
+            self.begin_decoder()
 
     @torch.no_grad()
     def give_back(self, blip: PreTrainedModel) -> None:
@@ -330,6 +330,10 @@ class LiteVLForVideoQuestions(LiteVLPreTrainedModel):
             )
         self.text_decoder = TextDecoder(text)
         self.post_init()
+
+    def begin_decoder(self) -> None:
+        """Let the decoder begin as the text encoder, as BLIP's does where it has none."""
+        self.text_decoder.bert.load_state_dict(self.text_encoder.state_dict())
 
     def get_output_embeddings(self) -> nn.Module:
         return self.text_decoder.get_output_embeddings()

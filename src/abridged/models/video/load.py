@@ -26,7 +26,7 @@ def load_video_model(name: str | Path, settings: Mapping[str, Any] | None, answe
     Args:
         settings: a recipe's `model:`, which change the config; what they add to a LiteVL begins anew. None: it is
             used as it is, an image-text model frame by frame.
-        answers: make an image-text model answer questions, rather than find videos.
+        answers: make it answer questions, rather than find videos, where it is an image-text model or has settings.
 
     Raises:
         AbridgedError: it cannot be loaded, is another kind of model, or a setting is wrong.
@@ -38,7 +38,7 @@ def load_video_model(name: str | Path, settings: Mapping[str, Any] | None, answe
     except Exception:  # loading says in one sentence what is wrong
         return load_dense(name)
     if isinstance(config, LiteVLConfig):
-        return _changed(name, config, settings) if settings else load_any(name)
+        return _changed(name, config, settings, answers) if settings else load_any(name)
     if isinstance(config, BlipConfig):
         kind = LiteVLForVideoQuestions if answers else LiteVLModel
         return kind.from_blip(load_dense(name), **(FRAME_BY_FRAME if settings is None else settings))
@@ -52,18 +52,20 @@ def load_video_model(name: str | Path, settings: Mapping[str, Any] | None, answe
     )
 
 
-def _changed(name: str | Path, config: Any, settings: Mapping[str, Any]) -> Any:
-    """A LiteVL with other settings: what it has is kept, what is new begins anew."""
+def _changed(name: str | Path, config: Any, settings: Mapping[str, Any], answers: bool) -> Any:
+    """A LiteVL with other settings, or one that answers made of one that finds; what is new begins anew."""
     model = load_any(name)
     changed = with_settings(config, settings)
-    if changed.to_diff_dict() == config.to_diff_dict():
+    kind: Any = LiteVLForVideoQuestions if answers else class_named(config) or LiteVLModel
+    if changed.to_diff_dict() == config.to_diff_dict() and isinstance(model, kind):
         return model
     torch.manual_seed(0)
-    kind: Any = class_named(config) or LiteVLModel
     other = kind(changed)
     missing = other.load_state_dict(
         {k: v for k, v in model.state_dict().items() if k in other.state_dict()}, strict=False
     ).missing_keys
     if any("video_embedding" in key for key in missing):
         begin_video(other)
+    if any(key.startswith("text_decoder.") for key in missing):
+        other.begin_decoder()
     return other.eval()
