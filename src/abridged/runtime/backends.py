@@ -217,7 +217,8 @@ def _interprets() -> bool:
     return os.environ.get(kernels.VARIABLE, "auto").lower() == "triton"
 
 
-BACKENDS: list[Backend] = [Cpu(), Triton(), Reference()]
+CPU = Cpu()
+BACKENDS: list[Backend] = [CPU, Triton(), Reference()]
 """In order of preference. The last serves everything."""
 
 
