@@ -110,7 +110,7 @@ def test_folded_while_trained_or_afterwards(finetune, run, text, tmp_path):
 
 
 PROMPT = ("--recipe", "prompt-tuning")
-SET_PROMPT = [word.replace("adapter=2e-2", "prompt=1e-1") for word in SET]
+SET_PROMPT = [word.replace("adapter=2e-2", "prompt=1e-1").replace("context=16", "context=12") for word in SET]
 
 
 def test_a_prompt_is_trained_killed_resumed_and_read(finetune, run, small, text, tmp_path):

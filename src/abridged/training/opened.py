@@ -225,14 +225,15 @@ class Opened:
         if self.data.kind == "videos":
             raise AbridgedError("adapters beside packed weights are for models of texts")
         model = load_any(job.model)
-        if tokens := _prompt_tokens(recipe):
-            keep_room(model.config, tokens)  # before anything reads how long a text may be
-            if (room := context_of(model.config)) < 2:
-                raise AbridgedError(f"a prompt of {tokens} tokens leaves texts {max(0, room)} of the model's positions")
+        tokens = _prompt_tokens(recipe)
         if job.fold and (tokens or prompt_of(model) is not None):
             raise AbridgedError(
                 "a learned prompt stands before the text, and cannot be folded into codes: leave --fold out"
             )
+        if tokens:
+            keep_room(model.config, tokens)  # before anything reads how long a text may be
+            if (room := context_of(model.config)) < 2:
+                raise AbridgedError(f"a prompt of {tokens} tokens leaves texts {max(0, room)} of the model's positions")
         labels, _ = self._head()
         if labels is not None and not labels.fit(model.config):
             own = ", ".join(str(label) for label in model.config.label2id)
