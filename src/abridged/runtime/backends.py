@@ -29,7 +29,7 @@ SLICE_WEIGHTS = 1 << 22
 """Weights that the reference dequantises at a time (16 MB in FP32)."""
 
 TRAINED_WEIGHTS = 1 << 20
-"""And where something is trained through them: 4 MB, which should not count beside a matrix of few bits."""
+"""And where something is trained through them, which should not need a matrix of few bits whole: 4 MB."""
 
 FEW_TOKENS = 8
 """Up to so many, inputs that stay as they are meet the codes; of more, it pays to make the matrix first."""
@@ -95,13 +95,10 @@ class Reference:
         return y
 
     def backward(self, handle: PackedWeight, grad: Tensor) -> Tensor:
-        """The gradient for x (..., columns), grad W, of one for `linear` (..., rows), in its type.
-
-        What is trained through a matrix of few bits should not need it whole: a quarter at a time, or a small slice.
-        """
+        """The gradient for x (..., columns), grad W, of one for `linear` (..., rows), in its type."""
         wide = torch.promote_types(grad.dtype, torch.float32)
         x = grad.new_zeros((*grad.shape[:-1], handle.storage.columns), dtype=wide)
-        for part, weight in _slices(handle, min(_step_trained(handle), -(-handle.storage.rows // 4))):
+        for part, weight in _slices(handle, _step_trained(handle)):
             x += grad[..., part] @ weight.to(grad.dtype)
             del weight
         return x.to(grad.dtype)
@@ -116,8 +113,9 @@ def _step(weight: PackedWeight) -> int:
 
 
 def _step_trained(weight: PackedWeight) -> int:
-    """Rows in a slice of what is trained."""
-    return max(1, min(SLICE_WEIGHTS, TRAINED_WEIGHTS) // weight.storage.columns)
+    """Rows in a slice of what is trained: a quarter of the matrix at most."""
+    rows, columns = weight.storage.rows, weight.storage.columns
+    return max(1, min(SLICE_WEIGHTS // columns, TRAINED_WEIGHTS // columns, -(-rows // 4)))
 
 
 def _slices(weight: PackedWeight, step: int | None = None) -> Iterator[tuple[slice, Tensor]]:
