@@ -142,11 +142,12 @@ def in_lockstep(
             z = whole.at(path) if whole else None
             give_back_memory()  # what the passes have freed since the last layer, which the allocator keeps
             after = rows(mine)
-            weights = None if cap is None else token_weights(after, cap)
             aim = None if z is None else rows(theirs(z))
-            for one in (after, aim) if weights is not None else ():
-                if one is not None:
-                    one.mul_(weights)
+            if cap is not None:
+                weights = token_weights(after, cap)
+                after.mul_(weights)
+                if aim is not None:
+                    aim.mul_(weights)
             if not (met and _same(met[0], after) and _same(met[1], aim)):
                 met.clear()
                 met.extend((after, aim, gram(after), None if aim is None else aim.t() @ after))
