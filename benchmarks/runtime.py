@@ -36,7 +36,7 @@ from abridged.exporters.dense import dense_model
 from abridged.models.load import load_tokenizer
 from abridged.recipe import Recipe
 from abridged.runtime.activations import Rounding
-from abridged.runtime.kernels import PATHS, kernels
+from abridged.runtime.kernels import PATHS, Held, kernels
 from abridged.runtime.weight import PackedWeight
 from abridged.storage.matrix import Storage
 from abridged.storage.packing import pack
@@ -147,7 +147,7 @@ def bandwidth() -> dict[str, float]:
     result = {}
     for name, count in (("row", rows), ("group of 256", 3 * rows)):
         weight = ternary(rows, columns, count)
-        work = compiled.prepared_linear(weight, None, Rounding(8))
+        work = compiled.prepared_linear(Held.of(weight), None, Rounding(8))
         result[f"scale a {name}"] = weight.codes.numel() / best(lambda w=work: w(x), 9, lambda: flush.fill_(1)) / 1e9
     result["copy"] = source.numel() / best(lambda: target.copy_(source), 9, lambda: flush.fill_(1)) / 1e9
     return result
@@ -194,7 +194,8 @@ def growth(folder: Path) -> dict[str, Any]:
     for width in WIDTHS:
         x, weight = torch.randn(64, width), torch.randn(width, width)
         if compiled is not None:
-            work = compiled.prepared_linear(ternary(width, width, width), None, Rounding(8))
+            packed_weight = ternary(width, width, width)
+            work = compiled.prepared_linear(Held.of(packed_weight), None, Rounding(8))
             widths["packed"].append(best(lambda w=work, x=x: w(x), 5))
         widths["torch FP32"].append(best(lambda x=x, w=weight: nn.functional.linear(x, w), 5))
     return {"lengths": list(LENGTHS), "by_length": lengths, "widths": list(WIDTHS), "by_width": widths}

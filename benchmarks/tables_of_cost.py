@@ -240,7 +240,7 @@ def pruning_memory() -> str:
 
 
 def adapters() -> str:
-    """What adapters gain on another domain's text beside the teacher, and what training them holds beside the file."""
+    """What adapters gain on another domain's text beside the teacher."""
     gains = [
         [
             f"{row['name']} on {row['task']}, {row['steps']} steps: share of the teacher's gain in nats",
@@ -248,14 +248,23 @@ def adapters() -> str:
         ]
         for row in read("adapters quality")
     ]
-    held = [
+    return markdown(["adapters beside", ""], gains)
+
+
+def adapters_memory() -> str:
+    """What training adapters holds beside the packed file; MB = 2^20 bytes."""
+    columns = "file_bytes", "adapter_state_bytes", "fixed_bytes"
+    rows = [
         [
-            f"{row['name']}, rank {row['rank']}: held without activations, in sizes of the file",
+            row["name"],
+            *(f"{row[column] / 2**20:,.1f}" for column in columns),
             f"{row['times_file']:.2f}",
+            f"{row['bytes_a_token'] / 2**20:.2f}",
         ]
         for row in read("adapters memory")
     ]
-    return markdown(["adapters beside", ""], gains + held)
+    held = ["packed file, MB", "adapters, gradients, averages", "held at most without activations", "in files"]
+    return markdown(["model", *held, "activations of a token"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -277,4 +286,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "pruning_cost": pruning_cost,
     "pruning_memory": pruning_memory,
     "adapters": adapters,
+    "adapters_memory": adapters_memory,
 }

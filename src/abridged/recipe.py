@@ -194,7 +194,10 @@ class Recipe(Settings):
     def adapts(self) -> bool:
         """Whether nothing but adapters is trained, which a packed model can have beside it."""
         return all(
-            stage.runner == "whole" and set(stage.methods) == {"lora"} and stage.training.freeze_weights
+            stage.runner == "whole"
+            and stage.training.freeze_weights
+            and stage.methods
+            and all(method.adapts for method in stage.methods.values())
             for stage in self.stages
         )
 

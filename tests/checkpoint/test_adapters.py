@@ -14,29 +14,35 @@ from abridged.checkpoint.load import load
 from abridged.core.digest import file_sha256
 from abridged.core.errors import AbridgedError
 from abridged.exporters import export
+from abridged.families.kinds import context_of
 from abridged.methods.lora import Lora
+from abridged.methods.prompt_tuning import PromptTuning
 from students import IDS, logits
 
 pytest.importorskip("peft")
 
 
-def adapted(base, seed, **settings):
+LORA, NORMS, PROMPT = Lora(rank=2), Lora(matrices=[], norms=True), PromptTuning(tokens=3)
+
+
+def adapted(base, seed, *methods):
     """The base, loaded anew, with adapters as if they had been trained."""
     model = load(base)
-    attached = Lora.model_validate({"rank": 2, **settings}).build(model, families.view(model), lambda model: None)
+    trained = []
+    for method in methods or (LORA,):
+        attached = method.build(model, families.view(model), lambda model: None)
+        trained += [parameter for group in attached.parameter_groups().values() for parameter in group]
+        attached.finish()
     torch.manual_seed(seed)
-    for group in attached.parameter_groups().values():
-        for parameter in group:
-            parameter.requires_grad_(True).data = parameter.data + 0.2 * torch.randn_like(parameter)
-    attached.finish()
+    model.requires_grad_(False)  # as a stage leaves what it does not train
+    for parameter in trained:
+        parameter.requires_grad_(True).data = parameter.data + 0.2 * torch.randn_like(parameter)
     return model
 
 
-def written(base, directory, seed=1, **settings):
+def written(base, directory, seed=1, methods=(LORA,)):
     """A directory of adapters, and what base and adapters answer."""
-    model = adapted(base, seed, **settings)
-    for parameter in model.parameters():  # as a stage leaves them whose weights are frozen
-        parameter.requires_grad_(parameter.requires_grad and (settings.get("norms", False) or parameter.ndim > 1))
+    model = adapted(base, seed, *methods)
     save_adapter(model, directory, base, directory, {"recipe": {"name": "lora"}})
     return logits(model.eval())
 
@@ -48,6 +54,13 @@ def mine(checkpoint, tmp_path):
     return tmp_path / "mine"
 
 
+@pytest.fixture
+def prompted(checkpoint, tmp_path):
+    """A prompt alone beside a packed model."""
+    written(checkpoint, tmp_path / "mine", methods=[PROMPT])
+    return tmp_path / "mine"
+
+
 def refused(directory, match, config=True):
     """By every way in; where the tensors themselves are wrong, the config still opens."""
     for way in (load, AutoModelForCausalLM.from_pretrained, *([AutoConfig.from_pretrained] if config else [])):
@@ -55,9 +68,18 @@ def refused(directory, match, config=True):
             way(directory)
 
 
-@pytest.mark.parametrize("norms", [False, True])
-def test_they_open_with_their_base(norms, saved, tmp_path):
-    expected = written(saved, tmp_path / "mine", norms=norms)
+KINDS = {
+    "lora": [LORA],
+    "lora and norms": [Lora(rank=2, norms=True)],
+    "norms": [NORMS],
+    "prompt": [PROMPT],
+    "prompt, norms and lora": [PROMPT, NORMS, LORA],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_open_with_their_base(kind, saved, tmp_path):
+    expected = written(saved, tmp_path / "mine", methods=KINDS[kind])
     assert not torch.allclose(logits(load(saved)), expected, atol=1e-3)
     for way in (load, AutoModelForCausalLM.from_pretrained):
         model = way(tmp_path / "mine")
@@ -121,7 +143,7 @@ def test_they_are_damaged_or_anothers(mine, checkpoint, tmp_path):
     refused(mine, "does not match its sha256")
 
 
-@pytest.mark.parametrize("change", [{"rank": 3}, {"alpha": 64}, {"sha256": None}])
+@pytest.mark.parametrize("change", [{"rank": 3}, {"alpha": 64}, {"sha256": None}, {"rank": None, "alpha": None}])
 def test_the_record_was_changed(mine, change):
     record = json.loads((mine / "abridged.json").read_text())
     record["adapter"] |= change
@@ -168,6 +190,7 @@ CHANGES = {
     "scales": (lambda t: t.update({f"{LAYER}.scales": torch.zeros(1)}), "scales does not fit the model"),
     "a matrix": (lambda t: t.update({"transformer.wpe.weight": torch.zeros(32, 32)}), "does not fit the model"),
     "nothing": (lambda t: t.clear(), "holds nothing for this model"),
+    "a prompt": (lambda t: t.update(prompt_embeddings=torch.zeros(3, 8)), "its prompt does not fit the model"),
 }
 
 
@@ -176,6 +199,45 @@ def test_what_does_not_fit(name, mine):
     change, match = CHANGES[name]
     rewrite(mine, change)
     refused(mine, match, config=False)
+
+
+PROMPTS = {
+    "NaN": (lambda t: t["prompt_embeddings"].fill_(torch.nan), "prompt_embeddings is not finite"),
+    "width": (lambda t: t.update(prompt_embeddings=torch.zeros(3, 31)), "its prompt does not fit the model"),
+    "one vector": (lambda t: t.update(prompt_embeddings=torch.zeros(32)), "its prompt does not fit the model"),
+    "no token": (lambda t: t.update(prompt_embeddings=torch.zeros(0, 32)), "its prompt does not fit the model"),
+    "no room": (lambda t: t.update(prompt_embeddings=torch.zeros(32, 32)), "its prompt does not fit the model"),
+    "a factor": (lambda t: t.update({f"{LAYER}.lora_A": torch.zeros(2, 32)}), "the adapter of .* does not fit"),
+    "nothing": (lambda t: t.clear(), "holds nothing for this model"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_what_prompt_does_not_fit(name, prompted):
+    change, match = PROMPTS[name]
+    rewrite(prompted, change)
+    refused(prompted, match, config=False)
+
+
+def test_a_prompt_is_in_pefts_format_and_needs_no_peft(prompted, monkeypatch):
+    (name, tensor), *rest = load_file(prompted / "adapter.safetensors").items()
+    assert (name, tuple(tensor.shape), rest) == ("prompt_embeddings", (3, 32), [])
+    assert json.loads((prompted / "abridged.json").read_text())["adapter"]["rank"] is None
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    model = AutoModelForCausalLM.from_pretrained(prompted)
+    assert context_of(model.config) == 29
+    with pytest.raises(AbridgedError, match="stored as both, or folded"):
+        model.save_pretrained(prompted / "both")
+
+
+def test_norms_alone_are_the_bases_own_and_need_no_peft(saved, tmp_path, monkeypatch):
+    expected = written(saved, tmp_path / "mine", methods=[NORMS])
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    model = load(tmp_path / "mine")
+    assert torch.equal(logits(model), expected)
+    assert all(tensor.ndim == 1 for tensor in load_file(tmp_path / "mine" / "adapter.safetensors").values())
+    model.save_pretrained(tmp_path / "both")
+    assert torch.allclose(logits(load(tmp_path / "both")), expected, atol=1e-2)
 
 
 def test_what_is_not_finite_is_not_written(saved, tmp_path):

@@ -1,11 +1,12 @@
 """What this machine is, and what a process held."""
 
 import multiprocessing
+import sys
 
 import pytest
 import torch
 
-from abridged.core.hardware import can_compile, describe, fast_bf16, peak_memory
+from abridged.core.hardware import can_compile, describe, fast_bf16, give_back_memory, peak_memory, resident_memory
 
 
 def held(queue):
@@ -50,3 +51,12 @@ def test_matmuls_stay_in_fp32_where_torch_does_not_tell(monkeypatch):
         monkeypatch.delattr(torch.cpu, f"_is_{name}_supported", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not fast_bf16()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another allocator's freed memory is its own affair")
+def test_what_was_freed_between_what_is_kept_goes_back():
+    pieces = [torch.ones(20_000) for _ in range(2_000)]  # 80 KB each: of the heap, not mapped one by one
+    held = resident_memory()
+    del pieces[:-1]
+    give_back_memory()
+    assert held - resident_memory() > 100e6

@@ -11,6 +11,7 @@ from abridged.core.errors import AbridgedError
 from abridged.data.blocks import tokenize
 from abridged.data.tokenizer import learn_tokenizer
 from abridged.evaluation.perplexity import negative_log_likelihood, perplexity
+from held import held_by
 
 TEXT = "".join(f"line {i * i} is short\n" for i in range(30))
 CONTEXT = 16
@@ -128,3 +129,19 @@ def test_a_limit_counts_tokens(model, tokenizer):
     assert some["words"] < whole["words"]
     nll, _ = negative_log_likelihood(model, tokens[:41], CONTEXT, CONTEXT)
     assert some["perplexity"] == pytest.approx(math.exp(nll / 40))
+
+
+def test_logits_are_held_once():
+    class Wide(torch.nn.Module):
+        config = GPT2Config(vocab_size=1 << 19, n_positions=CONTEXT)
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids, use_cache):
+            return type("Output", (), {"logits": torch.zeros(*input_ids.shape, 1 << 19)})
+
+    numbers = 4 * CONTEXT << 19
+    taken = held_by(lambda: negative_log_likelihood(Wide(), np.arange(4 * CONTEXT + 1), CONTEXT, CONTEXT, 4))
+    assert 0.9 < taken / (4 * numbers) < 1.5

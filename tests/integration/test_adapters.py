@@ -109,6 +109,45 @@ def test_folded_while_trained_or_afterwards(finetune, run, text, tmp_path):
     assert run("inspect", tmp_path / "now").code == 0
 
 
+PROMPT = ("--recipe", "prompt-tuning")
+SET_PROMPT = [word.replace("adapter=2e-2", "prompt=1e-1").replace("context=16", "context=12") for word in SET]
+
+
+def test_a_prompt_is_trained_killed_resumed_and_read(finetune, run, small, text, tmp_path):
+    own = [*SET_PROMPT, "--set", "stages.0.methods.prompt_tuning.tokens=4"]
+    ended = finetune("mine", *own, "--json", recipe=PROMPT)
+    assert ended.code == 0, ended.stderr
+    record = json.loads(ended.stdout)
+    assert perplexity(record, "after") < perplexity(record, "before")
+    assert record["adapter"]["parameters"] == 4 * json.loads((small / "config.json").read_text())["n_embd"]
+    written = run("generate", tmp_path / "mine", "aa", "--max-new-tokens", "4", "--seed", "1")
+    assert written.code == 0, written.stderr
+    measured = run("evaluate", tmp_path / "mine", "--data", held_out(text, tmp_path), "--json")
+    assert json.loads(measured.stdout)["perplexity"] == pytest.approx(perplexity(record, "after"), rel=1e-5)
+    assert finetune("parts", *own, recipe=PROMPT, stop=Stop("abridged.training.loop:Trainer.step", 6)).code == -9
+    assert finetune("parts", *own, "--resume", recipe=PROMPT).code == 0
+    files = [(tmp_path / name / "adapter.safetensors").read_bytes() for name in ("mine", "parts")]
+    assert files[0] == files[1]
+    assert "cannot be folded into codes" in said(finetune("no", "--fold", recipe=(), model=tmp_path / "mine"))
+
+
+def test_norms_are_trained_alone_and_folded(finetune, run, text, tmp_path):
+    own = [word.replace("adapter=2e-2", "norm=2e-2") for word in SET]
+    ended = finetune("mine", *own, "--json", recipe=("--recipe", "norms"))
+    assert ended.code == 0, ended.stderr
+    record = json.loads(ended.stdout)
+    assert perplexity(record, "after") < perplexity(record, "before")
+    assert not any("lora" in name for name in load_file(tmp_path / "mine" / "adapter.safetensors"))
+    measured = run("evaluate", tmp_path / "mine", "--data", held_out(text, tmp_path), "--json")
+    assert json.loads(measured.stdout)["perplexity"] == pytest.approx(perplexity(record, "after"), rel=1e-5)
+    ended = finetune("folded", "--fold", "--json", recipe=(), model=tmp_path / "mine")
+    assert ended.code == 0, ended.stderr
+    folded = json.loads(ended.stdout)
+    assert perplexity(folded, "before") == pytest.approx(perplexity(record, "before"), rel=1e-5)
+    assert perplexity(folded, "folded") == pytest.approx(perplexity(record, "after"), rel=1e-2)
+    assert run("inspect", tmp_path / "folded").code == 0
+
+
 def test_a_model_in_full_precision_gets_them_added_up(finetune, run, teacher, tmp_path):
     ended = finetune("plain", *SET, "--json", model=teacher)
     assert ended.code == 0, ended.stderr
@@ -128,6 +167,12 @@ def test_what_cannot_be_done_is_said_in_a_sentence(finetune, run, small, teacher
     assert "its codes have no gradients: train adapters beside them (--recipe lora)" in said(finetune("no", recipe=()))
     assert "is packed, and its codes" in said(finetune("no", "--set", "stages.0.freeze_weights=false"))
     assert "is not packed" in said(finetune("no", "--fold", model=teacher))
+    assert "stands beside a packed model" in said(finetune("no", recipe=PROMPT, model=teacher))
+    assert "cannot be folded into codes" in said(finetune("no", "--fold", recipe=PROMPT))
+    long = ("--set", "stages.0.methods.prompt_tuning.tokens=5000")
+    assert "a prompt of 5000 tokens leaves texts 0 of the model's positions" in said(
+        finetune("no", *long, recipe=PROMPT)
+    )
     assert finetune("mine", *SET).code == 0
     mine = tmp_path / "mine"
     assert "holds adapters: train others beside their base" in said(finetune("no", model=mine))

@@ -7,6 +7,7 @@ import torch
 
 from abridged.core.errors import AbridgedError
 from abridged.methods.lockstep import Inputs, in_lockstep, target, token_weights
+from held import held_by
 
 PATHS = ["transformer.h.0.mlp.c_fc", "transformer.h.1.attn.c_attn"]
 
@@ -87,3 +88,25 @@ def test_layers_that_read_the_same_are_told_the_same_objects():
     assert told[0] is told[1] is told[2]
     torch.testing.assert_close(told[3], 4 * told[0])
     torch.testing.assert_close(told[0], x.t() @ x)
+
+
+def test_of_inputs_there_is_one_copy_in_each_model():
+    """In FP32, from which moments are made, though tokens are capped; beside them a product takes one at most."""
+    model = torch.nn.ModuleDict({"0": torch.nn.Linear(256, 8, bias=False)})
+    x = torch.ones(1 << 17, 256, dtype=torch.bfloat16)
+
+    def run(model, tokens=None):
+        model["0"](x)
+
+    def follow():
+        in_lockstep(model, copy.deepcopy(model), ["0"], run, lambda *_: None, "test", cap=10.0)
+
+    assert 1.9 < held_by(follow) / (4 * x.numel()) < 3.5
+
+
+def test_tokens_are_weighed_some_at_a_time_as_at_once():
+    x = torch.randn(3000, 80, generator=torch.Generator().manual_seed(0)).mul_(torch.arange(3000).unsqueeze(1))
+    energy = x.square().mean(1, keepdim=True)
+    wanted = (energy.median() / energy).sqrt().clamp_max(1)
+    assert torch.allclose(token_weights(x, 1.0), wanted, rtol=1e-6)
+    assert held_by(lambda: token_weights(torch.ones(1, 1).expand(1 << 17, 256), 1.0)) < 1 << 26

@@ -71,7 +71,7 @@ def test_torch_is_not_needed_to_read_settings():
     code = (
         "import sys; from abridged.methods import METHODS; METHODS['quantize'](weights={'bits': 4});"
         "METHODS['kronecker'](); METHODS['drop_layers'](); METHODS['prune'](budget={'parameters': 0.5});"
-        "METHODS['lora'](); assert len(METHODS) == 5;"
+        "METHODS['lora'](); METHODS['prompt_tuning'](); assert len(METHODS) == 6;"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -166,3 +166,12 @@ def test_what_is_no_number_stays_it(bits):
     cache = model(input_ids=ids, use_cache=True).past_key_values
     model.get_input_embeddings().scales.data.fill_(torch.nan)
     assert steps.step(ids[:, 0], cache.layers, 5).isnan().all()
+
+
+def test_what_is_made_anew_of_a_weight_is_made_once(monkeypatch):
+    made, original = [], module.Held.of
+    monkeypatch.setattr(module.Held, "of", lambda weight: made.append(weight.codes.data_ptr()) or original(weight))
+    model, steps = ready()
+    logits_of(model, steps, 1)  # a prompt, which goes by the modules themselves
+    logits_of(model, steps, 2)  # another list of instructions
+    assert len(made) == len(set(made))

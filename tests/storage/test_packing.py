@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abridged.core.errors import AbridgedError
+from abridged.storage import packing
 from abridged.storage.code_books import CODE_BOOKS, CODE_WIDTHS, row_bytes, storage_bits, unit
 from abridged.storage.matrix import Storage
 from abridged.storage.packing import check_codes, level_dtype, pack, unpack
@@ -109,3 +110,13 @@ def test_wrong_size_and_wrong_names():
 
 def test_storage_bits():
     assert [storage_bits(*way) for way in WAYS] == [1, 2, 2, 2, 3, 4, 5, 6, 8, 2, 3, 4, 5, 6, 8, 1.6]
+
+
+@pytest.mark.parametrize("code_book", ["int5", "ternary"])
+def test_rows_are_packed_some_at_a_time_as_at_once(monkeypatch, code_book):
+    book = torch.tensor(CODE_BOOKS[code_book], dtype=torch.int16)
+    levels = book[torch.randint(len(book), (101, 24))]
+    whole = pack(levels, code_book, "bits")
+    monkeypatch.setattr(packing, "PACKED_AT_A_TIME", 100)
+    assert torch.equal(pack(levels, code_book, "bits"), whole)
+    assert torch.equal(unpack(whole, Storage(101, 24, code_book, "bits", 1)).short(), levels)

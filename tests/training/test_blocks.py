@@ -161,6 +161,16 @@ def test_the_settings_say_what_a_block_is_given(tmp_path):
     assert len({round(value, 6) for value in found.values()}) == 3
 
 
+def test_what_blocks_took_goes_back_to_the_system_after_each(tmp_path, monkeypatch):
+    directory, model = saved("llama-tied", tmp_path)
+    done: list[int] = []  # blocks written, whenever memory is given back
+    write, given_back = KeptOutputs.write, set()
+    monkeypatch.setattr(KeptOutputs, "write", lambda self, number, part: (write(self, number, part), done.append(1)))
+    monkeypatch.setattr(blocks, "give_back_memory", lambda: given_back.add(len(done)))
+    carried_out(directory, model, stage_of("blocks", {"quantize": PLAIN}, blocks={"tokens": 128}), tmp_path / "small")
+    assert given_back == set(range(model.config.num_hidden_layers + 1))
+
+
 @pytest.mark.parametrize("name", ["albert", "gpt2"])
 def test_blocks_that_cannot_be_run_alone_are_refused_in_one_sentence(tmp_path, monkeypatch, name):
     """ALBERT's one block is called again and again; and a GPT-2 whose blocks hand on something beside their output."""

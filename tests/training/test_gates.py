@@ -7,9 +7,11 @@ import transformers
 
 from abridged import families
 from abridged.core.errors import AbridgedError
+from abridged.families.kinds import is_language_model
 from abridged.families.small import small_model
 from abridged.families.standin import inputs_of
 from abridged.methods.kronecker.method import Kronecker
+from abridged.methods.prompt_tuning import PromptTuning
 from abridged.methods.pruning.method import Prune
 from abridged.methods.quantization.method import Quantize
 from abridged.training import gates
@@ -72,6 +74,19 @@ def test_token_by_token_is_the_text_at_once(name):
     assert gates.steps_gate(model) <= gates.TOLERANCE
 
 
+@every
+def test_a_prompt_of_tokens_embeddings_reads_as_the_tokens(name):
+    model, _ = made(name)
+    if set(inputs_of(model)) != {"input_ids"} or not is_language_model(model):
+        pytest.skip("no decoder")
+    assert gates.prompt_gate(model) <= gates.TOLERANCE
+
+
+def test_a_prompt_that_nothing_reads_does_not_pass(monkeypatch):
+    monkeypatch.setattr(gates, "attach_prompt", lambda model, vectors: None)
+    assert gates.prompt_gate(made("gpt2")[0]) > 0.01
+
+
 def test_units_that_are_not_where_the_view_says_do_not_pass():
     model, view = made("qwen3")
     first = view.parts[0]
@@ -108,6 +123,11 @@ def test_what_does_not_pass_is_refused_in_one_sentence_that_says_what_does():
     gates.refuse(kind, config, [Quantize(), Kronecker(), prune("hidden", "ffn")])
     with pytest.raises(AbridgedError, match="models of type electra cannot be pruned: .* 32 wide"):
         gates.refuse(*TINY["electra"](), [prune()])
+    gates.refuse(*TINY["gpt2"](), [PromptTuning()])
+    with pytest.raises(
+        AbridgedError, match="before a text to go on with, which a BertForSequenceClassification does not"
+    ):
+        gates.refuse(*TINY["bert"](), [PromptTuning()])
 
 
 def test_a_small_model_keeps_heads_and_kinds_of_layers():

@@ -1,8 +1,9 @@
 """Adapters beside a packed model: a directory of their own, which names the base and both digests.
 
-- `adapter.safetensors`: `PATH.lora_A` (rank, columns) and `PATH.lora_B` (rows, rank) of each matrix, and the vectors
-  that were trained, all in FP32.
-- `abridged.json`: `adapter`, rank, alpha and digest; `base`, its name, where it lies from here, and its digest.
+- `adapter.safetensors`: `PATH.lora_A` (rank, columns) and `PATH.lora_B` (rows, rank) of each matrix that has them, the
+  vectors that were trained, and `prompt_embeddings` (tokens, hidden), all in FP32.
+- `abridged.json`: `adapter`, rank and alpha (null without such matrices) and digest; `base`, its name, where it lies
+  from here, and its digest.
 - the base's tokenizer.
 
 The base's digest covers its weights, config and tokenizer, and the adapter's digest covers the base's.
@@ -30,6 +31,7 @@ from abridged.checkpoint.files import (
 from abridged.core.digest import file_sha256
 from abridged.core.errors import AbridgedError
 from abridged.core.names import public_name
+from abridged.families.kinds import context_of, is_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +46,11 @@ class AdapterFiles:
     directory: Path
     base: Path
     base_sha256: str
-    rank: int
-    alpha: int
+    rank: int | None
+    alpha: int | None
 
 
-def adapter_digest(file_sha256: str, base_sha256: str, rank: int, alpha: int) -> str:
+def adapter_digest(file_sha256: str, base_sha256: str, rank: int | None, alpha: int | None) -> str:
     """SHA-256 of all that decides what adapters do: their file, the base they were trained on, and their factor."""
     said = {"base": base_sha256, "file": file_sha256, "rank": rank, "alpha": alpha}
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -76,8 +78,8 @@ def read_adapter(directory: str | Path) -> AdapterFiles:
     rank, alpha, sha256 = (numbers.get(key) for key in ("rank", "alpha", "sha256"))
     where, base_sha256 = (base.get(key) for key in ("path", "sha256")) if isinstance(base, dict) else (None, None)
     if (
-        type(rank) is not int
-        or type(alpha) is not int
+        not isinstance(told, dict)
+        or (type(rank), type(alpha)) not in ((int, int), (type(None), type(None)))
         or not isinstance(where, str)
         or not isinstance(base_sha256, str)
     ):
@@ -105,6 +107,7 @@ def apply_adapter(found: AdapterFiles, model: Any) -> Any:
 
     from abridged.runtime.adapters import inject
     from abridged.runtime.modules import PackedLinear, fixed_tensors
+    from abridged.runtime.prompt import NAME, attach_prompt
 
     weights = found.directory / ADAPTER_WEIGHTS
     quantizer = getattr(model, "hf_quantizer", None)
@@ -126,14 +129,20 @@ def apply_adapter(found: AdapterFiles, model: Any) -> Any:
             or (tuple(a.shape), tuple(b.shape)) != ((found.rank, module.columns), (module.rows, found.rank))
         ):
             raise AbridgedError(f"{weights}: the adapter of {path[:80]} does not fit the model")
+    prompt = tensors.pop(NAME, None)
+    if prompt is not None and not _reads(model, prompt):
+        raise AbridgedError(f"{weights}: its prompt does not fit the model")
     vectors = {name: tensor for name, tensor in tensors.items() if not name.endswith((_A, _B))}
     for name, tensor in vectors.items():
         own = parameters.get(name)
         if own is None or id(own) in fixed or own.ndim > 1 or own.shape != tensor.shape:
             raise AbridgedError(f"{weights}: {name[:80]} does not fit the model")
-    if not paths and not vectors:
+    if not paths and not vectors and prompt is None:
         raise AbridgedError(f"{weights} holds nothing for this model")
-    inject(model, paths, found.rank, found.alpha)
+    if found.rank is not None and found.alpha is not None:
+        inject(model, paths, found.rank, found.alpha)
+    if prompt is not None:
+        attach_prompt(model, prompt.to(model.device))
     with torch.no_grad():
         for name, tensor in vectors.items():
             parameters[name].data = tensor.to(parameters[name])  # not in place: it may lie in the base's mapped file
@@ -160,6 +169,7 @@ def save_adapter(model: Any, directory: Path, base: Path, output: Path, record: 
     from safetensors.torch import save_file
 
     from abridged.runtime.adapters import adapted
+    from abridged.runtime.prompt import NAME, prompt_of
 
     layers, sha256 = adapted(model), model.hf_quantizer.spec.sha256
     if base_digest(base) != sha256:
@@ -171,11 +181,13 @@ def save_adapter(model: Any, directory: Path, base: Path, output: Path, record: 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.ndim < 2:
             tensors[name.replace(".base_layer.", ".")] = parameter
+    if (prompt := prompt_of(model)) is not None:
+        tensors[NAME] = prompt
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     if bad := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise AbridgedError(f"what was trained is not finite (NaN or infinity): {min(bad)}")
-    one = next(iter(layers.values()))
-    rank, alpha = one.r["default"], one.lora_alpha["default"]
+    one = next(iter(layers.values()), None)
+    rank, alpha = (None, None) if one is None else (one.r["default"], one.lora_alpha["default"])
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     file = directory / ADAPTER_WEIGHTS
@@ -196,6 +208,14 @@ def save_adapter(model: Any, directory: Path, base: Path, output: Path, record: 
     }
     write_json_files(directory, {RECORD: record})
     return record
+
+
+def _reads(model: Any, prompt: Tensor) -> bool:
+    """Whether a prompt (tokens, hidden) is one for this model, and leaves it positions for a text."""
+    if model.config.is_encoder_decoder or is_encoder(model.config) or prompt.dim() != 2:
+        return False
+    width = model.get_input_embeddings().embedding_dim
+    return prompt.shape[1] == width and 1 <= len(prompt) < context_of(model.config)
 
 
 def _place(model: Any, name: str) -> str:

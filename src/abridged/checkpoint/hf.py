@@ -184,8 +184,9 @@ class AbridgedQuantizer(HfQuantizer):
         """The tensors to write, each once and in its stored dtype; their digest goes into quantization_config."""
         from abridged.checkpoint.skeleton import choose_guard, stored_tensors
         from abridged.runtime.adapters import adapted
+        from abridged.runtime.prompt import prompt_of
 
-        if adapted(model):
+        if adapted(model) or prompt_of(model) is not None:
             raise AbridgedError("a packed model with adapters is stored as both, or folded: abridged finetune --fold")
         spec = self.spec
         model.config.quantization_config = self.quantization_config  # what was loaded has a copy

@@ -68,12 +68,14 @@ NO_END = 2**20
 
 
 def context_of(config: Any) -> int:
-    """The longest sequence, in tokens, that the positions of a config's models reach; `NO_END` where they have none."""
+    """The longest text, in tokens, that the positions of a config's models reach, behind a learned prompt where there
+    is one; `NO_END` where they have none."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = quirks.first_of(config, quirks.CONTEXT_NAMES)
     if found is None or config.model_type in quirks.WITHOUT_POSITIONS:
         return NO_END
-    return found - (config.pad_token_id + 1 if config.model_type in quirks.BEHIND_PADDING else 0)
+    prompt = getattr(config, "prompt_tokens", 0)  # see `runtime.prompt`
+    return found - prompt - (config.pad_token_id + 1 if config.model_type in quirks.BEHIND_PADDING else 0)
 
 
 @dataclass(frozen=True)

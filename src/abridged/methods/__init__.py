@@ -26,5 +26,6 @@ METHODS = _Methods(
         "drop_layers": "abridged.methods.layers:DropLayers",
         "prune": "abridged.methods.pruning.method:Prune",
         "lora": "abridged.methods.lora:Lora",
+        "prompt_tuning": "abridged.methods.prompt_tuning:PromptTuning",
     }
 )

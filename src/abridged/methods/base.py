@@ -53,6 +53,8 @@ class Method(Settings):
     reshapes: ClassVar[bool] = False
     #: Whether anything of it is stored, so that a model is smaller for it.
     stores: ClassVar[bool] = True
+    #: Whether all that it trains can stand beside a packed model, in a directory of its own.
+    adapts: ClassVar[bool] = False
     #: Whether it can be carried out on a part of a model after another, each with a view of that part alone.
     by_parts: ClassVar[bool] = False
     #: Settings by the names that they had before, which recipes may still say.
@@ -90,6 +92,10 @@ class Method(Settings):
     def untrained(self) -> Method:
         """The baseline: the same storage by the simplest rule that needs no training. A report compares with it."""
         raise NotImplementedError
+
+    def parameters(self, view: View) -> int:
+        """How many numbers it adds to those of a model, and trains."""
+        return 0
 
     def build(self, model: nn.Module, view: View, calibrate: Calibrate) -> Attached:
         """Change `model` in place for a stage, and return what looks after it until the stage is done.

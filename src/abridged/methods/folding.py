@@ -32,8 +32,8 @@ _BLOCK = 128
 def fold(model: Any, calibrate: Calibrate) -> Any:
     """Round a packed model's adapters into its codes, in place, and take them away; returns the model.
 
-    Each layer makes up for what those before it have lost (see `in_lockstep`). Norms and biases are rounded to the type
-    that they are stored in.
+    Each layer makes up for what those before it have lost (see `in_lockstep`); without adapters codes stay. Norms and
+    biases are rounded to the type that they are stored in.
     """
     layers = adapted(model)
     last: list[Any] = [None, None]  # what was met, and what was made of it, which others may read too
@@ -48,7 +48,8 @@ def fold(model: Any, calibrate: Calibrate) -> Any:
 
     views: dict[str, tuple[View, View]]
     views = {path: (layer.prepared_inputs, layer.prepared_inputs) for path, layer in layers.items()}  # both round them
-    in_lockstep(model, copy.deepcopy(model).eval(), [*layers], calibrate, take, "folding", views=views)
+    if layers:
+        in_lockstep(model, copy.deepcopy(model).eval(), [*layers], calibrate, take, "folding", views=views)
     for path, layer in layers.items():
         model.set_submodule(path, layer.base_layer)
     dtype = getattr(torch, model.hf_quantizer.spec.unquantized_dtype)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from abridged.core.errors import AbridgedError
+from abridged.core.hardware import give_back_memory
 from abridged.core.progress import counter
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Tokens that are read for it, all at once: some times the columns of the matrices that such models have.
 TOKENS = 16_384
+#: Tokens whose squares are held at once.
+_ROWS = 1024
 #: Added to the diagonal of the inputs' second moments, of its mean: few tokens leave directions unseen.
 DAMPING = 0.05
 
@@ -82,6 +85,8 @@ class Inputs:
         ended: Any = None
         try:
             run(model)
+        except _Enough:  # not to be kept: its frames hold all that the pass was at
+            return
         except Exception as error:  # raised where the other model waits for the next input
             ended = error
         with suppress(_Enough):
@@ -122,21 +127,29 @@ def in_lockstep(
         mask = next((mask for mask in masks if x.dim() > 2 and mask.shape == x.shape[:2]), None)
 
         def rows(inputs: Tensor) -> Tensor:
-            kept = inputs if mask is None else inputs[mask.bool()]
-            flat = kept.detach().float().reshape(-1, inputs.shape[-1])
-            return nn.functional.pad(flat, (0, 1), value=1.0) if constant else flat
+            kept = inputs.detach() if mask is None else inputs.detach()[mask.bool()]
+            flat = kept.reshape(-1, inputs.shape[-1])
+            if constant:
+                return nn.functional.pad(flat.float(), (0, 1), value=1.0)
+            # a copy: it is scaled in place, and kept while the models go on with what it was made of, and change that
+            return flat.to(torch.float32, copy=True)
 
         with torch.autocast(x.device.type, enabled=False):
-            z = whole.at(path) if whole else None
             own, theirs = (views or {}).get(path, (getattr(module, "prepared_inputs", as_is), as_is))
-            after, aim = rows(own(x)), None if z is None else rows(theirs(z))
+            mine = own(x)
+            if met and met[0].shape[1] != mine.shape[-1] + constant:  # let go before others are made
+                met.clear()
+            z = whole.at(path) if whole else None
+            give_back_memory()  # what the passes have freed since the last layer, which the allocator keeps
+            after = rows(mine)
+            aim = None if z is None else rows(theirs(z))
             if cap is not None:
                 weights = token_weights(after, cap)
-                after, aim = after * weights, None if aim is None else aim * weights
+                after.mul_(weights)
+                if aim is not None:
+                    aim.mul_(weights)
             if not (met and _same(met[0], after) and _same(met[1], aim)):
                 met.clear()
-                if cap is None:  # they may be what the models go on with, and change
-                    after, aim = after.clone(), None if aim is None else aim.clone()
                 met.extend((after, aim, gram(after), None if aim is None else aim.t() @ after))
             take(path, met[2], met[3])
         waiting.discard(path)
@@ -178,7 +191,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 def token_weights(x: Tensor, cap: float) -> Tensor:
     """What tokens (tokens, columns) are multiplied by, (tokens, 1), to have at most `cap` times the median's energy."""
-    energy = x.square().mean(1, keepdim=True)
+    energy = torch.cat([part.square().mean(1, keepdim=True) for part in x.split(_ROWS)])
     most = cap * energy.median()
     return (
         torch.where(energy > most, (most / energy.clamp_min(1e-30)).sqrt(), 1.0)

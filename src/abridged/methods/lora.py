@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from abridged.core.errors import AbridgedError
 from abridged.methods.base import Attached, Method, Needs
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class Lora(Method):
-    """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) through `peft`: W + (alpha / rank)·BA.
+    """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) through `peft`: W + (alpha / rank)·BA; norms and biases with it, or
+    alone (BitFit, Ben Zaken et al., ACL 2022, arXiv 2106.10199).
 
     A stage has it beside `training.freeze_weights: true`; `training.learning_rates.adapter` is the rate of A and B, and
     `learning_rates.norm` that of norms and biases. Of a model in full precision A and B are added up after the stage,
@@ -29,14 +30,21 @@ class Lora(Method):
     attached: ClassVar[str] = "abridged.methods.lora:Adapters"
     untrained_name: ClassVar[str] = "without training"
     stores: ClassVar[bool] = False
+    adapts: ClassVar[bool] = True
 
     rank: int = Field(default=8, ge=1, description="columns of B and rows of A")
     alpha: int = Field(default=16, ge=1, description="the adapters' sum counts alpha / rank times")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of the adapters' input")
     matrices: list[Literal["attention", "ffn", "pooler"]] = Field(
-        default=["attention", "ffn"], min_length=1, description="the matrices that get adapters"
+        default=["attention", "ffn"], description="the matrices that get adapters; none where norms are trained alone"
     )
     norms: bool = Field(default=False, description="also train the model's vectors: norms and biases")
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Lora:
+        if not self.matrices and not self.norms:
+            raise ValueError("with no matrices and no norms there is nothing to train")
+        return self
 
     @property
     def needs(self) -> Needs:
@@ -46,6 +54,10 @@ class Lora(Method):
     def untrained(self) -> Lora:
         """Adapters that add nothing."""
         return self
+
+    def parameters(self, view: View) -> int:
+        """The numbers of A and B."""
+        return sum(self.rank * (m.rows + m.columns) for m in view.matrices if m.part in self.matrices)
 
 
 class Adapters(Attached):
@@ -61,7 +73,7 @@ class Adapters(Attached):
 
         super().__init__(settings, model, view, calibrate)
         self.paths = [matrix.name for matrix in view.matrices if matrix.part in settings.matrices]
-        if not self.paths:
+        if settings.matrices and not self.paths:
             raise AbridgedError(f"methods.lora: the model has no {' and no '.join(settings.matrices)} matrix")
         fixed = fixed_tensors(model)
         vectors = {name: p for name, p in model.named_parameters() if p.ndim < 2 and id(p) not in fixed}
@@ -72,7 +84,8 @@ class Adapters(Attached):
         """A and B, as `adapter`, and norms and biases, where they are trained, as `norm`."""
         layers = [self.model.get_submodule(path) for path in self.paths]
         factors = [p for layer in layers for name, p in layer.named_parameters() if "lora_" in name]
-        return {"adapter": factors, **({"norm": self.vectors} if self.vectors else {})}
+        groups = {"adapter": factors, "norm": self.vectors}
+        return {name: parameters for name, parameters in groups.items() if parameters}
 
     def finish(self) -> Compressed:
         """Add the adapters to matrices in full precision, and take them away; beside packed ones they stay."""

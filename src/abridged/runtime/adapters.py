@@ -22,6 +22,8 @@ def inject(model: nn.Module, paths: Sequence[str], rank: int, alpha: int, dropou
     Raises:
         AbridgedError: peft is not installed, or a matrix is stored in a way that it cannot adapt.
     """
+    if not paths:
+        return
     try:
         from peft import LoraConfig, inject_adapter_in_model
 

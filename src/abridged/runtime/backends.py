@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SLICE_WEIGHTS = 1 << 22
 """Weights that the reference dequantises at a time (16 MB in FP32)."""
 
+TRAINED_WEIGHTS = 1 << 20
+"""And where something is trained through them, which should not need a matrix of few bits whole: 4 MB."""
+
 FEW_TOKENS = 8
 """Up to so many, inputs that stay as they are meet the codes; of more, it pays to make the matrix first."""
 
@@ -76,7 +79,7 @@ class Reference:
         function: str = "identity",
         out: Tensor | None = None,
     ) -> Tensor:
-        """Written into `out` (..., rows), of x's type, where it is given."""
+        """Written into `out` (..., rows), of x's type, where it is given, by the slices of what is trained."""
         dtype = x.dtype
         x = apply_function(x, function)
         x = (x if rounding is None else rounding.apply(x)).to(dtype)
@@ -86,19 +89,18 @@ class Reference:
             ((_, weight),) = _slices(handle)
             return F.linear(x, weight.to(dtype), bias).to(dtype)  # autocast may have its own
         y = x.new_empty((*x.shape[:-1], rows)) if out is None else out
-        for part, weight in _slices(handle):
+        for part, weight in _slices(handle, _step(handle) if out is None else _step_trained(handle)):
             y[..., part] = F.linear(x, weight.to(dtype), None if bias is None else bias[part])
+            del weight  # before the next one is made
         return y
 
     def backward(self, handle: PackedWeight, grad: Tensor) -> Tensor:
-        """The gradient for x (..., columns), grad W, of one for `linear` (..., rows), in its type.
-
-        What is trained through a matrix of few bits should not need it whole: a quarter at a time, or a slice.
-        """
+        """The gradient for x (..., columns), grad W, of one for `linear` (..., rows), in its type."""
         wide = torch.promote_types(grad.dtype, torch.float32)
         x = grad.new_zeros((*grad.shape[:-1], handle.storage.columns), dtype=wide)
-        for part, weight in _slices(handle, min(_step(handle), -(-handle.storage.rows // 4))):
+        for part, weight in _slices(handle, _step_trained(handle)):
             x += grad[..., part] @ weight.to(grad.dtype)
+            del weight
         return x.to(grad.dtype)
 
     def embedding(self, handle: PackedWeight, ids: Tensor) -> Tensor:
@@ -108,6 +110,12 @@ class Reference:
 def _step(weight: PackedWeight) -> int:
     """Rows in a slice."""
     return max(1, SLICE_WEIGHTS // weight.storage.columns)
+
+
+def _step_trained(weight: PackedWeight) -> int:
+    """Rows in a slice of what is trained: a quarter of the matrix at most."""
+    rows, columns = weight.storage.rows, weight.storage.columns
+    return max(1, min(SLICE_WEIGHTS // columns, TRAINED_WEIGHTS // columns, -(-rows // 4)))
 
 
 def _slices(weight: PackedWeight, step: int | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -217,7 +225,8 @@ def _interprets() -> bool:
     return os.environ.get(kernels.VARIABLE, "auto").lower() == "triton"
 
 
-BACKENDS: list[Backend] = [Cpu(), Triton(), Reference()]
+CPU = Cpu()
+BACKENDS: list[Backend] = [CPU, Triton(), Reference()]
 """In order of preference. The last serves everything."""
 
 

@@ -121,17 +121,16 @@ class Kernels:
         return y
 
     def prepared_linear(
-        self, weight: PackedWeight, bias: Tensor | None, rounding: Rounding | None, function: str = "identity"
+        self, weight: Held, bias: Tensor | None, rounding: Rounding | None, function: str = "identity"
     ) -> Callable[[Tensor], Tensor]:
         """`linear` for many calls: a function of x (B, columns) FP32, contiguous, that returns y (B, rows).
 
-        It returns the same memory whenever B is the same. Good for as long as nobody moves the tensors.
+        It returns the same memory whenever B is the same. Good for as long as the weight's tensors stay.
         """
-        held, rows = Held.of(weight), weight.storage.rows
-        kept = (weight, held, bias, rounding)  # `call` keeps what it points to from being freed
-        pointers = [ctypes.c_void_p(address) for address in addresses(held, bias, rounding)]
-        sizes = [rows, held.columns, held.row_bytes, held.num_scales]
-        numbers = (held.book, 0, bits_of(rounding), FUNCTIONS[function], self.number)
+        rows, kept = weight.rows, (weight, bias, rounding)  # `call` keeps what it points to from being freed
+        pointers = [ctypes.c_void_p(address) for address in addresses(weight, bias, rounding)]
+        sizes = [rows, weight.columns, weight.row_bytes, weight.num_scales]
+        numbers = (weight.book, 0, bits_of(rounding), FUNCTIONS[function], self.number)
         rest = [*map(ctypes.c_int64, sizes), *map(ctypes.c_int32, numbers), ctypes.c_int64(torch.get_num_threads())]
         outputs: dict[int, tuple[Tensor, ctypes.c_void_p]] = {}
         run = self._linear

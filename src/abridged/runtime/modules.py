@@ -13,6 +13,7 @@ from abridged.runtime.activations import DynamicActivation, Rounding, StaticActi
 from abridged.runtime.weight import NO_GRADIENTS, EmbeddingSizes, LinearSizes, PackedWeight, StandIn
 
 if TYPE_CHECKING:
+    from abridged.runtime.kernels import Held
     from abridged.storage.format import ActivationSpec, EmbeddingSpec, LinearSpec, MatrixSpec
 
 
@@ -60,6 +61,11 @@ class PackedModule(StandIn):
         """Codes, scales, zero points and how they lie."""
         found = self._parameters
         return PackedWeight(found["codes"], found["scales"], self.storage, found["zeros"])  # type: ignore[arg-type]
+
+    def held(self) -> Held:
+        """The weight as the compiled kernels take it, made once for as long as nobody moves it."""
+        made: Held = self._handles.of(backends.CPU, self.packed)
+        return made
 
     def dequantized(self) -> Tensor:
         """The weight (rows, columns) in FP32."""

@@ -88,8 +88,9 @@ class PackedWeight(NamedTuple):
         count = row_scales.shape[1]
         grouped = levels.reshape(len(levels), count, levels.shape[1] // count)  # of no rows, too
         if row_zeros is not None:
-            grouped = grouped - row_zeros[:, :, None]
-        return (grouped * row_scales[:, :, None]).view_as(levels)
+            grouped -= row_zeros[:, :, None]
+        grouped *= row_scales[:, :, None]  # in place: it may be the largest tensor there is
+        return grouped.view_as(levels)
 
 
 class DenseWeight(Tensor):

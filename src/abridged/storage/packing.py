@@ -30,6 +30,8 @@ from abridged.storage.matrix import Storage
 
 CHECKED_AT_A_TIME = 1 << 16
 """Bytes, which stay in the caches while they are."""
+PACKED_AT_A_TIME = 1 << 18
+"""Levels, which are int64 while they are summed, in some five copies."""
 UNPACKED_AT_A_TIME = 1 << 13
 """Bytes of zero points, each of which takes some sixteen on the way."""
 
@@ -84,7 +86,7 @@ def pack(levels: Tensor, code_book: str, packing: str) -> Tensor:
     places = torch.tensor(_place_values(code_book, packing), device=levels.device)
     shifts = 8 * torch.arange(unit(code_book, packing)[1], device=levels.device)
     packed = torch.empty(rows, row_bytes(columns, code_book, packing), dtype=torch.uint8, device=levels.device)
-    step = max(1, (1 << 22) // max(columns, 1))  # rows at a time: codes are int64 while they are summed
+    step = max(1, PACKED_AT_A_TIME // max(columns, 1))
     for start in range(0, rows, step):
         part = levels[start : start + step].long()
         codes = torch.searchsorted(book, part).clamp_(max=len(book) - 1)

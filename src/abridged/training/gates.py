@@ -6,6 +6,7 @@ standard deviation:
 - stored: quantised or factored as a student is; packed; saved and reloaded.
 - logits: the model's own, and its head's of its body's last hidden state.
 - steps: a text at once, and token by token with a cache.
+- prompt: behind tokens of the vocabulary, and behind a prompt of their embeddings; at once, and token by token.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ from abridged.checkpoint.load import load
 from abridged.checkpoint.pack import pack_model
 from abridged.checkpoint.save import save_checkpoint
 from abridged.core.errors import AbridgedError
+from abridged.families.kinds import is_language_model
 from abridged.families.layout import HIDDEN, layout_of
 from abridged.families.logits import run_body
 from abridged.families.small import small_model
 from abridged.families.standin import inputs_of, plain_config
 from abridged.methods.kronecker.method import Kronecker
+from abridged.methods.prompt_tuning import PromptTuning
 from abridged.methods.pruning.cut import cut
 from abridged.methods.pruning.masked import Masks, attach, detach
 from abridged.methods.pruning.method import Prune
 from abridged.methods.quantization.method import Quantize
+from abridged.runtime.prompt import attach_prompt
 
 if TYPE_CHECKING:
     from abridged.families import View
@@ -73,6 +77,8 @@ def refuse(kind: type, config: Any, methods: Iterable[Method]) -> None:
             if why:
                 done = "quantised" if isinstance(method, Quantize) else "factored"
                 raise AbridgedError(f"models of type {config.model_type} cannot be {done}: {why}")
+        elif isinstance(method, PromptTuning) and (why := _fault(kind, config, prompt_gate, ())):
+            raise AbridgedError(f"models of type {config.model_type} cannot read a learned prompt: {why}")
 
 
 def _fault(kind: type, config: Any, gate: Callable[..., float], how: Any) -> str:
@@ -220,9 +226,29 @@ def logits_gate(model: Any, view: View) -> float:
 def steps_gate(model: Any) -> float:
     """How far the logits of a decoder that reads token by token are from those of the text read at once."""
     ids = inputs_of(model)["input_ids"]
-    whole, cache, found = model(ids).logits, None, []
+    return _token_by_token(model, ids, model(ids).logits)
+
+
+def _token_by_token(model: Any, ids: Tensor, wanted: Tensor) -> float:
+    cache, found = None, []
     for i in range(ids.shape[1]):
         step = model(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True)
         cache = step.past_key_values
         found.append(step.logits)
-    return difference([torch.cat(found, 1)], [whole])
+    return difference([torch.cat(found, 1)], [wanted])
+
+
+@torch.no_grad()
+def prompt_gate(model: Any, view: View | None = None, how: Any = ()) -> float:
+    """How far the logits of a text behind a prompt of two tokens' embeddings are from those behind the two tokens.
+
+    Raises AbridgedError where the model does not go on with a text.
+    """
+    if not is_language_model(model):
+        raise AbridgedError(
+            f"a learned prompt stands before a text to go on with, which a {type(model).__name__} does not"
+        )
+    ids = inputs_of(model)["input_ids"]
+    wanted, (before, text) = model(ids).logits[:, 2:], ids.split([2, ids.shape[1] - 2], 1)
+    attach_prompt(model, model.get_input_embeddings()(before)[0].clone())
+    return max(difference([model(text).logits], [wanted]), _token_by_token(model, text, wanted))

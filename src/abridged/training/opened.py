@@ -24,9 +24,10 @@ from abridged.core.text import printable
 from abridged.data.examples import Examples, Subset
 from abridged.data.opening import open_data
 from abridged.data.text import MLM
-from abridged.families.kinds import LabelSet
+from abridged.families.kinds import LabelSet, context_of
 from abridged.families.standin import plain_config, skeleton
 from abridged.methods.base import check_by_parts, check_needs
+from abridged.methods.prompt_tuning import PromptTuning
 from abridged.models.create import create_from_config
 from abridged.models.described import described
 from abridged.models.load import (
@@ -41,6 +42,7 @@ from abridged.models.load import (
 from abridged.models.streamed import Weights
 from abridged.models.video.load import load_video_model
 from abridged.recipe import Recipe, counted_in_steps
+from abridged.runtime.prompt import keep_room, prompt_of
 from abridged.tasks import task_for
 from abridged.tasks.base import refuse_unlabelled
 from abridged.training import gates
@@ -70,6 +72,7 @@ class Opened:
         from_scratch: whether the model was made from a description, and has learned nothing.
         work: the workspace.
         base: the packed directory that adapters stand beside; None where the model is in full precision.
+        has_adapters: whether the model that was named is such adapters, to be folded.
         weights: where they are streamed from disk; None where models are held whole.
 
     Raises:
@@ -106,6 +109,7 @@ class Opened:
         job = self.job
         self._asked = recipe
         self.base = base_of(job)
+        self.has_adapters = self.base is not None and is_adapter(resolve(job.model))
         self.from_scratch = job.kind == "finetune" and str(job.model).endswith((".yaml", ".yml"))
         self.data = open_data(job.data, job.columns, job.task)
         self._teacher: PreTrainedModel | None
@@ -116,6 +120,8 @@ class Opened:
         self.task.data.check_to_learn()
         self.recipe = recipe or self._plain(settings)
         methods = [method for stage in self.recipe.stages for method in stage.methods.values()]
+        if self.base is None and _prompt_tokens(recipe):
+            raise AbridgedError(f"{job.model} is not packed: a learned prompt stands beside a packed model")
         if self.main:  # it writes files; what it refuses ends the other processes, too
             gates.refuse(type(model), model.config, methods)
         for stage in self.recipe.stages:
@@ -206,7 +212,7 @@ class Opened:
                 other labels.
         """
         job, recipe = self.job, self._asked
-        if is_adapter(resolve(job.model)):
+        if self.has_adapters:
             if not job.fold or recipe is not None:
                 raise AbridgedError(
                     f"{job.model} holds adapters: train others beside their base, {self.base}, or --fold these into "
@@ -219,6 +225,15 @@ class Opened:
         if self.data.kind == "videos":
             raise AbridgedError("adapters beside packed weights are for models of texts")
         model = load_any(job.model)
+        tokens = _prompt_tokens(recipe)
+        if job.fold and (tokens or prompt_of(model) is not None):
+            raise AbridgedError(
+                "a learned prompt stands before the text, and cannot be folded into codes: leave --fold out"
+            )
+        if tokens:
+            keep_room(model.config, tokens)  # before anything reads how long a text may be
+            if (room := context_of(model.config)) < 2:
+                raise AbridgedError(f"a prompt of {tokens} tokens leaves texts {max(0, room)} of the model's positions")
         labels, _ = self._head()
         if labels is not None and not labels.fit(model.config):
             own = ", ".join(str(label) for label in model.config.label2id)
@@ -300,6 +315,12 @@ class Opened:
     def _say(self, sentences: Iterable[str]) -> None:
         for sentence in sentences if self.main else ():
             print(printable(sentence), file=sys.stderr)
+
+
+def _prompt_tokens(recipe: Recipe | None) -> int:
+    """How many tokens a recipe lets stand before every text."""
+    found = [stage.methods.get("prompt_tuning") for stage in (recipe.stages if recipe else ())]
+    return sum(method.tokens for method in found if isinstance(method, PromptTuning))
 
 
 def base_of(job: Job) -> Path | None:

@@ -181,9 +181,7 @@ def memory_of_adapters(view: View, stage: Stage, held: int, at_once: int) -> int
     Raises:
         AbridgedError: it is more than there is.
     """
-    lora = stage.methods.get("lora")
-    matrices = [m for m in view.matrices if lora is not None and m.part in lora.matrices]
-    count = sum(lora.rank * (m.rows + m.columns) for m in matrices if lora is not None)
+    count = sum(method.parameters(view) for method in stage.methods.values())
     most = held + 16 * count + activation_bytes(view, at_once, stage.training.gradient_checkpointing)
     less = "gradient_accumulation or gradient_checkpointing=true take less"
     return within_memory(most, "to train adapters, this needs", less)

@@ -24,7 +24,6 @@ from abridged.evaluation.probe import against_masks, probe_heads
 from abridged.families.kinds import reads_videos
 from abridged.report.collect import collect, hidden_states, picture_heads, picture_tokens, picture_weights, token_ids
 from abridged.report.page import write_report
-from abridged.runtime.adapters import adapted
 from abridged.storage.compressed import compressed_of
 from abridged.tasks import Split
 from abridged.training.opened import Opened
@@ -49,7 +48,7 @@ class Publisher:
         self.packs = opened.recipe.has_methods
         measured = opened.main and not self.packs and not opened.from_scratch
         # adapters that were trained before are part of the student, and what they gained is told beside their base
-        start = load(opened.base) if measured and opened.base and adapted(stages.student) else stages.student
+        start = load(opened.base) if measured and opened.base and opened.has_adapters else stages.student
         self.before = self.measure(start, "validation") if measured else None
 
     def publish(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from abridged.runtime.attention import ON_KERNELS
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.decoding.prepared import Prepared
 from abridged.runtime.fused import fuse_gelu
+from abridged.runtime.prompt import prompt_of
 
 if TYPE_CHECKING:
     from abridged.storage.view import View
@@ -88,7 +89,8 @@ class Forward:
         if ids is not None and len(strange := ids[(ids < 0) | (ids >= vocabulary)]):
             return f"token {int(strange[0])} is none of the {vocabulary} of the model's vocabulary"
         length = (given["inputs_embeds"] if ids is None else ids).shape[1]
-        length += 0 if cache is None else cache.get_seq_length()
+        seen = 0 if cache is None else cache.get_seq_length()
+        length += seen or (0 if (prompt := prompt_of(self.model)) is None else len(prompt))
         if self.context is None or length <= self.context:
             return None
         return f"the text has {length} tokens, and the model's positions end after {self.context}"

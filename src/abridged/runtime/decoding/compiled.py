@@ -13,7 +13,7 @@ from abridged.runtime.attention import quantizers_of
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.decoding.parts import served
 from abridged.runtime.decoding.spec import Attention, Block, Columns, FeedForward, Heads, Norm, StepSpec
-from abridged.runtime.kernels import TYPES, Held
+from abridged.runtime.kernels import TYPES
 from abridged.runtime.program import ACTIVATIONS, Place, Program
 
 Turn = tuple[Tensor, Tensor]
@@ -88,8 +88,7 @@ class Compiled:
         module = self._packed(path)
         y = self._program.room(name, module.rows)
         bias = None if module.bias is None else module.bias.detach().float()
-        weight = Held.of(module.packed)
-        self._program.linear(x, y, weight, bias, module.rounding(), module.input_function, together)
+        self._program.linear(x, y, module.held(), bias, module.rounding(), module.input_function, together)
         return y
 
     def _norm(self, spec: Norm | None, x: Tensor, name: str | None = None) -> Tensor:

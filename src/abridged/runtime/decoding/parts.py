@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from abridged.runtime import kernels
 from abridged.runtime.attention import attention, quantizers_of
 from abridged.runtime.decoding.spec import POSITIONS, STATES, Norm, Rotary
-from abridged.runtime.kernels import Held
 from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule
 
 Function = Callable[[Tensor], Tensor]
@@ -45,7 +44,7 @@ def linear(module: Any, dtype: torch.dtype) -> Function:
     compiled = kernels.kernels()
     if compiled is not None and served(module):
         bias = None if module.bias is None else module.bias.float()
-        return compiled.prepared_linear(module.packed, bias, module.rounding(), module.input_function)
+        return compiled.prepared_linear(module.held(), bias, module.rounding(), module.input_function)
     if dtype != torch.float32:
         return lambda x: module(x.to(dtype)).float()
     return module
@@ -55,7 +54,7 @@ def embedding(module: nn.Module) -> Function:
     """`module` as a function of ids (B,), whose result (B, columns) FP32 is the caller's."""
     compiled = kernels.kernels()
     if isinstance(module, PackedEmbedding) and compiled is not None:
-        held, factor = Held.of(module.packed), module.embed_scale  # whose memory the model keeps: see `intact`
+        held, factor = module.held(), module.embed_scale  # whose memory the model keeps: see `intact`
         if factor == 1.0:
             return lambda ids: compiled.embedding(held, ids)
         return lambda ids: compiled.embedding(held, ids).mul_(factor)

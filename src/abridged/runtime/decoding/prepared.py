@@ -12,6 +12,7 @@ from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.decoding.describe import Undescribed, describe
 from abridged.runtime.decoding.parts import computes_in
 from abridged.runtime.decoding.steps import Steps
+from abridged.runtime.prompt import prompt_of
 from abridged.runtime.removed import NoAttention, NoMatrix
 
 #: The largest difference of logits, as a share of their standard deviation. Activations in 8 bits that fall on the
@@ -51,6 +52,8 @@ class Prepared:
             return "a part was cut out of the model"
         if adapted(model):
             return "the model has adapters"
+        if prompt_of(model) is not None:
+            return "the model has a learned prompt"
         if self._hooked:
             return "somebody's hooks are in the model"
         if any(p.device.type != "cpu" for p in model.parameters()):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from abridged import families
 from abridged.checkpoint.pack import PackedPart, assemble, pack_part
 from abridged.core.errors import AbridgedError
+from abridged.core.hardware import give_back_memory
 from abridged.core.modes import evaluating
 from abridged.core.progress import progress
 from abridged.families import View
@@ -70,6 +71,7 @@ class Blocks:
 
     def run(self, student: Any) -> Any:
         work, blocks = self.given.work, self.view.blocks
+        give_back_memory()  # what it took to make tokens of the text
         called_first = rehearse(type(student), student.config)
         torch.manual_seed(self.settings.seed)
         self.readings = Readings(self.given.stage, self.given.examples, work.main)
@@ -96,6 +98,7 @@ class Blocks:
             rest = self.end()
         student.compressed = self.record
         self.models.clear()
+        give_back_memory()
         return assemble(student, [rest, packed_first, *map(self.kept.read, range(len(blocks)))])
 
     def apply(self, model: Any, methods: Sequence[Method]) -> NoReturn:
@@ -122,6 +125,7 @@ class Blocks:
             self.models[-1].set_submodule(path, packed)
         if reads:
             self.kept.forget("first")
+        give_back_memory()
         swapped = tuple(f"{path}." for path in modules)  # all else, biases too, is packed when all is finished
         kept = {n: t for n, t in part.tensors.items() if n.startswith(swapped) and not n.endswith(".bias")}
         return PackedPart(part.specs, kept)
@@ -181,6 +185,7 @@ class Blocks:
     def _let_go(self, path: str, *models: Any) -> None:
         for model in models:
             model.set_submodule(path, copy.deepcopy(self.weights.model.get_submodule(path)))
+        give_back_memory()  # the allocator would keep it, and take more for matrices of other sizes
 
     def _start(self, mine: Sequence[int]) -> int:
         """The block to begin with: the first of this process's; where what the one before it puts out is not kept, the
@@ -243,6 +248,7 @@ class Blocks:
                 self.kept.put(number, "first", key, self._pass(teacher, "first", number, key))
             empty(teacher, within(teacher, path))
             self.kept.forget("first", before=number)
+            give_back_memory()
 
     # ---- passes
 
