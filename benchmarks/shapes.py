@@ -33,7 +33,7 @@ from abridged.core.settings import TrainingSettings
 
 ASSETS = Path(abridged.__file__).parent / "assets"
 #: The contestant that comes along with the package.
-BUNDLED = "ea-vtr-2-2-8"
+BUNDLED = "ea-vtr-quarter-2-2-8"
 #: The tiny BLIP: 16 patches an image.
 WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 12, 64
 #: How all contestants are trained, whatever their recipe says for models of real size.
@@ -259,6 +259,7 @@ CONTESTANTS = {
     "questions-litevl": Contestant("litevl-qa", (f"model.num_frames={FRAMES}",), "litevl", data="questions"),
     "litevl-2-2-8": Contestant("best-video-2-2-8", start="litevl", compress=True),
     "ea-vtr-2-2-8": Contestant("best-video-2-2-8", start="ea-vtr", compress=True),
+    "ea-vtr-quarter-2-2-8": Contestant("best-video-2-2-8", start="ea-vtr-quarter", compress=True),
     "ea-vtr-blip-2-2-8": Contestant("best-video-2-2-8", start="ea-vtr-blip", compress=True),
     "litevl-1-1-8": Contestant("best-video-1-1-8", start="litevl", compress=True),
     "litevl-vtrans-2-2-8": Contestant("best-video-vtrans-2-2-8", start="litevl", compress=True),

@@ -25,6 +25,7 @@ TITLES = {
     "litevl-1-1-8": "LiteVL, 1-1-8",
     "litevl-vtrans-2-2-8": "LiteVL, pruned to half, then 2-2-8",
     "ea-vtr-2-2-8": "EA-VTR, 2-2-8",
+    "ea-vtr-quarter-2-2-8": "… of a quarter of joined clips, 2-2-8",
     "ea-vtr-blip-2-2-8": "EA-VTR from BLIP at once, 2-2-8",
     "questions-image": "answers, of one frame",
     "questions-frames": "answers, of frames without temporal attention",
