@@ -33,7 +33,7 @@ from abridged.core.settings import TrainingSettings
 
 ASSETS = Path(abridged.__file__).parent / "assets"
 #: The contestant that comes along with the package.
-BUNDLED = "ea-vtr-quarter-2-2-8"
+BUNDLED = "ea-vtr-2-2-8"
 #: The tiny BLIP: 16 patches an image.
 WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 12, 64
 #: How all contestants are trained, whatever their recipe says for models of real size.
