@@ -104,9 +104,11 @@ def test_of_inputs_there_is_one_copy_in_each_model():
     assert 1.9 < held_by(follow) / (4 * x.numel()) < 3.5
 
 
-def test_tokens_are_weighed_some_at_a_time_as_at_once():
+def test_tokens_are_weighed_some_at_a_time_as_at_once(monkeypatch):
+    squared, square = [], torch.Tensor.square
+    monkeypatch.setattr(torch.Tensor, "square", lambda part: squared.append(part.numel()) or square(part))
     x = torch.randn(3000, 80, generator=torch.Generator().manual_seed(0)).mul_(torch.arange(3000).unsqueeze(1))
-    energy = x.square().mean(1, keepdim=True)
+    energy = (x * x).mean(1, keepdim=True)
     wanted = (energy.median() / energy).sqrt().clamp_max(1)
     assert torch.allclose(token_weights(x, 1.0), wanted, rtol=1e-6)
-    assert held_by(lambda: token_weights(torch.ones(1, 1).expand(1 << 17, 256), 1.0)) < 1 << 26
+    assert max(squared) < x.numel() / 2
