@@ -64,7 +64,7 @@ Product::Product(const Linear& l, int32_t path)
   tiles_ = kernels_->linear_in_tiles && suits_tiles(l_);
   tokens_.chunk_bytes = tiles_ ? chunk_of_tiles(l_) : CHUNK;
   tokens_.stride = round_up(l_.row_bytes, tokens_.chunk_bytes) * LAYOUTS[l_.book].per_byte;
-  tokens_.zero = l.input_zero_point ? *l.input_zero_point - (l.input_bits == 8 ? 128 : 0) : 0;
+  if (l.input_zero_point && possible()) tokens_.zero = *l.input_zero_point - (l.input_bits == 8 ? 128 : 0);
 }
 
 bool Product::possible() const {
