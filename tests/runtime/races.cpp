@@ -19,8 +19,8 @@ int32_t abridged_program_linear(void*, const void* x, void* y, const void* packe
 void abridged_program_norm(void*, const float* x, float* y, const float* weight, const float* bias, int64_t rows,
                            int64_t width, float eps, int32_t centred);
 void abridged_program_attend(void*, const float* query, const float* key, const float* value, float* y,
-                             const void* place, const int32_t* type, int64_t batch, int64_t heads, int64_t key_heads,
-                             int64_t width, float scale);
+                             const void* place, int64_t batch, int64_t heads, int64_t key_heads, int64_t width,
+                             float scale);
 void abridged_program_add(void*, const float* x, float* y, int64_t count, float by);
 }
 
@@ -31,6 +31,7 @@ constexpr int64_t WIDTH = 256, HEADS = 4, TOKENS = 9;
 struct Place {  // as in program.cpp
   void *keys, *values;
   int64_t key_batch_stride, key_head_stride, value_batch_stride, value_head_stride, seen;
+  int32_t type;
 };
 
 bool same_each_time() {
@@ -39,8 +40,7 @@ bool same_each_time() {
   std::vector<float> scale(WIDTH, 0.01f), ones(WIDTH, 1.0f), x(WIDTH), y(WIDTH), query(WIDTH), key(WIDTH), value(WIDTH),
       seen(WIDTH), keys(WIDTH * TOKENS), values(WIDTH * TOKENS), first;
   const int64_t head = TOKENS * WIDTH / HEADS;
-  const Place place{keys.data(), values.data(), 0, head, 0, head, TOKENS};
-  const int32_t type = abridged::FLOAT32;
+  const Place place{keys.data(), values.data(), 0, head, 0, head, TOKENS, abridged::FLOAT32};
   void* program = abridged_program(abridged::PORTABLE, 4);
   const auto linear = [&](const std::vector<float>& from, std::vector<float>& to, int bits, bool together) {
     return abridged_program_linear(program, from.data(), to.data(), codes.data(), scale.data(), nullptr, nullptr, nullptr,
@@ -49,8 +49,8 @@ bool same_each_time() {
   };
   abridged_program_norm(program, x.data(), y.data(), ones.data(), nullptr, 1, WIDTH, 1e-5f, 1);
   if (linear(y, query, 8, false) || linear(y, key, 8, true) || linear(y, value, 0, true)) return false;
-  abridged_program_attend(program, query.data(), key.data(), value.data(), seen.data(), &place, &type, 1, HEADS, HEADS,
-                          WIDTH / HEADS, 0.1f);
+  abridged_program_attend(program, query.data(), key.data(), value.data(), seen.data(), &place, 1, HEADS, HEADS, WIDTH / HEADS,
+                          0.1f);
   if (linear(seen, y, 8, false)) return false;
   abridged_program_add(program, y.data(), x.data(), WIDTH, 1.0f);
   bool good = true;

@@ -1,6 +1,5 @@
 """A step as one call into the library: what its instructions compute, and that it is that of a call for each matrix."""
 
-import ctypes
 import threading
 
 import pytest
@@ -79,7 +78,7 @@ def test_attention_appends_to_what_it_sees(dtype, program):
     keys, values = (torch.randn(2, 2, 9, 8).to(dtype) for _ in range(2))
     place = Place()
     place.put(keys[:, :, 2:7], values[:, :, 2:7])
-    program.attend(query, key, value, y, place, ctypes.c_int32(module.TYPES[dtype]), 8, 0.3)
+    program.attend(query, key, value, y, place, 8, 0.3)
     before = keys.clone(), values.clone()
     program.run()
     for now, old, new in zip((keys, values), before, (key, value), strict=True):

@@ -24,11 +24,13 @@ class Place(ctypes.Structure):
         ("values", ctypes.c_void_p),
         ("strides", ctypes.c_int64 * 4),  #: batch and head of keys, then of values, in numbers
         ("seen", ctypes.c_int64),
+        ("type", ctypes.c_int32),
     ]
 
     def put(self, keys: Tensor, values: Tensor) -> None:
-        """keys, values: (B, key heads, tokens, width), each head's rows beside each other."""
-        self.keys, self.values, self.seen = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+        """keys, values: (B, key heads, tokens, width) of one of `kernels.TYPES`, each head's rows beside each other."""
+        self.keys, self.values = keys.data_ptr(), values.data_ptr()
+        self.seen, self.type = keys.shape[2], kernels.TYPES[keys.dtype]
         self.strides[:] = (keys.stride(0), keys.stride(1), values.stride(0), values.stride(1))
 
 
@@ -49,7 +51,7 @@ class Program:
         self._norm = self._function("_norm", [*[pointer] * 5, int64, int64, number, int32])
         self._heads = self._function("_heads", [*[pointer] * 3, *[int64] * 6])
         self._turn = self._function("_turn", [pointer, pointer, int64, int64, pointer, pointer, int64, int32])
-        self._attend = self._function("_attend", [*[pointer] * 7, *[int64] * 4, number])
+        self._attend = self._function("_attend", [*[pointer] * 6, *[int64] * 4, number])
         self._activate = self._function("_activate", [*[pointer] * 4, *[int64] * 6, int32])
         self._add = self._function("_add", [*[pointer] * 3, int64, number])
         self._program = new(compiled.number, torch.get_num_threads())
@@ -114,19 +116,11 @@ class Program:
         self._turn(self._program, *sizes)
 
     def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        y: Tensor,
-        place: Place,
-        kind: ctypes.c_int32,
-        width: int,
-        scaling: float,
+        self, query: Tensor, key: Tensor, value: Tensor, y: Tensor, place: Place, width: int, scaling: float
     ) -> None:
-        """Key and value join those at `place`, of type `kind` (`kernels.TYPES`); y is what the query then sees."""
-        self._kept.append((query, key, value, y, place, kind))
-        pointers = (*(t.data_ptr() for t in (query, key, value, y)), ctypes.addressof(place), ctypes.addressof(kind))
+        """Key and value join those at `place`; y is what the query then sees."""
+        self._kept.append((query, key, value, y, place))
+        pointers = (*(t.data_ptr() for t in (query, key, value, y)), ctypes.addressof(place))
         sizes = (self.batch, query.shape[1] // width, key.shape[1] // width, width)
         self._attend(self._program, *pointers, *sizes, scaling)
 

@@ -40,6 +40,7 @@ struct Phase {
 struct Place {
   void *keys, *values;  // of the first token that is seen; the last of `seen` tokens is the new one
   int64_t key_batch_stride, key_head_stride, value_batch_stride, value_head_stride, seen;
+  int32_t type;  // of their numbers
 };
 
 class Program {
@@ -191,13 +192,12 @@ void append(const float* from, T* to, int64_t batch, int64_t heads, int64_t widt
       for (int64_t i = 0; i < width; ++i) narrow(from[i], to + b * batch_stride + h * head_stride + token * width + i);
 }
 
-void append(const float* key, const float* value, const Place& p, int64_t batch, int64_t heads, int64_t width,
-            int32_t type) {
+void append(const float* key, const float* value, const Place& p, int64_t batch, int64_t heads, int64_t width) {
   const auto both = [&](auto* keys, auto* values) {
     append(key, keys, batch, heads, width, p.key_batch_stride, p.key_head_stride, p.seen - 1);
     append(value, values, batch, heads, width, p.value_batch_stride, p.value_head_stride, p.seen - 1);
   };
-  if (type == FLOAT32) both(static_cast<float*>(p.keys), static_cast<float*>(p.values));
+  if (p.type == FLOAT32) both(static_cast<float*>(p.keys), static_cast<float*>(p.values));
   else both(static_cast<uint16_t*>(p.keys), static_cast<uint16_t*>(p.values));
 }
 
@@ -250,18 +250,18 @@ ABRIDGED_API void abridged_program_turn(void* program, float* x, int64_t rows, i
   static_cast<Program*>(program)->alone([=] { turn(x, rows, width, cos, sin, turned, pairs); });
 }
 
-// query (batch, heads, width), key and value (batch, key_heads, width): the last two join those at `place`, whose numbers
-// have `*type`, and y (batch, heads, width) is what the query sees there.
+// query (batch, heads, width), key and value (batch, key_heads, width): the last two join those at `place`, and y
+// (batch, heads, width) is what the query sees there.
 ABRIDGED_API void abridged_program_attend(void* program, const float* query, const float* key, const float* value,
-                                          float* y, const void* place, const int32_t* type, int64_t batch, int64_t heads,
-                                          int64_t key_heads, int64_t width, float scale) {
+                                          float* y, const void* place, int64_t batch, int64_t heads, int64_t key_heads,
+                                          int64_t width, float scale) {
   Program& to = *static_cast<Program*>(program);
   const Place& at = *static_cast<const Place*>(place);
-  to.alone([=, &at] { append(key, value, at, batch, key_heads, width, *type); });
+  to.alone([=, &at] { append(key, value, at, batch, key_heads, width); });
   const Kernels& kernels = kernels_of(to.path());
   to.shared(batch * key_heads, [=, &at, &kernels](int64_t head) {
     const Attention a{query, at.keys, at.values, y, batch, heads, key_heads, at.seen, width, at.key_batch_stride,
-                      at.key_head_stride, at.value_batch_stride, at.value_head_stride, scale, *type};
+                      at.key_head_stride, at.value_batch_stride, at.value_head_stride, scale, at.type};
     kernels.attend(a, head, head + 1);
   });
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from abridged.runtime import kernels
 from abridged.runtime.attention import quantizers_of
 from abridged.runtime.decoding.cache import Appending
-from abridged.runtime.decoding.parts import served
+from abridged.runtime.decoding.parts import affine, served
 from abridged.runtime.decoding.spec import Attention, Block, Columns, FeedForward, Heads, Norm, StepSpec
 from abridged.runtime.kernels import TYPES
 from abridged.runtime.program import ACTIVATIONS, Place, Program
@@ -42,7 +41,6 @@ class Compiled:
         self._turns = [(cos.float().clone(), sin.float().clone()) for cos, sin in turns]
         self._windows = [block.attention.window for block in spec.blocks]
         self._places = [Place() for _ in spec.blocks]
-        self._kinds = [ctypes.c_int32() for _ in spec.blocks]
         self._lock = threading.Lock()  # the memory between matrices is one
         self._x = self._program.room("x", self._columns(spec.blocks[0].attention.query.matrix))
         for number, block in enumerate(spec.blocks):
@@ -64,9 +62,8 @@ class Compiled:
             for held, given in zip(self._turns, turns, strict=True):
                 held[0].copy_(given[0])
                 held[1].copy_(given[1])
-            for layer, place, kind, window in zip(layers, self._places, self._kinds, self._windows, strict=True):
+            for layer, place, window in zip(layers, self._places, self._windows, strict=True):
                 place.put(*Appending.extended(layer, window))
-                kind.value = TYPES[layer.keys.dtype]
             self._program.run()
             return self._logits.clone()
 
@@ -95,11 +92,8 @@ class Compiled:
         """What a norm makes of x: in a room of that name, or in place."""
         if spec is None:
             return x
-        module = self._module(spec.path)
-        bias = getattr(module, "bias", None)
         y = x if name is None else self._program.room(name, x.shape[1])
-        weight = module.weight.detach().float() + spec.offset
-        self._program.norm(x, y, weight, None if bias is None else bias.detach().float(), spec.eps, spec.centred)
+        self._program.norm(x, y, *affine(self._module(spec.path), spec), spec.eps, spec.centred)
         return y
 
     def _block(self, spec: Block, number: int) -> None:
@@ -130,7 +124,7 @@ class Compiled:
             for x in (query, key):
                 self._program.turn(x, width, *self._turns[self._used.index(spec.rotary)], pairs)
         seen = self._program.room("seen", query.shape[1])
-        self._program.attend(query, key, value, seen, self._places[number], self._kinds[number], width, spec.scaling)
+        self._program.attend(query, key, value, seen, self._places[number], width, spec.scaling)
         return self._norm(spec.after, self._linear(spec.output, seen, "attended"))
 
     def _heads(self, spec: Heads, made: Tensor, name: str) -> Tensor:

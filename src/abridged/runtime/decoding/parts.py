@@ -70,11 +70,16 @@ def table_row(module: nn.Module) -> Callable[[int], Tensor]:
     return lambda row: look_up(torch.tensor([row]))[0]
 
 
+def affine(module: Any, spec: Norm) -> tuple[Tensor, Tensor | None]:
+    """What a norm multiplies by, and what it adds, (columns,) FP32; None where it adds nothing."""
+    bias = getattr(module, "bias", None)
+    return module.weight.detach().float() + spec.offset, None if bias is None else bias.detach().float()
+
+
 def norm(module: Any, spec: Norm) -> Function:
     """A norm as a function of x (..., columns) FP32, whose result is the caller's."""
-    weight, eps = module.weight.detach().float() + spec.offset, spec.eps
-    bias = getattr(module, "bias", None)
-    bias, shape = None if bias is None else bias.detach().float(), tuple(weight.shape)
+    (weight, bias), eps = affine(module, spec), spec.eps
+    shape = tuple(weight.shape)
     if spec.centred:
         return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
     if bias is not None:
