@@ -4,7 +4,8 @@ import os
 import stat
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,7 @@ def test_nothing_else_is_swept(tmp_path):
 
 def test_threads_that_write_one_file(tmp_path):
     texts = [str(number) * 100_000 for number in range(8)]
-    threads = [threading.Thread(target=write_atomically, args=(tmp_path / "file", text)) for text in texts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(texts)) as pool:  # many rounds: what went wrong did so in one of a hundred
+        list(pool.map(partial(write_atomically, tmp_path / "file"), texts * 25))
     assert (tmp_path / "file").read_text() in texts
     assert list(tmp_path.iterdir()) == [Path(tmp_path / "file")]

@@ -83,7 +83,8 @@ def _beside(path: str | Path) -> Iterator[tuple[Path, Path]]:
 def _claim(folder: Path) -> int:
     """Make a folder; returns a descriptor that holds the lock on it."""
     while True:
-        folder.mkdir(exist_ok=True)
+        with suppress(FileExistsError):  # exist_ok would ask again, and another thread may have removed it by then
+            folder.mkdir()
         with suppress(FileNotFoundError):
             held = opened(folder / _HELD)
             with suppress(OSError):  # not every file system has locks
@@ -102,7 +103,8 @@ def sweep(place: Path) -> None:
             held = opened(left / _HELD)
             try:
                 lock(held, wait=False)
-                shutil.rmtree(left, ignore_errors=True)
+                if is_still(held, left / _HELD):  # else its writer has ended, and another may write under that name
+                    shutil.rmtree(left, ignore_errors=True)
             finally:
                 let_go(held, left / _HELD)
 
