@@ -69,6 +69,9 @@ def test_answers_are_those_of_blip():
     changed[1, 5:] = 77  # behind the mask
     again = model(given["pixel_values"], changed, mask, decoder_input_ids=written).logits
     torch.testing.assert_close(again, found, atol=1e-6, rtol=0)
+    about = torch.tensor([1, 0, 0])
+    several = model(given["pixel_values"], ids[about], mask[about], decoder_input_ids=written[about], videos=about)
+    torch.testing.assert_close(several.logits, found[about], atol=1e-5, rtol=0)
     greedy = [model(given["pixel_values"], ids, mask).logits[0, -1].argmax().item()]
     assert model.answer(given["pixel_values"], ids, mask, tokens=1)[0] == greedy
 

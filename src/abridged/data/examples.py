@@ -97,9 +97,13 @@ class Order:
         epoch, place = divmod(position, self.examples)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(self.examples, generator=generator)
-            self._epoch, self._order = epoch, order if self.lengths is None else self._by_length(order, generator)
+            self._epoch, self._order = epoch, self._shuffled(generator)
         return self._order[place]
+
+    def _shuffled(self, generator: torch.Generator) -> torch.Tensor:
+        """The order of one pass."""
+        order = torch.randperm(self.examples, generator=generator)
+        return order if self.lengths is None else self._by_length(order, generator)
 
     def _by_length(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         assert self.lengths is not None

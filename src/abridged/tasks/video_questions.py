@@ -61,7 +61,7 @@ class VideoQuestions(VideoTask):
             for start in range(0, len(examples), batch_size):
                 index = torch.arange(start, min(start + batch_size, len(examples)))
                 given = examples.texts.batch(index).to(device).inputs
-                found += model.answer(given["pixel_values"], given["input_ids"], given["attention_mask"])
+                found += model.answer(**given)
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
 
     def picture(self) -> Batch:

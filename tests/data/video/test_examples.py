@@ -1,5 +1,7 @@
 """Batches of clips and texts, and frames that are decoded once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,25 @@ def test_each_question_has_its_answer(clips, cache, tokenizer):
     answers = [tokenizer.decode(row[row != -100], skip_special_tokens=True).strip() for row in batch.labels]
     assert answers == ["one", "the same text"]
     assert (batch.labels[0] == -100).any()
+
+
+def test_questions_about_one_clip_share_it(clips, cache, tokenizer):
+    asked = [replace(clip, questions=tuple((f"which {i}?", "one") for i in range(count)))
+             for clip, count in zip(clips[:2], (6, 3), strict=True)]  # fmt: skip
+    examples = VideoTexts.questions(asked, tokenizer, 32, frames=2, side=16, pixels=pixels, cache=cache)
+    batch = examples.batch(torch.tensor([7, 0, 8, 1]))
+    assert batch.inputs["videos"].tolist() == [0, 1, 0, 1]
+    alone = [examples.batch(torch.tensor([i])).inputs["pixel_values"][0] for i in (7, 0)]
+    assert torch.equal(batch.inputs["pixel_values"], torch.stack(alone))
+    assert examples.clips_in_example == pytest.approx(3 / 9)  # four and two of the first, three of the second
+
+    order = examples.order(seed=3, batch_size=4)
+    passes = [order[9 * i : 9 * i + 9].tolist() for i in (0, 1)]
+    assert [sorted(one) for one in passes] == [list(range(9))] * 2
+    assert passes[0] != passes[1]
+    assert passes[1] == examples.order(3, 4)[9:18].tolist()
+    changes = [sum((a < 6) != (b < 6) for a, b in zip(one, one[1:], strict=False)) for one in passes]
+    assert max(changes) <= 2  # three groups
 
 
 def test_a_second_epoch_decodes_nothing(clips, cache, tokenizer, decoded, tmp_path):

@@ -107,7 +107,7 @@ class _Extent:
 
     @property
     def tokens_in_example(self) -> float:
-        return self.texts.tokens_in_example + self.seen
+        return self.texts.tokens_in_example + self.seen * self.texts.clips_in_example
 
     @property
     def same_length(self) -> bool:

@@ -24,13 +24,38 @@ if TYPE_CHECKING:
 Pixels = Callable[[np.ndarray], Tensor]
 
 
+class Together(Order):
+    """Questions about a clip by fours, so that it is encoded once for them; what they are, and when, is shuffled."""
+
+    _TOGETHER = 4
+
+    def __init__(self, clips: Sequence[int], seed: int) -> None:
+        """`clips` (examples,) are the numbers of the clips that they are about."""
+        super().__init__(len(clips), seed)
+        self.clips = np.asarray(clips)
+
+    @property
+    def clips_in_example(self) -> float:
+        """How often a clip is encoded for a question."""
+        _, counts = np.unique(self.clips, return_counts=True)
+        return float(np.ceil(counts / self._TOGETHER).sum() / len(self.clips))
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        order = super()._shuffled(generator)
+        of_clip = order[torch.from_numpy(np.argsort(self.clips[order.numpy()], kind="stable"))]
+        _, counts = np.unique(self.clips, return_counts=True)
+        some = [few for own in of_clip.split(counts.tolist()) for few in own.split(self._TOGETHER)]
+        return torch.cat([some[i] for i in torch.randperm(len(some), generator=generator).tolist()])
+
+
 @dataclass(frozen=True)
 class VideoTexts:
     """Each caption with its clip, or each question with its clip and its answer.
 
     A batch has `pixel_values` (B, frames, channels, height, width), `input_ids` and `attention_mask` (B, T) of the
     caption or the question. Its labels are (B,) int64, the clip's number, so that captions of one clip are known as
-    such; of questions (B, S), the answer's tokens, -100 where padded.
+    such; of questions (B, S), the answer's tokens, -100 where padded. Questions about one clip share it:
+    `pixel_values` are of the V clips that are asked about, and `videos` (B,) int64 says which of them a question means.
     """
 
     clips: Sequence[Clip]
@@ -95,21 +120,26 @@ class VideoTexts:
         numbers, rows = zip(*(self.pairs[i] for i in index.tolist()), strict=True)
         ids = rectangle(rows, self.pad)
         seen = {n: self.cache.sample(self.clips[n], self.frames, self.side) for n in dict.fromkeys(numbers)}
-        shown = {n: self.pixels(frames) for n, frames in seen.items()}
+        shown = torch.stack([self.pixels(frames) for frames in seen.values()])
+        places = {number: place for place, number in enumerate(seen)}
+        videos = torch.tensor([places[number] for number in numbers])
+        inputs = {"input_ids": ids, "attention_mask": mask_of(rows, ids)}
         if self.answers is None:
-            labels = torch.tensor(numbers)
-        else:
-            labels = rectangle([self.answers[i] for i in index.tolist()], -100)
-        inputs = {
-            "pixel_values": torch.stack([shown[number] for number in numbers]),
-            "input_ids": ids,
-            "attention_mask": mask_of(rows, ids),
-        }
-        return Batch(inputs, labels, index)
+            return Batch({"pixel_values": shown[videos], **inputs}, torch.tensor(numbers), index)
+        labels = rectangle([self.answers[i] for i in index.tolist()], -100)
+        return Batch({"pixel_values": shown, "videos": videos, **inputs}, labels, index)
 
     def order(self, seed: int, batch_size: int) -> Order:
         """The order in which training reads them."""
-        return Order(len(self), seed)
+        return Order(len(self), seed) if self.answers is None else self._together(seed)
+
+    @property
+    def clips_in_example(self) -> float:
+        """How many clips are encoded for a text, on the average."""
+        return 1.0 if self.answers is None else self._together().clips_in_example
+
+    def _together(self, seed: int = 0) -> Together:
+        return Together([number for number, _ in self.pairs], seed)
 
     def fingerprint(self) -> str:
         """A hash of what is said of which clip, and of how clips are sampled."""

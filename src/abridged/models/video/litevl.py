@@ -7,7 +7,7 @@ Weights have the names that transformers' BLIP gives them, but for patches, posi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -339,10 +339,17 @@ class LiteVLForVideoQuestions(LiteVLPreTrainedModel):
         return self.text_decoder.get_output_embeddings()
 
     def read(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, layers: bool = False
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        videos: Tensor | None = None,
+        layers: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What the question (B, L) has made of the video: (B, L, D); the video encoder's layers, if asked for."""
         states = self.vision_model(pixel_values, layers)
+        if videos is not None:
+            states = replace(states.chosen(videos), layers=states.layers)
         alone = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
         ids = input_ids.clone()
         ids[:, 0] = self.config.match_token_id
@@ -357,15 +364,17 @@ class LiteVLForVideoQuestions(LiteVLPreTrainedModel):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        videos: Tensor | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> AnswerOutput:
         """Args:
-        pixel_values: (B, T, 3, H, W), normalised.
+        pixel_values: (V, T, 3, H, W), normalised.
         input_ids, attention_mask: (B, L), the question.
         decoder_input_ids, decoder_attention_mask: (B, A), the answer behind [DEC]; None: [DEC] alone.
+        videos: (B,) int64, which of the V videos each question is about; None: as many, each about its own.
         """
-        question, before = self.read(pixel_values, input_ids, attention_mask, output_hidden_states)
+        question, before = self.read(pixel_values, input_ids, attention_mask, videos, output_hidden_states)
         if decoder_input_ids is None:
             decoder_input_ids = self._begin(len(input_ids), input_ids.device)
         written = self.text_decoder.bert(
@@ -387,10 +396,15 @@ class LiteVLForVideoQuestions(LiteVLPreTrainedModel):
 
     @torch.no_grad()
     def answer(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None, tokens: int = 10
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        videos: Tensor | None = None,
+        tokens: int = 10,
     ) -> list[list[int]]:
         """The likeliest answer to each question, step by step: ids without [DEC] and [SEP]."""
-        question, _ = self.read(pixel_values, input_ids, attention_mask)
+        question, _ = self.read(pixel_values, input_ids, attention_mask, videos)
         config = self._parts()[1]
         found = self.text_decoder.generate(
             input_ids=self._begin(len(input_ids), input_ids.device),
