@@ -117,8 +117,24 @@ def test_without_training_there_is_no_optimiser(model):
     assert lines[-1] == "work: no training, about 2.0 GB of memory"
 
 
+def test_time_is_told_from_as_many_examples_as_a_step_reads_or_a_long_enough_pass(model, monkeypatch):
+    examples, read = blocks(), []
+    taken = iter([0.05, 0.04, 0.1, 0.06])  # of one example, and of three
+
+    def pass_of(model, batch):
+        read.append(len(batch.index))
+        return next(taken)
+
+    monkeypatch.setattr(plan, "_seconds_of_pass", pass_of)
+    settings = TrainingSettings(batch_size=6, gradient_accumulation=2)
+    assert seconds_per_token(model, examples, settings) == pytest.approx(4 * 0.06 / (3 * examples.context))
+    assert read == [1, 1, 3, 3]
+    taken = iter([0.5, 0.3])
+    assert seconds_per_token(model, examples, settings) == pytest.approx(4 * 0.3 / examples.context)
+
+
 def test_three_lines(model):
-    per_token = seconds_per_token(model, blocks())
+    per_token = seconds_per_token(model, blocks(), TrainingSettings())
     assert 0 < per_token < 1
     lines = describe("tiny", model.config, 200_000, "a-text: a text", [Work(10, 256, 64)], 2**31, 0.01)
     assert lines == [

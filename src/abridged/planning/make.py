@@ -130,4 +130,5 @@ def _seconds(model: Any, task: Task, recipe: Recipe) -> float:
     if not trained:
         return 0.0
     works = [Work.of(settings, task.examples(settings)) for settings in trained]
-    return sum(work.steps * work.tokens for work in works) * seconds_per_token(model, task.examples(trained[0]))
+    per_token = seconds_per_token(model, task.examples(trained[0]), trained[0])
+    return sum(work.steps * work.tokens for work in works) * per_token

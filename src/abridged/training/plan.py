@@ -16,6 +16,7 @@ from abridged.core.hardware import free_memory
 from abridged.core.progress import duration, seconds_since
 from abridged.core.settings import DEFAULT_CONTEXT, TrainingSettings
 from abridged.core.text import printable
+from abridged.data.batch import Batch
 from abridged.data.dataset import Dataset
 from abridged.data.examples import Examples
 from abridged.families.kinds import context_of, reads_videos
@@ -38,6 +39,7 @@ _TRAINED = 4 + 4 + 8 + 4
 _COPIES = 2
 #: What a step takes, in forward passes: the teacher's, the student's, and twice that backward.
 _FORWARD_PASSES = 4
+_LONG_ENOUGH = 0.2  #: seconds of a forward pass
 
 
 @dataclass(frozen=True)
@@ -250,17 +252,24 @@ def memory_of_frozen(view: View, recipe: Recipe, parameters: int, work: Work, by
     return within_memory(most, "with weights on disk this needs", less)
 
 
-def seconds_per_token(model: Any, examples: Examples) -> float:
-    """Of training, from the faster of two forward passes over one example."""
-    batch = examples.batch(torch.zeros(1, dtype=torch.int64)).to(model.device)
-    best = math.inf
-    with torch.no_grad():
-        for _ in range(2):
-            began = time.perf_counter()
-            model(**batch.model_inputs, use_cache=False)
-            best = min(best, seconds_since(began))
-    read = examples.tokens_in_example if "pixel_values" in batch.inputs else batch.input_ids.numel()
-    return _FORWARD_PASSES * best / read
+def seconds_per_token(model: Any, examples: Examples, settings: TrainingSettings) -> float:
+    """Of training, from forward passes over more and more examples, until one takes long enough to tell, or has as many
+    as a step reads at once: of a small model one example takes nearly as long as many do."""
+    count, most = 1, min(settings.batch_size // settings.gradient_accumulation, len(examples))
+    while True:
+        batch = examples.batch(torch.arange(count)).to(model.device)
+        best = min(_seconds_of_pass(model, batch) for _ in range(2))
+        if best > _LONG_ENOUGH or count >= most:
+            read = count * examples.tokens_in_example if "pixel_values" in batch.inputs else batch.input_ids.numel()
+            return _FORWARD_PASSES * best / read
+        count = min(4 * count, most)
+
+
+@torch.no_grad()
+def _seconds_of_pass(model: Any, batch: Batch) -> float:
+    began = time.perf_counter()
+    model(**batch.model_inputs, use_cache=False)
+    return seconds_since(began)
 
 
 def announce(opened: Opened) -> None:
@@ -297,7 +306,7 @@ def announce(opened: Opened) -> None:
             memory = max(memory, memory_of_stage(view, parameters, stage.training, work, teacher))
     if opened.main:
         trains = streamed is None and any(work.steps for work in works)
-        per_token = seconds_per_token(model, stages[0][1]) if trains else 0.0
+        per_token = seconds_per_token(model, stages[0][1], stages[0][0].training) if trains else 0.0
         packed = None if opened.base is None else held
         data = opened.task.data.describe()
         lines = describe(opened.model_name, model.config, parameters, data, works, memory, per_token, packed)
