@@ -189,7 +189,7 @@ def test_a_bare_encoder_makes_vectors_and_what_is_assumed_is_said(tmp_path):
     assert isinstance(task, Embeddings)
     assert "no modules.json" in task.notes[0]
     assert "mean" in task.notes[0]
-    assert task.files()["modules.json"][1]["path"] == "1_Pooling"
+    assert task.files(task.teacher)["modules.json"][1]["path"] == "1_Pooling"
     with pytest.raises(AbridgedError, match="no pairs with scores"):
         task.evaluate(model, None, None)
     told, _ = task_of(embedder(tmp_path / "n"), tmp_path / "a.txt")
