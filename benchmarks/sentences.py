@@ -7,7 +7,7 @@
     pip install onnx onnxscript onnxruntime optimum-quanto                         # those that are missing are left out
     python benchmarks/sentences.py peers FOLDER --data DATA --model MODELS/minilm-l6
     python benchmarks/sentences.py engine FOLDER --student DIRECTORY               # the export in onnxruntime
-    python benchmarks/sentences.py speed --model MODELS/minilm-l6 --student DIRECTORY [--lengths 16] [--batches 1]
+    python benchmarks/sentences.py speed FOLDER --model MODELS/minilm-l6 --student DIRECTORY
 
 DATA has the folders glue and novels. Sentences are those of SST-2, CoLA, MRPC, RTE, the training part of STS-B, without
 its scores, and the novels; no text of STS-B's development and test parts is among them. A trial is measured on 1,000
@@ -200,7 +200,7 @@ def train(options: argparse.Namespace) -> None:
         found = measured(encoder_of(output), options)
     found |= {**took, "file_bytes": account["size"]["file_bytes"]}
     append(
-        "sentences trial" if options.trial else "sentences",
+        of_trial(options),
         found,
         name=options.name or options.recipe,
         recipe=recipe.name,
@@ -261,17 +261,26 @@ class OnnxEncoder:
         return Encoded(found, tokens.cut)
 
 
-def onnx_int8(model: Path, folder: Path) -> Path:
-    """The teacher as onnxruntime's dynamic int8 has it: products and embedding in integers."""
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
+def exported(model: Path, folder: Path) -> Path:
+    """A model's ONNX file, made once."""
+    file = folder / f"{model.name}.onnx"
+    if not file.exists():
+        export(model, file, format="onnx")
+    return file
 
-    plain, small = folder / "plain.onnx", folder / "int8.onnx"
-    export(model, plain, format="onnx")
-    graph = onnx.load(str(plain))
-    del graph.graph.value_info[:]  # torch's shapes are not always those that onnxruntime's tool infers
-    onnx.save(graph, str(plain))
-    quantize_dynamic(str(plain), str(small))
+
+def onnx_int8(model: Path, folder: Path) -> Path:
+    """The teacher as onnxruntime's dynamic int8 has it, products and embedding in integers; made once."""
+    small = folder / f"{model.name}-int8.onnx"
+    if not small.exists():
+        import onnx
+        from onnxruntime.quantization import quantize_dynamic
+
+        graph = onnx.load(str(exported(model, folder)))
+        del graph.graph.value_info[:]  # torch's shapes are not always those that onnxruntime's tool infers
+        with tempfile.TemporaryDirectory() as temporary:
+            onnx.save(graph, str(plain := Path(temporary) / "plain.onnx"))
+            quantize_dynamic(str(plain), str(small))
     return small
 
 
@@ -284,39 +293,43 @@ def stored(model: Any) -> int:
 
 def peers(options: argparse.Namespace) -> None:
     """Other tools' small models of the same teacher, a row each; those that are not installed are left out."""
-    tokenizer = load_model(options.model)[1]
-    settings = encoder_of(options.model).settings
-    with tempfile.TemporaryDirectory() as temporary:
-        contestants: dict[str, Callable[[], Any]] = {
-            "torch int8, dynamic": lambda: torch_int8(options.model),
-            "onnxruntime int8, dynamic": lambda: onnx_int8(options.model, Path(temporary)),
-            **{f"quanto {bits} bits": partial(quanto, options.model, f"qint{bits}") for bits in (8, 4, 2)},
-        }
-        for name, make in contestants.items():
-            if not fnmatch(name, options.only):
-                continue
-            try:
-                made = make()
-            except ImportError as error:
-                print(f"{name}: left out, {error}")
-                continue
-            if isinstance(made, Path):
-                encoder, size = OnnxEncoder(made, encoder_of(options.model)), made.stat().st_size
-            else:
-                encoder, size = SentenceEncoder(made, tokenizer, settings), stored(made)
-            found = {**measured(encoder, options), "file_bytes": size}
-            append("sentences", found, name=name, model=options.model.name)
-            print(name, json.dumps(found), flush=True)
+    teacher = encoder_of(options.model)
+    contestants: dict[str, Callable[[], Any]] = {
+        "torch int8, dynamic": lambda: torch_int8(options.model),
+        "onnxruntime int8, dynamic": lambda: onnx_int8(options.model, options.folder),
+        **{f"quanto, {bits} bits": partial(quanto, options.model, f"qint{bits}") for bits in (8, 4, 2)},
+    }
+    for name, make in contestants.items():
+        if not fnmatch(name, options.only):
+            continue
+        try:
+            made = make()
+        except ImportError as error:
+            print(f"{name}: left out, {error}")
+            continue
+        encoder: Encodes
+        if isinstance(made, Path):
+            encoder, size = OnnxEncoder(made, teacher), made.stat().st_size
+        else:
+            encoder, size = SentenceEncoder(made, teacher.tokenizer, teacher.settings), stored(made)
+        found = {**measured(encoder, options), "file_bytes": size}
+        append(of_trial(options), found, name=name, model=options.model.name)
+        print(name, json.dumps(found), flush=True)
+
+
+def of_trial(options: argparse.Namespace) -> str:
+    """The benchmark that a row is of."""
+    return "sentences trial" if options.trial else "sentences"
 
 
 def engine(options: argparse.Namespace) -> None:
     """The student's export in onnxruntime beside the packed student: how far vectors are apart."""
-    encoder, texts = encoder_of(options.student), held_out(options.folder, TRIED)
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "model.onnx"
-        told = export(options.student, file, format="onnx")
-        theirs = OnnxEncoder(file, encoder).encode(texts).vectors
-        ours = encoder.encode(texts).vectors
+    encoder, texts, file = (
+        encoder_of(options.student),
+        held_out(options.folder, TRIED),
+        exported(options.student, options.folder),
+    )
+    ours, theirs = encoder.encode(texts).vectors, OnnxEncoder(file, encoder).encode(texts).vectors
     cosines = (ours * theirs).sum(1)
     same = {one.name: one.value for one in agreement(theirs, ours)}
     found = {
@@ -324,7 +337,7 @@ def engine(options: argparse.Namespace) -> None:
         "cosine_least": float(cosines.min()),
         "neighbours": same["neighbours"],
     }
-    found |= {"file_bytes": told["file_bytes"], "sentences": len(texts)}
+    found |= {"file_bytes": file.stat().st_size, "sentences": len(texts)}
     append("sentences engine", found, name="onnxruntime", model=options.student.name)
     print(json.dumps(found, indent=1))
 
@@ -333,28 +346,25 @@ def speed(options: argparse.Namespace) -> None:
     """Sentences a second of the packed student beside its teacher in torch and onnxruntime, by length and batch."""
     torch.set_num_threads(options.threads)
     packed, teacher = encoder_of(options.student), encoder_of(options.model)
-    with tempfile.TemporaryDirectory() as temporary:
-        ours, int8 = Path(temporary) / "ours.onnx", onnx_int8(options.model, Path(temporary))
-        export(options.student, ours, format="onnx")
-        sessions = {
-            "onnxruntime FP32": OnnxEncoder(int8.with_name("plain.onnx"), teacher, options.threads),
-            "onnxruntime int8": OnnxEncoder(int8, teacher, options.threads),
-            "onnxruntime on our export": OnnxEncoder(ours, packed, options.threads),
+    files = {
+        "onnxruntime FP32": exported(options.model, options.folder),
+        "onnxruntime int8": onnx_int8(options.model, options.folder),
+        "onnxruntime on our export": exported(options.student, options.folder),
+    }
+    sessions = {name: OnnxEncoder(file, teacher, options.threads) for name, file in files.items()}
+    for batch, length in product(options.batches, options.lengths):
+        ids = torch.randint(1000, 30_000, (batch, length), generator=torch.Generator().manual_seed(0))
+        whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        runs: dict[str, Callable[[], Any]] = {
+            "packed": partial(packed.model, **whole),
+            "torch FP32": partial(teacher.model, **whole),
+            **{name: partial(session.run, whole) for name, session in sessions.items()},
         }
-        for batch, length in product(options.batches, options.lengths):
-            draw = torch.Generator().manual_seed(0)
-            ids = torch.randint(1000, 30_000, (batch, length), generator=draw)
-            whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-            runs: dict[str, Callable[[], Any]] = {
-                "packed": partial(packed.model, **whole),
-                "torch FP32": partial(teacher.model, **whole),
-                **{name: partial(session.run, whole) for name, session in sessions.items()},
-            }
-            taken = in_turns({name: partial(seconds, run) for name, run in runs.items()}, options.rounds)
-            found = {name: batch / value for name, value in taken.items()}
-            about = {"threads": options.threads, "batch": batch, "length": length}
-            append("sentences speed", {"sentences_per_second": found}, model=options.model.name, settings=about)
-            print(batch, length, {name: round(value, 1) for name, value in found.items()}, flush=True)
+        taken = in_turns({name: partial(seconds, run) for name, run in runs.items()}, options.rounds)
+        found = {name: batch / value for name, value in taken.items()}
+        about = {"threads": options.threads, "batch": batch, "length": length}
+        append("sentences speed", {"sentences_per_second": found}, model=options.model.name, settings=about)
+        print(batch, length, {name: round(value, 1) for name, value in found.items()}, flush=True)
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -372,8 +382,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in VERBS:
         added = verbs.add_parser(verb)
-        if verb != "speed":
-            added.add_argument("folder", type=Path)
+        added.add_argument("folder", type=Path)
         if verb in ("texts", "train", "peers"):
             added.add_argument("--data", type=Path, required=True)
         if verb in ("train", "peers", "speed"):
