@@ -12,6 +12,7 @@ import tables_of_cost
 import tables_of_headlines
 import tables_of_plans
 import tables_of_quality
+import tables_of_sentences
 import tables_of_video
 from rendering import DOCS
 from results import NotMeasured
@@ -21,6 +22,7 @@ TABLES = (
     tables_of_quality.TABLES
     | tables_of_cost.TABLES
     | tables_of_plans.TABLES
+    | tables_of_sentences.TABLES
     | tables_of_video.TABLES
     | tables_of_headlines.TABLES
 )

@@ -181,3 +181,20 @@ def test_one_sentence_has_none_to_be_set_against(command, folder):
     assert ended.code == 1
     assert "has one sentence to learn from: give 4 or more" in ended.stderr
     assert len(ended.said) == 1
+
+
+def test_a_model_that_is_cut_first_has_narrower_vectors_and_its_files_say_so(command, folder):
+    steps = [word for i in range(3) for word in ("--set", f"stages.{i}.steps=10")]
+    files = [folder / "teacher", "--recipe", "best-embed-vtrans-2-2-8", "--data", folder / "a.txt"]
+    ended = command("compress", *files, "--output", folder / "half", *steps)
+    assert ended.code == 0, ended.stderr
+    vectors = embed(*load_model(folder / "half"), LINES[:9]).vectors
+    said = json.loads((folder / "half/1_Pooling/config.json").read_text())
+    assert said["word_embedding_dimension"] == vectors.shape[1] < 32
+    metrics = json.loads((folder / "half/abridged.json").read_text())["metrics"]
+    assert metrics["teacher"]["cosine"] == pytest.approx(100)
+    assert metrics["student"]["cosine"] > 50
+    asked = ["--data", folder / "a.txt", "--teacher", folder / "teacher", "--json"]
+    told = json.loads(command("evaluate", folder / "half", *asked).stdout)
+    assert "cosine" not in told
+    assert told["neighbours"] > 20

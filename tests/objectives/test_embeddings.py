@@ -83,3 +83,19 @@ def test_gradients_come_through_pooling_and_padding_counts_for_nothing(tmp_path)
     total.backward()
     assert float(student.embeddings.word_embeddings.weight.grad[tokens.pad].abs().sum()) == 0
     assert float(student.embeddings.word_embeddings.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_vectors_of_a_narrower_student_are_compared_with_all_of_the_teachers(combined):
+    units = torch.tensor([5, 0, 3, 6])
+    basis = torch.linalg.qr(torch.randn(8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    ours, theirs = outputs(1, width=4), outputs(2)
+    wide = torch.zeros(4, 8, dtype=torch.float64)
+    for row, vector in zip(wide, ours.embeddings.text, strict=True):
+        for j in range(4):
+            row += vector[j] * (basis[:, j] if combined else torch.eye(8, dtype=torch.float64)[units[j]])
+    context = ObjectiveContext(4, 8, 128, 6, 16, 2, hidden_units=basis if combined else units)
+    term = EmbeddingDistillation(similarities=0.5).build(context)
+    same = EmbeddingDistillation(similarities=0.5).build(CONTEXT)
+    wanted = float(same(Outputs(wide, None, embeddings=Embeddings(wide)), theirs, batch()))
+    assert float(term(ours, theirs, batch())) == pytest.approx(wanted, rel=1e-5)

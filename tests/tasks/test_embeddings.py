@@ -189,7 +189,7 @@ def test_a_bare_encoder_makes_vectors_and_what_is_assumed_is_said(tmp_path):
     assert isinstance(task, Embeddings)
     assert "no modules.json" in task.notes[0]
     assert "mean" in task.notes[0]
-    assert task.files()["modules.json"][1]["path"] == "1_Pooling"
+    assert task.files(task.teacher)["modules.json"][1]["path"] == "1_Pooling"
     with pytest.raises(AbridgedError, match="no pairs with scores"):
         task.evaluate(model, None, None)
     told, _ = task_of(embedder(tmp_path / "n"), tmp_path / "a.txt")
@@ -224,3 +224,12 @@ def test_scored_pairs_are_measured_by_spearman_in_their_own_order(tmp_path):
     assert task.evaluate(model, None, None, limit=5).facts["pairs"] == 5
     with pytest.raises(AbridgedError, match="one pair with a score"):
         task.evaluate(model, None, None, limit=1)
+
+
+def test_vectors_of_another_width_are_compared_by_their_neighbours_alone():
+    reference = unit(np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
+    wide = np.concatenate([reference, np.zeros((40, 4), np.float32)], 1)
+    found = {one.name: one.value for one in agreement(wide, reference)}
+    assert found["neighbours"] == pytest.approx(100)
+    assert "cosine" not in found
+    assert agreement(wide, wide)[1].name == "cosine"

@@ -178,15 +178,19 @@ def agreement(own: np.ndarray, reference: np.ndarray) -> list[Measurement]:
 
     Of each sentence's nearest `NEIGHBOURS` by the reference (of few sentences, the nearer half of the others) the mean
     share that is among as many of its own; how often its nearest is the same; and nDCG, for which the reference's
-    nearest counts most and the last of them 1. And the mean cosine.
+    nearest counts most and the last of them 1. And the mean cosine, where both are equally wide.
     """
     count = max(1, min(NEIGHBOURS, (len(own) - 1) // 2))
     ours, theirs = nearest(own, count), nearest(reference, count)
     found = (ours[:, :, None] == theirs[:, None, :]) @ np.arange(theirs.shape[1], 0, -1)  # what each of ours is worth
     ndcg = ndcg_of(found, np.arange(count, 0, -1))
+    cosine = []
+    if own.shape == reference.shape:
+        mean = 100 * float((own * reference).sum(1).mean())
+        cosine = [Measurement("cosine", mean, "cosine to the teacher's", headline=True)]
     return [
         Measurement("neighbours", 100 * float((found > 0).mean()), f"top-{count} agreement", headline=True),
-        Measurement("cosine", 100 * float((own * reference).sum(1).mean()), "cosine to the teacher's", headline=True),
+        *cosine,
         Measurement("nearest", 100 * float((ours[:, 0] == theirs[:, 0]).mean()), "nearest the same"),
         Measurement("ndcg", 100 * float(ndcg.mean()), f"nDCG@{count} by the teacher's"),
     ]

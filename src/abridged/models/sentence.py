@@ -24,6 +24,8 @@ _LENGTHS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+#: What 1_Pooling/config.json calls a vector's width, before sentence-transformers 5 and from then on.
+_WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 #: Settings of 1_Pooling/config.json before sentence-transformers 5.
 _POOLINGS = {
     "pooling_mode_cls_token": "cls",
@@ -70,6 +72,15 @@ class SentenceSettings:
             raise AbridgedError(f"the model has no prompt called '{name}': it has {there}")
         name = name or self.default_prompt
         return "" if name is None else self.prompts[name]
+
+    def files_of(self, width: int) -> dict[str, Any]:
+        """`files` beside a model whose vectors are so wide."""
+        named = {
+            path: {key: width if key in _WIDTHS else value for key, value in found.items()}
+            for path, found in self.files.items()
+            if isinstance(found, dict)
+        }
+        return {**self.files, **named}
 
 
 def sentence_settings_of(model: Any) -> SentenceSettings | None:

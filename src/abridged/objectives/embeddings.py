@@ -8,15 +8,24 @@ from torch import Tensor
 
 from abridged.core.errors import AbridgedError
 from abridged.data.batch import Batch
-from abridged.objectives.base import Embeddings, Outputs, TeacherOutputs, Term, VideoEmbeddings
+from abridged.objectives.base import Embeddings, ObjectiveContext, Outputs, TeacherOutputs, Term, VideoEmbeddings
+from abridged.objectives.layers import widened
 from abridged.objectives.settings import EmbeddingDistillation as Settings
 
 
 class EmbeddingDistillation(Term):
     """Squared distance of the vectors (0 to 4: twice what their cosine is below 1), and KL in nats of whom of the batch
-    a vector is like: of texts among each other, or where there are videos, between texts and videos both ways."""
+    a vector is like: of texts among each other, or where there are videos, between texts and videos both ways.
+
+    Where the student was cut to some of the teacher's units, or combinations of them, its vectors stand for the
+    teacher's with nothing in the others.
+    """
 
     settings: Settings
+
+    def __init__(self, settings: Settings, context: ObjectiveContext) -> None:
+        super().__init__(settings)
+        self.units, self.width = context.hidden_units, context.teacher_hidden_size
 
     def forward(self, student: Outputs, teacher: TeacherOutputs | None, batch: Batch) -> Tensor:
         if not isinstance(teacher, Outputs):
@@ -24,6 +33,8 @@ class EmbeddingDistillation(Term):
         ours, theirs = student.embeddings, teacher.embeddings
         if ours is None or theirs is None:
             raise AbridgedError("the objective embeddings was asked of a model that gives no vectors")
+        if ours.text.shape != theirs.text.shape and self.units is not None and not isinstance(ours, VideoEmbeddings):
+            ours = Embeddings(widened(ours.text, self.units, self.width))
         if ours.text.shape != theirs.text.shape:
             raise AbridgedError(
                 f"the student's vectors are {ours.text.shape[1]} wide and the teacher's {theirs.text.shape[1]}: the "

@@ -130,6 +130,14 @@ def narrowed(states: Tensor, units: Tensor) -> Tensor:
     return states @ units.to(states.dtype) if units.is_floating_point() else states[..., units]
 
 
+def widened(states: Tensor, units: Tensor, width: int) -> Tensor:
+    """Of states (…, h) of `narrowed` ones, what they are among all units, (…, width): 0 where units are gone."""
+    units = units.to(states.device)
+    if units.is_floating_point():
+        return states @ units.to(states.dtype).T
+    return states.new_zeros(*states.shape[:-1], width).index_copy(-1, units, states)
+
+
 def layer_map(student: int, teacher: int) -> dict[int, int]:
     """Every layer of the student to one of the teacher's, first to first and last to last, evenly spread between."""
     last = max(1, student - 1)

@@ -224,18 +224,15 @@ def hidden_states(model: "PreTrainedModel", batch: "Batch") -> np.ndarray:
     import torch
 
     from abridged.objectives.base import outputs_of
+    from abridged.objectives.layers import widened
 
     with torch.inference_mode(), evaluating(model) as device:
         batch = batch.to(device)
         states = outputs_of(model, batch).last_hidden[batch.counted][:TOKENS]
     units = compressed_of(model).hidden_units
-    if units is None:
-        return _numpy(states.float())
-    if units.is_floating_point():  # combinations, back in the units that they were made of
-        return _numpy(states.float()) @ _numpy(units).T
-    whole = np.zeros((len(states), model.config.get_text_config().hidden_size), dtype=np.float32)
-    whole[:, units.numpy()] = _numpy(states.float())  # units that were pruned away say nothing
-    return whole
+    if units is not None:  # units that were pruned away say nothing
+        states = widened(states, units, model.config.get_text_config().hidden_size)
+    return _numpy(states.float())
 
 
 def token_ids(batch: "Batch") -> list[int]:

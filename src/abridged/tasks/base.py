@@ -118,8 +118,8 @@ class Task(ABC):
     def picture(self) -> Batch:
         """A text of the test part, whose tokens the report draws as the models see them."""
 
-    def files(self) -> dict[str, Any]:
-        """What other tools read beside such a model: JSON by its path in the model's directory."""
+    def files(self, model: Any) -> dict[str, Any]:
+        """What other tools read beside `model`, which learned the task: JSON by its path in the model's directory."""
         return {}
 
     def clips(self, models: Mapping[str, Any]) -> VideoPicture | None:

@@ -21,8 +21,11 @@ from abridged.evaluation.sentences import (
     score_agreement,
     sentence_vectors,
 )
+from abridged.families import view
 from abridged.models.sentence import SentenceSettings
+from abridged.objectives.layers import widened
 from abridged.report.data import SampleGroup, SentencePicture
+from abridged.storage.compressed import compressed_of
 from abridged.tasks.base import Split, Task
 from abridged.tasks.sentence_pictures import COMPARED, sentence_picture
 
@@ -71,8 +74,8 @@ class Embeddings(Task):
             "rows_dropped": self.data.dropped,
         }
 
-    def files(self) -> dict[str, Any]:
-        return dict(self.encoder.settings.files)
+    def files(self, model: Any) -> dict[str, Any]:
+        return self.encoder.settings.files_of(view(model).hidden_size)
 
     def validation(self, model: Any, settings: TrainingSettings) -> Callable[[], Measured]:
         some = self._of("validation", settings.context_within(self.limit))
@@ -89,8 +92,16 @@ class Embeddings(Task):
         """Agreement with the teacher on texts, and what the scores of pairs say."""
         key = ("teacher's vectors", tokens.fingerprint())
         reference = self._once(key, lambda: self._reference(tokens))
-        found = agreement(sentence_vectors(model, tokens), reference)
+        found = agreement(self._vectors(model, tokens), reference)
         return found + ([self._scored(model, pairs)] if pairs else [])
+
+    @staticmethod
+    def _vectors(model: Any, tokens: TokenTexts) -> np.ndarray:
+        """A model's vectors; of one that was cut to some of the teacher's units they stand for as wide ones."""
+        found, units = sentence_vectors(model, tokens), compressed_of(model).hidden_units
+        if units is None:
+            return found
+        return widened(torch.from_numpy(found), units, int(model.config.hidden_size)).numpy()
 
     def _reference(self, tokens: TokenTexts) -> np.ndarray:
         """The teacher's vectors, in FP32 even where it is training that first asks for them."""
@@ -121,7 +132,7 @@ class Embeddings(Task):
     def sentences(self, models: Mapping[str, Any]) -> SentencePicture | None:
         tokens = self.encoder.tokens(self.data.test[:COMPARED])
         return sentence_picture(
-            self.data.test[:COMPARED], {name: sentence_vectors(model, tokens) for name, model in models.items()}
+            self.data.test[:COMPARED], {name: self._vectors(model, tokens) for name, model in models.items()}
         )
 
     def samples(self, models: Mapping[str, Any]) -> list[SampleGroup]:

@@ -89,7 +89,7 @@ class Publisher:
         student.config.use_cache = True
         student.to(dtype).save_pretrained(self.finished)
         opened.tokenizer.save_pretrained(self.finished)
-        write_json_files(self.finished, opened.task.files())
+        write_json_files(self.finished, opened.task.files(student))
         (self.finished / RECORD).write_text(json.dumps(record, indent=1))
         return record
 
@@ -98,7 +98,7 @@ class Publisher:
         opened, student = self.opened, self.stages.student.eval()
         found = save_adapter(student, self.finished, base, opened.work.output, self._with_adapters(student))
         opened.tokenizer.save_pretrained(self.finished)
-        write_json_files(self.finished, opened.task.files())
+        write_json_files(self.finished, opened.task.files(student))
         return found
 
     def _folded(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Publisher:
         account["validation"]["folded"] = self.measure(folded, "validation")
         account["test"] = self.measure(folded) if opened.task.has_test else None
         record = save_checkpoint(folded, self.finished, opened.tokenizer, account)
-        write_json_files(self.finished, opened.task.files())
+        write_json_files(self.finished, opened.task.files(folded))
         return record
 
     def _with_adapters(self, student: Any) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Publisher:
             "loss_percent": loss_percent(metrics["teacher"], metrics["student"]),
         }
         record = save_checkpoint(models["student"], self.finished, opened.tokenizer, account)
-        write_json_files(self.finished, opened.task.files())
+        write_json_files(self.finished, opened.task.files(stages.student))
         batch = opened.task.picture()
         states = {name: hidden_states(model, batch) for name, model in models.items()}
         last = opened.recipe.stages[-1].methods.values()
