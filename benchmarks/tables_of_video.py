@@ -46,16 +46,13 @@ COLUMNS: dict[str, Callable[[Row], float | None]] = {
 }
 
 
-#: What rows of one contestant agree in.
-_SAME = ("steps", "steps_before", "initializer_range")
-
-
 def shapes() -> str:
-    """Contestants on clips of shapes: means over seeds, and their spread."""
+    """Contestants on clips of shapes, all from the BLIP of today: means over seeds, and their spread."""
     found: dict[str, list[Row]] = {}
-    for row in read("shapes", share=1):
-        now = latest("shapes", share=1, name=row["name"])
-        if all(row.get(kind) == now.get(kind) for kind in _SAME):  # not of an earlier length or BLIP
+    blip = {"share": 1, "initializer_range": latest("shapes", share=1).get("initializer_range")}
+    for row in read("shapes", **blip):
+        now = latest("shapes", **blip, name=row["name"])
+        if all(row.get(kind) == now.get(kind) for kind in ("steps", "steps_before")):  # not of an earlier length
             found.setdefault(row["name"], []).append(row)
     rows = []
     for name in (name for name in TITLES if name in found):
