@@ -3,26 +3,29 @@
     python benchmarks/llama_types.py LIBRARY [--model bundled] [--data wikitext-2] [--types Q8_0 Q4_K_M Q3_K_M Q2_K]
 
 LIBRARY is a libllama.so, such as the one in npm's @node-llama-cpp/linux-x64, or llama-cpp-python's. It quantises the
-model's FP32 GGUF file by llama.cpp's own rules, without an importance matrix; the file is read back, and measured as
-everything else is: in FP32, on the same text. So its products of inputs rounded to 8 bits are left out. A row of
-benchmarks/results/llama_types.jsonl each; one that is there is skipped. `tensor_bytes` are those of the tensors alone,
-without the vocabulary that the file has.
+model's FP32 GGUF file by llama.cpp's own rules, without an importance matrix; the file is read back, and measured as a
+recipe's student is on the validation text: in FP32, so that its products of inputs rounded to 8 bits are left out. A
+row of benchmarks/results/llama_types.jsonl each, and one of the model itself; one that is there is skipped.
+`tensor_bytes` are those of the tensors alone, without the vocabulary that the file has.
 """
 
 import argparse
 import ctypes
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
 from results import append, read
 
-from abridged.core.measurement import loss_percent
 from abridged.core.names import public_name
+from abridged.core.settings import TrainingSettings
+from abridged.data.opening import open_data
 from abridged.exporters.gguf import export_gguf
-from abridged.pipeline import evaluate
+from abridged.models.load import load_model
+from abridged.tasks import task_for
 
 #: What is asked for, and its number in llama.h (enum llama_ftype).
 TYPES = {"Q8_0": 7, "Q4_K_M": 15, "Q3_K_M": 12, "Q2_K": 10}
@@ -43,18 +46,20 @@ def quantise(library: ctypes.CDLL, whole: Path, output: Path, kind: int) -> None
         raise RuntimeError(f"llama.cpp cannot write {output.name}")
 
 
-def measured(file: Path, data: str, teacher: dict[str, Any]) -> dict[str, Any]:
-    """What is in a GGUF file, and what it loses."""
+def measured(model: str | Path, data: str) -> dict[str, Any]:
+    """A model on as much validation text as training looks at."""
+    loaded, tokenizer = load_model(model)
+    task = task_for(loaded, tokenizer, open_data(data, None, None))
+    return json.loads(json.dumps(task.validation(loaded, TrainingSettings())()))
+
+
+def contents(file: Path) -> dict[str, Any]:
+    """What is in a GGUF file."""
     tensors = GGUFReader(file).tensors
-    types = {kind: sum(t.tensor_type.name == kind for t in tensors) for kind in {t.tensor_type.name for t in tensors}}
-    student = evaluate(file, data)
     return {
-        "teacher": teacher,
-        "student": json.loads(json.dumps(student)),
-        "loss_percent": {key: round(value, 3) for key, value in loss_percent(teacher, student).items()},
         "file_bytes": file.stat().st_size,
         "tensor_bytes": sum(int(tensor.n_bytes) for tensor in tensors),
-        "types": types,
+        "types": Counter(tensor.tensor_type.name for tensor in tensors),
     }
 
 
@@ -66,20 +71,19 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=TYPES, default=[*TYPES])
     options = parser.parse_args()
     about = {"model": public_name(options.model), "task": "text"}
-    known = read("recipes", **about)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.gguf"
-        teacher = known[0]["teacher"] if known else json.loads(json.dumps(evaluate(options.model, options.data)))
-        for name in options.types:
+        export_gguf(options.model, whole, dtype="float32")
+        for name in ("F32", *options.types):
             if read("llama_types", name=name, **about):
                 continue
-            if not whole.exists():
-                export_gguf(options.model, whole, dtype="float32")
-            output = whole.with_name(f"{name}.gguf")
-            quantise(ctypes.CDLL(options.library), whole, output, TYPES[name])
-            found = {**measured(output, options.data, teacher), "library": Path(options.library).name}
-            append("llama_types", found, name=name, **about)
-            print(f"{name}: {found['loss_percent']['perplexity']:.2f} % in {found['tensor_bytes']:,} bytes", flush=True)
+            file = whole
+            if name != "F32":
+                file = whole.with_name(f"{name}.gguf")
+                quantise(ctypes.CDLL(options.library), whole, file, TYPES[name])
+            found = {"validation": measured(file, options.data), **contents(file)}
+            append("llama_types", {**found, "library": Path(options.library).name}, name=name, **about)
+            print(f"{name}: {found['validation']['perplexity']:.3f}, {found['tensor_bytes']:,} bytes", flush=True)
 
 
 if __name__ == "__main__":
