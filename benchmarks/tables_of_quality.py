@@ -98,18 +98,13 @@ def lost(results: list[Row], key: str = "perplexity") -> str:
 
 def untrained() -> str:
     """The recipes without training and llama.cpp's types of the same teacher, by the bytes of their weights."""
-    types = {row["name"]: row for row in read("llama_types", model="bundled")}
-    teacher = types.pop("F32", None)
-    if teacher is None:
-        raise NotMeasured("the teacher's validation perplexity has not been measured: benchmarks/llama_types.py")
     found = [(row["recipe"], row["file_bytes"], row) for row in read("recipes", steps=0, seed=0, model="bundled")]
-    found += [(f"llama.cpp {name}", row["tensor_bytes"], row) for name, row in types.items()]
+    found += [(f"llama.cpp {row['name']}", row["tensor_bytes"], row) for row in read("llama_types", model="bundled")]
     rows = []
     for name, size, row in sorted(found, key=lambda one: -one[1]):
-        before, after = (one["validation"]["perplexity"] for one in (teacher, row))
         tested = [f"{row['student']['perplexity']:.2f}", lost([row])] if "student" in row else ["–", "–"]
-        rows.append([name, f"{size / 2**20:.2f}", f"{100 * (after / before - 1):.2f}", *tested])
-    return markdown(["", "MB", "loss %, validation", "perplexity, test", "loss %, test"], rows)
+        rows.append([name, f"{size / 2**20:.2f}", f"{row['validation']['perplexity']:.2f}", *tested])
+    return markdown(["", "MB", "validation perplexity", "test perplexity", "loss %, test"], rows)
 
 
 def curve() -> str:
