@@ -193,6 +193,9 @@ def train_and_measure(
         save_checkpoint(packed, folder / "packed", None, {})
         file_bytes = inspect(folder / "packed")["file_bytes"]
         validation = [m for m in opened.work.metrics() if m["event"] == "evaluate"]
+        if not validation:  # nothing was trained
+            settings = recipe.stages[-1].training
+            validation = [{"stage": 0, "step": 0, **opened.task.validation(packed, settings)()}]
     for rubbish in filter(None, (folder, cache)):
         shutil.rmtree(rubbish, ignore_errors=True)
     return {

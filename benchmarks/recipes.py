@@ -33,7 +33,8 @@ def main() -> None:
             if read("recipes", **about):
                 continue
             label = f"{name}-{sum(steps)}-seed{seed}"
-            found = train_and_measure(work / label, recipe, options.model, options.data, seed)
+            known = read("recipes", model=about["model"])
+            found = train_and_measure(work / label, recipe, options.model, options.data, seed, known=known)
             append("recipes", {**found, "stage_steps": steps}, **about)
             print(f"{label}: {found['loss_percent']['perplexity']:.1f} %", flush=True)
 

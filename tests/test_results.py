@@ -232,3 +232,13 @@ def test_a_headline_is_some_rows_and_columns_of_its_table():
     for table, rows, _ in headlines.HEADLINES.values():
         firsts = {line.split("|")[1].strip() for line in table().splitlines() if line.startswith("|")}
         assert {*rows} <= firsts
+
+
+def test_what_is_not_trained_stands_by_its_size_beside_types_that_saw_validation_text_alone(monkeypatch):
+    quality = benchmark("tables_of_quality")
+    ours = {"recipe": "ptq-4", "file_bytes": 2 * 2**20, "validation": {"perplexity": 20.2}}
+    ours |= {"student": {"perplexity": 30.0}, "loss_percent": {"perplexity": 0.88}}
+    theirs = {"name": "Q4_K_M", "tensor_bytes": 3 * 2**20, "validation": {"perplexity": 21.0}}
+    monkeypatch.setattr(quality, "read", lambda of, **wanted: [ours] if of == "recipes" else [theirs])
+    _, _, *rows = quality.untrained().splitlines()
+    assert rows == ["| llama.cpp Q4_K_M | 3.00 | 21.00 | – | – |", "| ptq-4 | 2.00 | 20.20 | 30.00 | 0.88 |"]
