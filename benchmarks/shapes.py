@@ -239,8 +239,8 @@ class Contestant:
 
 def asked(*changes: str, start: str = "blip") -> Contestant:
     """What learns to answer: four questions about each of a step's clips."""
-    batch = f"stages.*.batch_size={QUESTIONS * BATCH}"
-    return Contestant("litevl-qa", (batch, *changes), start, data="questions", steps=TO_ANSWER)
+    more = f"stages.*.batch_size={QUESTIONS * BATCH}", "stages.*.learning_rate=5e-4"
+    return Contestant("litevl-qa", (*more, *changes), start, data="questions", steps=TO_ANSWER)
 
 
 def compressed(recipe: str, start: str) -> Contestant:
