@@ -46,18 +46,23 @@ COLUMNS: dict[str, Callable[[Row], float | None]] = {
 }
 
 
+#: What rows of one contestant agree in.
+_SAME = ("steps", "steps_before", "initializer_range")
+
+
 def shapes() -> str:
-    """Contestants on clips of shapes, all from the BLIP of today: means over seeds, and their spread."""
+    """Contestants on clips of shapes: means over seeds, and their spread; † where they began with an earlier BLIP."""
     found: dict[str, list[Row]] = {}
-    blip = {"share": 1, "initializer_range": latest("shapes", share=1).get("initializer_range")}
-    for row in read("shapes", **blip):
-        now = latest("shapes", **blip, name=row["name"])
-        if all(row.get(kind) == now.get(kind) for kind in ("steps", "steps_before")):  # not of an earlier length
+    for row in read("shapes", share=1):
+        now = latest("shapes", share=1, name=row["name"])
+        if all(row.get(kind) == now.get(kind) for kind in _SAME):  # not of an earlier length or BLIP
             found.setdefault(row["name"], []).append(row)
+    blip = latest("shapes", share=1).get("initializer_range")
     rows = []
     for name in (name for name in TITLES if name in found):
         cells = [[v for v in map(value, found[name]) if v is not None] for value in COLUMNS.values()]
-        rows.append([TITLES[name], *(spread(values) if values else "" for values in cells)])
+        title = TITLES[name] + ("" if found[name][0].get("initializer_range") == blip else " †")
+        rows.append([title, *(spread(values) if values else "" for values in cells)])
     return markdown(["", *COLUMNS], rows)
 
 
