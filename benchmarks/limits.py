@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     loaded = memory(folder / "dense")
     compiled, file_bytes = kernels(), inspect(where)["file_bytes"]
     products, fastest = (
-        products_of_a_token(packed) * 1e-9,
+        products_of_a_token(packed),
         min(seconds["packed, generate"], seconds["packed, abridged generate"]),
     )
     result = {
@@ -122,10 +122,10 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             "packed, abridged generate": 1 / seconds["packed, abridged generate"],
             "torch FP32": 1 / seconds["torch FP32, generate"],
         },
-        "products_of_a_token": products * 1e9,
+        "products_of_a_token": products,
         "products_per_second": 1e9 / seconds["limit"],
         "copied_bytes_per_second": COPIED / seconds["copy"],
-        "share_of_products": products * seconds["limit"] * options.prompt / seconds["packed, prompt"],
+        "share_of_products": 1e-9 * products * seconds["limit"] * options.prompt / seconds["packed, prompt"],
         "share_of_copying": file_bytes / fastest * seconds["copy"] / COPIED,
         "memory": {"file_bytes": file_bytes, **held},
         "dense_load_seconds": loaded["load_seconds"],
