@@ -51,14 +51,19 @@ LENGTHS = (1, 4, 16, 64, 256, 1024, 4096)
 WIDTHS = (256, 512, 1024, 2048, 4096)
 
 
-def build(folder: Path, positions: int = 1024) -> Path:
-    """A packed GPT-2 124M of random weights."""
+def gpt2(positions: int = 1024) -> Any:
+    """GPT-2 124M with random weights."""
+    return GPT2LMHeadModel(GPT2Config(n_positions=positions, bos_token_id=0, eos_token_id=0))
+
+
+def build(folder: Path, new: Callable[[], Any] = gpt2, recipe: str = RECIPE) -> Path:
+    """What `new` makes, packed as a recipe says without its training."""
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_positions=positions, bos_token_id=0, eos_token_id=0)).eval()
-    for method in Recipe.load(RECIPE, QUICK).stages[-1].methods.values():
+    model = new().eval()
+    for method in Recipe.load(recipe, QUICK).stages[-1].methods.values():
         attached = method.build(model, families.view(model), lambda model: model(torch.zeros(1, 8, dtype=torch.long)))
         attached.finish()
-    record = {"recipe": {"name": RECIPE}, "teacher": "random weights", "seed": 0}
+    record = {"recipe": {"name": recipe}, "teacher": "random weights", "seed": 0}
     save_checkpoint(model, folder, load_tokenizer("bundled"), record)
     return folder
 
@@ -183,7 +188,7 @@ def prompt_ids(length: int) -> torch.Tensor:
 
 def growth(folder: Path) -> dict[str, Any]:
     """Seconds of a prompt by its length for the whole model, and of one square matrix by its width (64 tokens)."""
-    packed = load(build(folder, positions=max(LENGTHS)))
+    packed = load(build(folder, lambda: gpt2(max(LENGTHS))))
     models = {"packed": packed, "torch FP32": dense_model(packed, torch.float32)}
     lengths = {
         name: [best(lambda m=m, n=n: prompt_seconds(m, prompt_ids(n)), 2) for n in LENGTHS]

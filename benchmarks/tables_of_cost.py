@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rendering import DOCS, markdown, rates
-from results import by_processor, latest, processor_of, read
+from results import NotMeasured, by_processor, latest, processor_of, read
 from speeds import SPEEDS, spoken
 
 
@@ -152,6 +152,37 @@ def processors() -> str:
     return markdown(["", *columns], rows)
 
 
+def limits() -> str:
+    """A prompt and decoding beside what the processor multiplies and copies, a column for each model and processor."""
+    found = [row for row in by_processor("limits") if not row.get("quick")]
+    if not found:
+        raise NotMeasured("limits has not been measured")
+    head = [f"{row['model']}, {processor_of(row)}, kernels {row['kernels']}" for row in found]
+    pairs = ("prompt_tokens_per_second", "prompt"), ("decode_tokens_per_second", "one by one")
+    rows = []
+    for key, what in pairs:
+        for who in dict.fromkeys(name for row in found for name in row[key]):
+            rows.append([f"{what}, {who}, tokens/s", *(f"{row[key][who]:,.1f}" for row in found)])
+        best = [max(speed for who, speed in row[key].items() if who != "torch FP32") for row in found]
+        rows.append(
+            [f"{what}, times FP32", *(f"{b / row[key]['torch FP32']:.2f}×" for b, row in zip(best, found, strict=True))]
+        )
+    rows += [
+        ["multiplied at most, 10⁹ products/s", *(f"{row['products_per_second'] / 1e9:.0f}" for row in found)],
+        ["prompt, share of that", *(f"{100 * row['share_of_products']:.0f} %" for row in found)],
+        ["copied, GB/s", *(f"{row['copied_bytes_per_second'] / 1e9:.1f}" for row in found)],
+        ["one by one, file read, share of that", *(f"{100 * row['share_of_copying']:.0f} %" for row in found)],
+        ["load, s", *(f"{row['memory']['load_seconds']:.2f}" for row in found)],
+        ["load, dense, s", *(f"{row['dense_load_seconds']:.2f}" for row in found)],
+        ["resident after load, of the file", *(f"{_resident(row):.2f}×" for row in found)],
+    ]
+    return markdown(["", *head], rows)
+
+
+def _resident(row: dict[str, Any]) -> float:
+    return row["memory"]["resident_bytes"] / row["memory"]["file_bytes"]
+
+
 def embed() -> str:
     """Texts a second of `abridged embed` by its workers."""
     rows = [
@@ -277,6 +308,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "paths": paths,
     "growth": growth,
     "encoder_decoder": encoder_decoder,
+    "limits": limits,
     "embed": embed,
     "encoders": encoders,
     "processors": processors,

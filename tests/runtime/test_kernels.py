@@ -1,7 +1,10 @@
 """The compiled kernels against the torch reference: every code book, path, granularity, input, type and shape."""
 
+import ctypes
 import itertools
+import mmap
 import os
+import sys
 
 import hypothesis.strategies as st
 import pytest
@@ -250,18 +253,41 @@ def test_integers_are_exact(path, book, packing):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_largest_sums_fit(path, book, packing, sign):
     """Everywhere the largest level, and tokens at an end of their range: 16 bits hold few such products."""
-    tokens, rows, columns = 40, 33, 3_000
+    rows, columns = 33, 3_000
     largest = max(CODE_BOOKS[book])
     codes = pack(torch.full((rows, columns), largest), book, packing)
     zeros = pack_zeros(torch.zeros(1), book, packing) if has_zero_points(book) else None
     weight = PackedWeight(codes, torch.ones(1), Storage(rows, columns, book, packing, 1), zeros)
-    x = torch.full((tokens, columns), sign)
     # down to -128 in signed bytes
     asymmetric = Rounding(8, torch.tensor([1 / 128]), torch.tensor([128], dtype=torch.int32))
-    for rounding in (Rounding(8), asymmetric):
+    for rounding, tokens in itertools.product((Rounding(8), asymmetric), (1, 40)):
+        x = torch.full((tokens, columns), sign)
         y = Kernels(LIBRARY, path).linear(Held.of(weight), x, None, rounding)
         level = sign if rounding.scale is None else max(-128, min(127, sign * 128)) / 128
         torch.testing.assert_close(y, torch.full((tokens, rows), largest * columns * level))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mprotect")
+@pytest.mark.parametrize("path", RUNNING)
+def test_nothing_behind_the_last_row_is_read(path):
+    """Rows end within a vector, and the codes of the last one where the memory does that a process may read."""
+    weight, _ = packed_matrix(37, 90, "ternary", "bits", 37)
+    size = weight.codes.numel()
+    room = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    bytes_ = torch.frombuffer(room, dtype=torch.uint8)
+    codes = bytes_[mmap.PAGESIZE - size : mmap.PAGESIZE].copy_(weight.codes)
+    behind = ctypes.c_void_p(bytes_.data_ptr() + mmap.PAGESIZE)
+    protect = ctypes.CDLL(None).mprotect
+    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert protect(behind, mmap.PAGESIZE, 0) == 0
+    try:
+        for tokens in (1, 3, 40):
+            x = torch.randn(tokens, 90, generator=torch.Generator().manual_seed(0))
+            kernels = Kernels(LIBRARY, path)
+            there = kernels.linear(Held.of(weight._replace(codes=codes)), x, None, Rounding(8))
+            assert torch.equal(there, kernels.linear(Held.of(weight), x, None, Rounding(8)))
+    finally:
+        protect(behind, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -304,6 +304,38 @@ inline Floats load_floats(const int8_t* p, int64_t n) {
 }
 #endif
 
+// What the codes of one chunk add to sums: begun with them, dotted with each place, and ended. ROWS_AT_A_TIME: as many as
+// registers hold meanwhile.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+constexpr int ROWS_AT_A_TIME = 1;
+// a += b, of 16 bits, in this place: GCC else adds in another order, copies sums about, and runs out of registers.
+inline void add_pairs(__m256i& a, __m256i b) { __asm__("vpaddw %1, %0, %0" : "+x"(a) : "x"(b)); }
+// In 16 bits, which hold the products of all places of codes below 16, and are widened once for all of them.
+template <bool WIDE>
+inline Sums begin_chunk(Sums s) { return WIDE ? s : no_sums(); }
+template <bool WIDE>
+inline Sums dot_in_chunk(Sums s, Bytes codes, Bytes q) {
+  if (WIDE) return dot<true>(s, codes, q);
+  for (int h = 0; h < 2; ++h) add_pairs(s.v[h], _mm256_maddubs_epi16(codes.v[h], q.v[h]));
+  return s;
+}
+template <bool WIDE>
+inline Sums end_chunk(Sums s, Sums of_chunk) {
+  if (WIDE) return of_chunk;
+  for (int h = 0; h < 2; ++h)
+    s.v[h] = _mm256_add_epi32(s.v[h], _mm256_madd_epi16(of_chunk.v[h], _mm256_set1_epi16(1)));
+  return s;
+}
+#else
+constexpr int ROWS_AT_A_TIME = 4;
+template <bool WIDE>
+inline Sums begin_chunk(const Sums& s) { return s; }
+template <bool WIDE>
+inline Sums dot_in_chunk(const Sums& s, const Bytes& codes, const Bytes& q) { return dot<WIDE>(s, codes, q); }
+template <bool WIDE>
+inline Sums end_chunk(const Sums&, const Sums& of_chunk) { return of_chunk; }
+#endif
+
 #if !defined(__AVX512VNNI__)
 inline Bytes load(const void* p, int64_t n) {  // of n bytes that may be read
   if (n >= CHUNK) return load(p);
@@ -577,28 +609,62 @@ inline int32_t in_levels(const Linear& l, uint32_t products, uint32_t q_sum, uin
   return int32_t(a * products + b * q_sum - zero * (a * code_sum + b * columns));
 }
 
+// Adds the products of one chunk of some rows to their sums, and with a token of `ones` the codes to theirs. Codes that
+// are read behind a row's end meet columns of 0.
+template <int BOOK, int ROWS, int TOKENS, bool CODES>
+inline void add_chunk_of(const Tokens& t, const uint8_t* packed, int64_t row_bytes, const uint8_t* end, const int8_t* q,
+                         const int8_t* ones, Sums (*sums)[TOKENS], Sums* code_sums) {
+  constexpr bool wide = is_wide<BOOK>;
+  Bytes chunk[ROWS];
+  Sums parts[ROWS][TOKENS], code_parts[ROWS];
+  UNROLL for (int r = 0; r < ROWS; ++r) {
+    chunk[r] = load(packed + r * row_bytes, end - packed - r * row_bytes);
+    if (CODES) code_parts[r] = begin_chunk<wide>(code_sums[r]);
+    UNROLL for (int k = 0; k < TOKENS; ++k) parts[r][k] = begin_chunk<wide>(sums[r][k]);
+  }
+  for (int p = 0; p < LAYOUTS[BOOK].per_byte; ++p) {
+    UNROLL for (int r = 0; r < ROWS; ++r) {
+      const Bytes codes = next_codes<BOOK>(chunk[r], p);
+      UNROLL for (int k = 0; k < TOKENS; ++k)
+        parts[r][k] = dot_in_chunk<wide>(parts[r][k], codes, load(q + k * t.stride + p * CHUNK));
+      if (CODES) code_parts[r] = dot_in_chunk<wide>(code_parts[r], codes, load(ones + p * CHUNK));
+    }
+  }
+  UNROLL for (int r = 0; r < ROWS; ++r) {
+    if (CODES) code_sums[r] = end_chunk<wide>(code_sums[r], code_parts[r]);
+    UNROLL for (int k = 0; k < TOKENS; ++k) sums[r][k] = end_chunk<wide>(sums[r][k], parts[r][k]);
+  }
+}
+
+template <int BOOK, int ROWS, int TOKENS>
+inline void add_chunk(const Tokens& t, const uint8_t* packed, int64_t row_bytes, const uint8_t* end, const int8_t* q,
+                      const int8_t* ones, Sums (*sums)[TOKENS], Sums* code_sums) {
+  ones ? add_chunk_of<BOOK, ROWS, TOKENS, true>(t, packed, row_bytes, end, q, ones, sums, code_sums)
+       : add_chunk_of<BOOK, ROWS, TOKENS, false>(t, packed, row_bytes, end, q, ones, sums, code_sums);
+}
+
+template <int ROWS>
+constexpr int at_a_time = ROWS < ROWS_AT_A_TIME ? ROWS : ROWS_AT_A_TIME;
+
+// `end` is that of the codes that may be read.
 template <int BOOK, typename T, int ROWS, int TOKENS>
-void block(const Linear& l, const Tokens& t, int64_t row, int64_t token) {
-  constexpr int places = LAYOUTS[BOOK].per_byte;
+void block(const Linear& l, const Tokens& t, const uint8_t* end, int64_t row, int64_t token) {
+  constexpr int rows = at_a_time<ROWS>, step = CHUNK * LAYOUTS[BOOK].per_byte;
   const bool shifted = t.zero != 0;
   const uint8_t* packed = l.row_codes(row);
   Sums sums[ROWS][TOKENS], code_sums[ROWS];
-  for (int r = 0; r < ROWS; ++r) {
-    code_sums[r] = no_sums();
-    for (int k = 0; k < TOKENS; ++k) sums[r][k] = no_sums();
-  }
-  int64_t at = 0;  // in a token
-  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK) {
-    const int64_t left = l.row_bytes - byte;
-    Bytes chunk[ROWS];
-    for (int r = 0; r < ROWS; ++r) chunk[r] = load(packed + r * l.row_bytes + byte, left);
-    for (int p = 0; p < places; ++p, at += CHUNK) {
-      for (int r = 0; r < ROWS; ++r) {
-        const Bytes codes = next_codes<BOOK>(chunk[r], p);
-        for (int k = 0; k < TOKENS; ++k)
-          sums[r][k] = dot<is_wide<BOOK>>(sums[r][k], codes, load(t.q + (token + k) * t.stride + at));
-        if (shifted) code_sums[r] = dot<is_wide<BOOK>>(code_sums[r], codes, load(t.ones + at));
-      }
+  for (int first = 0; first < ROWS; first += rows) {
+    Sums some[rows][TOKENS], some_codes[rows];
+    UNROLL for (int r = 0; r < rows; ++r) {
+      some_codes[r] = no_sums();
+      UNROLL for (int k = 0; k < TOKENS; ++k) some[r][k] = no_sums();
+    }
+    const int8_t *q = t.q + token * t.stride, *ones = shifted ? t.ones : nullptr;
+    for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK, q += step, ones += shifted ? step : 0)
+      add_chunk<BOOK, rows, TOKENS>(t, packed + first * l.row_bytes + byte, l.row_bytes, end, q, ones, some, some_codes);
+    UNROLL for (int r = 0; r < rows; ++r) {
+      code_sums[first + r] = some_codes[r];
+      UNROLL for (int k = 0; k < TOKENS; ++k) sums[first + r][k] = some[r][k];
     }
   }
   for (int r = 0; r < ROWS; ++r) {
@@ -642,48 +708,44 @@ struct Grouping {
 
 // `block` for rows with several scales.
 template <int BOOK, typename T, int ROWS, int TOKENS, int KIND>
-void grouped_block(const Linear& l, const Tokens& t, const Grouping& grouping, int64_t row, int64_t token) {
-  constexpr int places = LAYOUTS[BOOK].per_byte;
+void grouped_block(const Linear& l, const Tokens& t, const Grouping& grouping, const uint8_t* end, int64_t row,
+                   int64_t token) {
+  constexpr int rows = at_a_time<ROWS>, step = CHUNK * LAYOUTS[BOOK].per_byte;
   const int64_t groups = grouping.groups, group_bytes = grouping.group_bytes;
   const bool shifted = t.zero != 0;
   const uint8_t* packed = l.row_codes(row);
   const float* row_scales = l.scale + row * groups;
   Floats values[ROWS][TOKENS];
-  Sums sums[ROWS][TOKENS], code_sums[ROWS];
-  UNROLL for (int r = 0; r < ROWS; ++r) {
-    code_sums[r] = no_sums();
-    UNROLL for (int k = 0; k < TOKENS; ++k) values[r][k] = no_floats(), sums[r][k] = no_sums();
-  }
-  int64_t at = 0;  // in a token
-  int64_t group = 0, group_end = group_bytes;
-  for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK) {
-    const int64_t left = l.row_bytes - byte;
-    Bytes chunk[ROWS];
-    UNROLL for (int r = 0; r < ROWS; ++r) chunk[r] = load(packed + r * l.row_bytes + byte, left);
-    for (int p = 0; p < places; ++p, at += CHUNK) {
-      UNROLL for (int r = 0; r < ROWS; ++r) {
-        const Bytes codes = next_codes<BOOK>(chunk[r], p);
-        UNROLL for (int k = 0; k < TOKENS; ++k)
-          sums[r][k] = dot<is_wide<BOOK>>(sums[r][k], codes, load(t.q + (token + k) * t.stride + at));
-        if (shifted) code_sums[r] = dot<is_wide<BOOK>>(code_sums[r], codes, load(t.ones + at));
-      }
-    }
-    if (KIND == Grouping::WHOLE && byte + CHUNK < group_end) continue;
-    UNROLL for (int r = 0; r < ROWS; ++r) {
-      const float* from = row_scales + r * groups;
-      const Floats scales = KIND == Grouping::WHOLE   ? same(from[group])
-                            : KIND == Grouping::PARTS ? spread(from + group, groups - group, grouping.lanes)
-                                                      : grouping.uneven(from, byte);
-      UNROLL for (int k = 0; k < TOKENS; ++k) {
-        // the zero point while numbers are whole: its part is large, and cancels
-        const Sums levels = shifted ? minus_product(sums[r][k], code_sums[r], t.zero) : sums[r][k];
-        values[r][k] = add_scaled(values[r][k], levels, scales);
-        sums[r][k] = no_sums();
-      }
+  for (int first = 0; first < ROWS; first += rows) {
+    Floats some[rows][TOKENS];
+    Sums sums[rows][TOKENS], code_sums[rows];
+    UNROLL for (int r = 0; r < rows; ++r) {
       code_sums[r] = no_sums();
+      UNROLL for (int k = 0; k < TOKENS; ++k) some[r][k] = no_floats(), sums[r][k] = no_sums();
     }
-    group += KIND == Grouping::WHOLE ? 1 : grouping.per_chunk;
-    group_end += group_bytes;
+    const int8_t *q = t.q + token * t.stride, *ones = shifted ? t.ones : nullptr;
+    int64_t group = 0, group_end = group_bytes;
+    for (int64_t byte = 0; byte < l.row_bytes; byte += CHUNK, q += step, ones += shifted ? step : 0) {
+      add_chunk<BOOK, rows, TOKENS>(t, packed + first * l.row_bytes + byte, l.row_bytes, end, q, ones, sums, code_sums);
+      if (KIND == Grouping::WHOLE && byte + CHUNK < group_end) continue;
+      UNROLL for (int r = 0; r < rows; ++r) {
+        const float* from = row_scales + (first + r) * groups;
+        const Floats scales = KIND == Grouping::WHOLE   ? same(from[group])
+                              : KIND == Grouping::PARTS ? spread(from + group, groups - group, grouping.lanes)
+                                                        : grouping.uneven(from, byte);
+        UNROLL for (int k = 0; k < TOKENS; ++k) {
+          // the zero point while numbers are whole: its part is large, and cancels
+          const Sums levels = shifted ? minus_product(sums[r][k], code_sums[r], t.zero) : sums[r][k];
+          some[r][k] = add_scaled(some[r][k], levels, scales);
+          sums[r][k] = no_sums();
+        }
+        code_sums[r] = no_sums();
+      }
+      group += KIND == Grouping::WHOLE ? 1 : grouping.per_chunk;
+      group_end += group_bytes;
+    }
+    UNROLL for (int r = 0; r < rows; ++r)
+      UNROLL for (int k = 0; k < TOKENS; ++k) values[first + r][k] = some[r][k];
   }
   // A level is a * code + b + offset: what b and offsets add is the scales times the tokens' sums.
   constexpr float a = float(LAYOUTS[BOOK].multiplier);
@@ -710,9 +772,10 @@ void grouped_block(const Linear& l, const Tokens& t, const Grouping& grouping, i
 template <int BOOK, typename T, int ROWS, int TOKENS, int KIND>
 void grouped_rows_of(const Linear& l, const Tokens& t, const Grouping& grouping, int64_t first, int64_t last,
                      int64_t token) {
+  const uint8_t* end = l.row_codes(last);
   int64_t row = first;
-  for (; row + ROWS <= last; row += ROWS) grouped_block<BOOK, T, ROWS, TOKENS, KIND>(l, t, grouping, row, token);
-  for (; row < last; ++row) grouped_block<BOOK, T, 1, TOKENS, KIND>(l, t, grouping, row, token);
+  for (; row + ROWS <= last; row += ROWS) grouped_block<BOOK, T, ROWS, TOKENS, KIND>(l, t, grouping, end, row, token);
+  for (; row < last; ++row) grouped_block<BOOK, T, 1, TOKENS, KIND>(l, t, grouping, end, row, token);
 }
 
 template <int BOOK, typename T, int ROWS, int TOKENS>
@@ -725,8 +788,9 @@ void rows_of(const Linear& l, const Tokens& t, const Grouping& grouping, int64_t
       default: return grouped_rows_of<BOOK, T, ROWS, TOKENS, Grouping::UNEVEN>(l, t, grouping, first, last, token);
     }
   }
-  for (; row + ROWS <= last; row += ROWS) block<BOOK, T, ROWS, TOKENS>(l, t, row, token);
-  for (; row < last; ++row) block<BOOK, T, 1, TOKENS>(l, t, row, token);
+  const uint8_t* end = l.row_codes(last);
+  for (; row + ROWS <= last; row += ROWS) block<BOOK, T, ROWS, TOKENS>(l, t, end, row, token);
+  for (; row < last; ++row) block<BOOK, T, 1, TOKENS>(l, t, end, row, token);
 }
 
 template <int BOOK, typename T>

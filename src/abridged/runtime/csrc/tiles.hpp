@@ -98,8 +98,12 @@ void add_products(const Linear& l, const Tokens& t, const int32_t* products, int
                   const Rows& rows, float* values, int64_t row, int64_t row_count) {
   constexpr uint32_t a = uint32_t(LAYOUTS[BOOK].multiplier);
   const uint32_t b = uint32_t(lowest<BOOK>(l));
-  const int64_t groups = l.groups();
+  // what is written may, for all that compilers know, change what is read of l and t
+  const int64_t groups = l.groups(), row_stride = l.rows;
+  const int32_t zero_sum = t.zero * int32_t(l.group_size());
   const int32_t* sums = t.sums + token * groups + group;
+  const float* token_scales = t.scale + token;
+  T* y = static_cast<T*>(l.y) + token * row_stride + row;
   for (int64_t half = 0; half < BLOCK_ROWS && half < row_count; half += TILE) {
     const int64_t here = row_count - half < TILE ? row_count - half : TILE;
     const float *scales = rows.scales + half, *offsets = rows.offsets + half;
@@ -109,24 +113,19 @@ void add_products(const Linear& l, const Tokens& t, const int32_t* products, int
       const int32_t* product = products + half * TILE + k * TILE;
       float* value = values + k * BLOCK_ROWS + half;
       const uint32_t offset = b * uint32_t(sums[k * groups]);
-      const float sum = float(sums[k * groups] - t.zero * int32_t(l.group_size()));
-      const float scale = LAST ? t.scale[token + k] : 1.0f;
-      float to[TILE];
-      for (int i = 0; i < TILE; ++i) {
+      const float sum = float(sums[k * groups] - zero_sum), scale = LAST ? token_scales[k] : 1.0f;
+      const auto made = [&](int64_t i) {
         const float levels = float(int32_t(a * uint32_t(product[i]) + offset - zeros[i]));
-        const float part = (levels + offsets[i] * sum) * scales[i];
-        to[i] = FIRST ? part : part + value[i];
-        if (LAST) to[i] = to[i] * scale + bias[i];
-      }
-      if (!LAST) {
-        std::memcpy(value, to, sizeof to);
-        continue;
-      }
-      T* y = static_cast<T*>(l.y) + (token + k) * l.rows + row + half;
-      if (here == TILE)  // so many that the compiler knows
-        for (int i = 0; i < TILE; ++i) narrow(to[i], y + i);
+        const float part = (levels + offsets[i] * sum) * scales[i], all = FIRST ? part : part + value[i];
+        return LAST ? all * scale + bias[i] : all;
+      };
+      T* to = y + k * row_stride + half;
+      if constexpr (!LAST)
+        for (int i = 0; i < TILE; ++i) value[i] = made(i);
+      else if (here == TILE)  // so many that the compiler knows
+        for (int i = 0; i < TILE; ++i) narrow(made(i), to + i);
       else
-        for (int64_t i = 0; i < here; ++i) narrow(to[i], y + i);
+        for (int64_t i = 0; i < here; ++i) narrow(made(i), to + i);
     }
   }
 }
@@ -154,7 +153,8 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
   const int64_t wanted = (last - first + BLOCK_ROWS - 1) / BLOCK_ROWS, fitting = CACHED / block_bytes;
   const int64_t blocks = fitting < 1 ? 1 : fitting < wanted ? fitting : wanted;
   uint8_t* codes = new uint8_t[size_t(TILE * t.stride + CHUNK)]();
-  uint8_t* tiles = new uint8_t[size_t(blocks * block_bytes)];
+  uint8_t* memory = new uint8_t[size_t(blocks * block_bytes + CHUNK)];
+  uint8_t* tiles = memory + (CHUNK - reinterpret_cast<uintptr_t>(memory) % CHUNK) % CHUNK;  // whole lines of the cache
   Rows* rows = new Rows[size_t(blocks * groups)]();
   alignas(64) int32_t products[2][2 * TILE * TILE];
   alignas(64) float values[2][TILE * BLOCK_ROWS];
@@ -186,7 +186,7 @@ void tiles_of(const Linear& l, const Tokens& t, int64_t first, int64_t last) {
     }
   }
   delete[] rows;
-  delete[] tiles;
+  delete[] memory;
   delete[] codes;
 }
 
