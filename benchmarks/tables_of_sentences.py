@@ -25,22 +25,6 @@ def _quality(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def sentences_trials() -> str:
-    """What was tried at a fraction of the steps."""
-    rows = [
-        [
-            row["name"],
-            str(row["steps"]),
-            f"{row['chosen on']['lost']:.2f}",
-            f"{row['neighbours']:.1f}",
-            f"{row['cosine']:.1f}" if "cosine" in row else "–",
-        ]
-        for row in read("sentences trial")
-    ]
-    head = ["", "steps", "Spearman lost, points", "top-10 agreement, %", "cosine to the teacher's, %"]
-    return markdown(head, rows)
-
-
 def sentences_speed() -> str:
     """Sentences a second by batch and length."""
     rows = read("sentences speed")
@@ -65,7 +49,6 @@ def sentences_engine() -> str:
 
 TABLES = {
     "sentences": sentences,
-    "sentences_trials": sentences_trials,
     "sentences_speed": sentences_speed,
     "sentences_engine": sentences_engine,
 }

@@ -51,7 +51,7 @@ _SAME = ("steps", "steps_before", "initializer_range")
 
 
 def shapes() -> str:
-    """Contestants on clips of shapes: means over seeds, and their spread; † where they began with an earlier BLIP."""
+    """Contestants on clips of shapes: means over seeds, their spread, and which of them began with an earlier BLIP."""
     found: dict[str, list[Row]] = {}
     for row in read("shapes", share=1):
         now = latest("shapes", share=1, name=row["name"])
@@ -61,9 +61,9 @@ def shapes() -> str:
     rows = []
     for name in (name for name in TITLES if name in found):
         cells = [[v for v in map(value, found[name]) if v is not None] for value in COLUMNS.values()]
-        title = TITLES[name] + ("" if found[name][0].get("initializer_range") == blip else " †")
-        rows.append([title, *(spread(values) if values else "" for values in cells)])
-    return markdown(["", *COLUMNS], rows)
+        start = "" if found[name][0].get("initializer_range") == blip else "earlier"
+        rows.append([TITLES[name], *(spread(values) if values else "" for values in cells), start])
+    return markdown(["", *COLUMNS, "BLIP"], rows)
 
 
 def frames() -> str:
