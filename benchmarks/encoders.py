@@ -64,9 +64,8 @@ def onnx_models(
 ) -> dict[str, Callable[[torch.Tensor], float]]:
     """onnxruntime in FP32, in dynamic int8, and on what `abridged export` makes; nothing where it is not installed."""
     try:
-        import onnx
         import onnxruntime
-        from onnxruntime.quantization import quantize_dynamic
+        from onnx_int8 import dynamic_int8
     except ImportError:
         return {}
     plain, small = folder / "model.onnx", folder / "int8.onnx"
@@ -81,10 +80,7 @@ def onnx_models(
         dynamic_shapes=({0: batch}, None, None, None, None, None)[:1],
         dynamo=True,
     )
-    graph = onnx.load(str(plain))
-    del graph.graph.value_info[:]  # torch's shapes are not always those that onnxruntime's tool infers
-    onnx.save(graph, str(plain))
-    quantize_dynamic(str(plain), str(small))
+    dynamic_int8(plain, small)
     export(where, folder / "ours.onnx", format="onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -63,17 +63,13 @@ def build(folder: Path, **settings: Any) -> Path:
 def onnx_model(encoder: nn.Module, folder: Path, batch: int, threads: int) -> Callable[[torch.Tensor], Any] | None:
     """onnxruntime in dynamic int8; None where it is not installed."""
     try:
-        import onnx
         import onnxruntime
-        from onnxruntime.quantization import quantize_dynamic
+        from onnx_int8 import dynamic_int8
     except ImportError:
         return None
     plain, small = folder / "model.onnx", folder / "int8.onnx"
     torch.onnx.export(encoder, (torch.randn(batch, 3, SIDE, SIDE),), str(plain), input_names=["pixels"], dynamo=True)
-    graph = onnx.load(str(plain))
-    del graph.graph.value_info[:]  # torch's shapes are not always those that onnxruntime's tool infers
-    onnx.save(graph, str(plain))
-    quantize_dynamic(str(plain), str(small))
+    dynamic_int8(plain, small)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(small), options)

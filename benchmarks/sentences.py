@@ -273,14 +273,9 @@ def onnx_int8(model: Path, folder: Path) -> Path:
     """The teacher as onnxruntime's dynamic int8 has it, products and embedding in integers; made once."""
     small = folder / f"{model.name}-int8.onnx"
     if not small.exists():
-        import onnx
-        from onnxruntime.quantization import quantize_dynamic
+        from onnx_int8 import dynamic_int8
 
-        graph = onnx.load(str(exported(model, folder)))
-        del graph.graph.value_info[:]  # torch's shapes are not always those that onnxruntime's tool infers
-        with tempfile.TemporaryDirectory() as temporary:
-            onnx.save(graph, str(plain := Path(temporary) / "plain.onnx"))
-            quantize_dynamic(str(plain), str(small))
+        dynamic_int8(exported(model, folder), small)
     return small
 
 

@@ -33,18 +33,17 @@ class Together(Order):
         """`clips` (examples,) are the numbers of the clips that they are about."""
         super().__init__(len(clips), seed)
         self.clips = np.asarray(clips)
+        self.counts = np.unique(self.clips, return_counts=True)[1]
 
     @property
     def clips_in_example(self) -> float:
         """How often a clip is encoded for a question."""
-        _, counts = np.unique(self.clips, return_counts=True)
-        return float(np.ceil(counts / self._TOGETHER).sum() / len(self.clips))
+        return float(np.ceil(self.counts / self._TOGETHER).sum() / self.examples)
 
     def _shuffled(self, generator: torch.Generator) -> Tensor:
         order = super()._shuffled(generator)
         of_clip = order[torch.from_numpy(np.argsort(self.clips[order.numpy()], kind="stable"))]
-        _, counts = np.unique(self.clips, return_counts=True)
-        some = [few for own in of_clip.split(counts.tolist()) for few in own.split(self._TOGETHER)]
+        some = [few for own in of_clip.split(self.counts.tolist()) for few in own.split(self._TOGETHER)]
         return torch.cat([some[i] for i in torch.randperm(len(some), generator=generator).tolist()])
 
 
