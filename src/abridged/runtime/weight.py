@@ -80,7 +80,7 @@ class PackedWeight(NamedTuple):
 
         zeros = self.zero_points()
         found = self.scaled(codes, chosen(self.scales.float()), None if zeros is None else chosen(zeros))
-        return found.view(*ids.shape, storage.columns)
+        return found.contiguous().view(*ids.shape, storage.columns)  # rows of whole bytes may have been cut
 
     def scaled(self, codes: Tensor, row_scales: Tensor, row_zeros: Tensor | None) -> Tensor:
         """Weights (n, columns) FP32 of n packed rows (n, row_bytes) with their scales and zero points (n, k)."""
