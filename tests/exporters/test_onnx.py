@@ -36,16 +36,16 @@ WEIGHTS = {
 }
 
 
-def exported(tmp_path, kind="bert", head="ForSequenceClassification", weights="ternary"):
+def exported(tmp_path, kind="bert", head="ForSequenceClassification", weights="ternary", activations=None):
     model = build(kind, head)
     settings = {
         "weights": WEIGHTS[weights],
         "embeddings": WEIGHTS[weights],
-        "activations": {"bits": None},
+        "activations": activations or {"bits": None},
         "positions": True,
     }
     method = Quantize.model_validate(settings)
-    method.build(model, families.view(model), lambda model: None)
+    method.build(model, families.view(model), lambda model, tokens=None: model(IDS, MASK)).finish()
     source = save(model.eval(), tmp_path / "small")
     account = export(source, tmp_path / "small.onnx", format="onnx")
     return dense_model(load(source), torch.float32), account
@@ -69,6 +69,15 @@ def test_every_code_book_answers_as_the_dense_model(weights, tmp_path):
     with torch.no_grad():
         expected = model(input_ids=IDS, attention_mask=MASK).logits
     assert np.allclose(run(tmp_path / "small.onnx")[0], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("quantizer", ["dynamic", "learned"])
+def test_what_enters_a_product_is_rounded_as_the_packed_model_does(quantizer, tmp_path):
+    exact, _ = exported(tmp_path, activations={"bits": 4, "quantizer": quantizer, "attention": False})
+    with torch.no_grad():
+        packed, exact = (model(IDS, MASK).logits for model in (load(tmp_path / "small"), exact))
+    found = torch.from_numpy(run(tmp_path / "small.onnx")[0])
+    assert float((found - packed).norm()) < 0.1 * float((exact - packed).norm())
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -17,6 +17,7 @@ import io
 import json
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ from abridged.families.kinds import labels_texts
 from abridged.families.logits import run_body
 from abridged.models.load import first_line, load_any, load_tokenizer
 from abridged.models.sentence import SentenceSettings, sentence_settings_of
-from abridged.runtime.modules import PackedEmbedding, PackedModule
+from abridged.runtime.activations import Rounding
+from abridged.runtime.modules import PackedEmbedding, PackedLinear, PackedModule
 
 if TYPE_CHECKING:
     import onnx
@@ -55,8 +57,8 @@ def export_onnx(directory: str | Path, output: str | Path) -> dict[str, Any]:
     last_hidden_state (batch, length, width) and sentence_embedding (batch, width), pooled and given length 1 as its
     files say, in FP32. What writes text is one pass over a whole
     text, without a cache. The file's metadata hold, as JSON, the tokenizer, special tokens, chat template, generation
-    config, or labels. Activation quantisers have no place in the file: onnxruntime rounds what enters a product
-    with integers to 8 bits in blocks of its own.
+    config, or labels. What enters a product is rounded as the model rounds it. Unless a session's
+    `session.qdq_matmulnbits_accuracy_level` is 1, onnxruntime rounds it again, to 8 bits in blocks.
 
     Returns "file_bytes", "types" (matrices of each width) and "notes".
     Raises AbridgedError: a model that torch cannot trace, an output that exists or cannot be written, or onnx is not
@@ -75,7 +77,9 @@ def export_onnx(directory: str | Path, output: str | Path) -> dict[str, Any]:
     with written_file(target) as temporary:
         temporary.write_bytes(model.SerializeToString())
     notes = (
-        ["onnxruntime rounds activations to 8 bits in a way of its own, so answers differ a little"] if types else []
+        ["onnxruntime rounds activations once more, unless session.qdq_matmulnbits_accuracy_level is 1"]
+        if types
+        else []
     )
     if packed.can_generate():
         notes.append("the file computes all positions of a text at once: it keeps no cache to write text step by step")
@@ -110,6 +114,7 @@ def _sentences(model: Any) -> SentenceSettings | None:
 def _graph_of(packed: Any) -> onnx.ModelProto:
     """The dense model as ONNX, with batch and length left open."""
     dense = dense_model(packed, torch.float32)
+    _round_inputs(dense, packed)
     dense.set_attn_implementation("eager")
     context = families.view(dense).context
     config, names = dense.config, ["input_ids", "attention_mask"]
@@ -151,6 +156,18 @@ def _graph_of(packed: Any) -> onnx.ModelProto:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")  # where in this machine's files each node was written, and much else
     return model
+
+
+def _round_inputs(dense: Any, packed: Any) -> None:
+    """Have the layers of a stock model round what enters them as the packed ones do."""
+    for path, module in packed_modules(packed).items():
+        rounding = module.rounding() if isinstance(module, PackedLinear) else None
+        if rounding is not None:
+            dense.get_submodule(path).register_forward_pre_hook(partial(_rounded, rounding))
+
+
+def _rounded(rounding: Rounding, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return rounding.apply(inputs[0])
 
 
 class _Embedder(torch.nn.Module):
