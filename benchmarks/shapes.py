@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,14 @@ def new_blip(words: Any) -> Any:
         initializer_range=INITIALIZER_RANGE,
     )
     torch.manual_seed(0)
-    return BlipForImageTextRetrieval(config)
+    blip = BlipForImageTextRetrieval(config)
+    torch.nn.init.normal_(blip.vision_model.embeddings.position_embedding)
+    return blip
 
 
 def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None:
-    """Contrast, and in each fourth step matching, on images that are drawn anew for every step; a stock BLIP."""
+    """A stock BLIP as BLIP is trained, by contrast, captions and, in each fourth step, matching (Li et al., ICML 2022,
+    arXiv:2201.12086, section 3.2), on images that are drawn anew for every step. What writes captions is not kept."""
     from abridged.models.video.litevl import LiteVLModel
     from abridged.objectives.base import ObjectiveContext, StudentForward
     from abridged.objectives.video_settings import VideoTextContrast, VideoTextMatching
@@ -185,12 +189,16 @@ def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None
     blip = new_blip(words)
     torch.manual_seed(seed)
     model = LiteVLModel.from_blip(blip, temporal=False, features="original").train()
+    captioner = captioner_of(model)
+    seen: list[Any] = []  # by the contrast, and by what writes: images are encoded once
+    model.vision_model.register_forward_hook(lambda vision, given, states: seen.append(states))
     contrast = {"contrast": VideoTextContrast(momentum=None)}
     context = ObjectiveContext(WIDTH, WIDTH, len(words), 1, 64, LAYERS, model=model)
     systems = [StudentForward(model, contrast, context)] * 3
     systems.append(StudentForward(model, {**contrast, "matching": VideoTextMatching()}, context))
     rate = 1e-3
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
+    trained = list(torch.nn.ModuleList([model, captioner]).parameters())
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.05)
     draw = np.random.default_rng(seed)
     with progress("tiny BLIP", steps) as show:
         for step in range(steps):
@@ -199,8 +207,9 @@ def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None
             shown = image_batch(words, draw, batch, model)
             with autocast(TrainingSettings()), attention_for(shown):
                 loss, terms = systems[step % 4](shown)
+                loss = loss + caption_loss(captioner, seen.pop(), shown)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             show(step + 1, float(terms["contrast"]))
@@ -209,12 +218,35 @@ def train_blip(output: Path, steps: int, batch: int = 32, seed: int = 0) -> None
     words.save_pretrained(output)
 
 
+def captioner_of(model: Any) -> Any:
+    """What writes captions: all but self-attention is the text encoder's, as in BLIP."""
+    from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+    captioner: Any = BlipTextLMHeadModel._from_config(model.config.text_config, attn_implementation="eager")
+    read = model.text_encoder
+    captioner.bert.embeddings = read.embeddings
+    for own, theirs in zip(captioner.bert.encoder.layer, read.encoder.layer, strict=True):
+        own.crossattention, own.intermediate, own.output = theirs.crossattention, theirs.intermediate, theirs.output
+    captioner.tie_weights()
+    return captioner.train()
+
+
+def caption_loss(captioner: Any, seen: Any, shown: Any) -> torch.Tensor:
+    """Cross-entropy of captions of the images that were `seen`, in nats a caption: a word of a shape is one of many."""
+    ids, mask = shown.inputs["input_ids"].clone(), shown.inputs["attention_mask"]
+    ids[:, 0] = captioner.config.bos_token_id
+    labels = ids.masked_fill(mask == 0, -100)
+    tokens = seen.tokens.flatten(1, 2)
+    each: torch.Tensor = captioner(ids, mask, encoder_hidden_states=tokens, labels=labels, reduction="none").loss
+    return each.mean()
+
+
 def image_batch(words: Any, draw: np.random.Generator, count: int, model: Any) -> Any:
     """Images as clips of one frame, with their captions; equal captions have one label."""
     from abridged.data.batch import Batch
     from abridged.tasks.video_text import Pictures
 
-    shown, said = zip(*(world.image(draw) for _ in range(count)), strict=True)
+    shown, said = zip(*world.images(draw, count), strict=True)
     pixels = Pictures(model)(np.stack(shown)).unsqueeze(1)
     read = words(list(said), padding=True, return_tensors="pt")
     labels = torch.tensor([said.index(one) for one in said])
@@ -335,6 +367,7 @@ def measured(model: Path, who: Contestant, test: Path, clips: int | None) -> dic
         found["clips" if kind == who.data else kind] = dict(abridged.evaluate(model, test / kind, limit=clips))
     if who.data == "clips":
         found["aligned"] = aligned_order(model, test / "pairs")
+        found["attributes"] = attributes(model, test / "clips", clips)
     return found
 
 
@@ -358,19 +391,25 @@ def start_of(folder: Path, who: Contestant, seed: int, share: float, results: Pa
     return folder / "models" / stem(who.start, seed, share)
 
 
-def aligned_order(model: Path, pairs: Path) -> float:
-    """Per cent of two sentences told in the right order by aligning frames' scores, without a vector of the video."""
+def opened(model: Path, data: Path) -> tuple[Any, Any, Any]:
+    """A model of videos and texts, its task and the data."""
     from abridged.data.opening import open_data
-    from abridged.data.video.events import other_order
-    from abridged.evaluation.retrieval import aligned, preferred
-    from abridged.evaluation.video_vectors import clip_vectors
     from abridged.models.load import load_tokenizer
     from abridged.models.video.load import load_video_model
     from abridged.tasks.video_text import VideoText
 
-    data: Any = open_data(pairs)
+    found: Any = open_data(data)
     loaded = load_video_model(model, None, answers=False)
-    task = VideoText(loaded, load_tokenizer(model), data)
+    return loaded, VideoText(loaded, load_tokenizer(model), found), found
+
+
+def aligned_order(model: Path, pairs: Path) -> float:
+    """Per cent of two sentences told in the right order by aligning frames' scores, without a vector of the video."""
+    from abridged.data.video.events import other_order
+    from abridged.evaluation.retrieval import aligned, preferred
+    from abridged.evaluation.video_vectors import clip_vectors
+
+    loaded, task, data = opened(model, pairs)
     clips = [clip for clip in data.to_evaluate if other_order(clip.captions[0])]
     frames = clip_vectors(loaded, partial(task.pictures.of, clips), len(clips)).frames
     events = [clip.captions[0].split(", then ") for clip in clips]
@@ -379,6 +418,26 @@ def aligned_order(model: Path, pairs: Path) -> float:
     true = np.array([aligned(a, b) for a, b in zip(*scores, strict=True)])
     false = np.array([aligned(b, a) for a, b in zip(*scores, strict=True)])
     return preferred(true, false)
+
+
+def attributes(model: Path, clips: Path, limit: int | None) -> dict[str, float]:
+    """Per cent of clips of one event nearer to their caption than to all with another colour, kind or motion."""
+    from abridged.evaluation.video_vectors import clip_vectors
+
+    loaded, task, data = opened(model, clips)
+    shown = [clip for clip in data.to_evaluate[:limit] if "," not in clip.captions[0]]
+    vectors = clip_vectors(loaded, partial(task.pictures.of, shown), len(shown)).videos
+    all_of_them = list(product(world.COLOURS, world.KINDS, world.MOTIONS))
+    number = {world.said(*one): i for i, one in enumerate(all_of_them)}
+    scores = vectors @ task.vectors(loaded, list(number)).T
+    scores = scores.reshape(len(shown), len(world.COLOURS), len(world.KINDS), len(world.MOTIONS))
+    true = np.unravel_index([number[clip.captions[0]] for clip in shown], scores.shape[1:])
+    found = {}
+    for axis, name in enumerate(("colour", "kind", "motion")):
+        rest = [places for i, places in enumerate(true) if i != axis]
+        others = np.moveaxis(scores, axis + 1, -1)[(np.arange(len(shown)), *rest)]
+        found[name] = 100 * float((others.argmax(1) == true[axis]).mean())
+    return found
 
 
 def main() -> None:

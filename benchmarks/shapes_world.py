@@ -25,7 +25,7 @@ COLOURS = {
     "purple": (150, 50, 190), "orange": (240, 140, 30), "white": (245, 245, 245), "cyan": (50, 205, 215),
 }  # fmt: skip
 KINDS = ("circle", "square", "triangle", "diamond", "star", "ring", "cross")
-SIZES = {"small": 5.0, "large": 9.0}
+SIZES = {"small": (4.0, 6.5), "large": (7.5, 10.0)}  #: radii, in pixels
 _ROWS = {"top": 0.22, "": 0.5, "bottom": 0.78}
 _COLUMNS = {"left": 0.22, "": 0.5, "right": 0.78}
 PLACES = {
@@ -80,7 +80,7 @@ class Event:
 
     @property
     def caption(self) -> str:
-        return f"{with_article(self.thing.name)} {self.motion}"
+        return said(self.thing.colour, self.thing.kind, self.motion)
 
     def at(self, time: float) -> Thing:
         """The thing at `time`, 0 to 1 of the event."""
@@ -98,6 +98,11 @@ class Event:
 def with_article(name: str) -> str:
     """A or an."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def said(colour: str, kind: str, motion: str) -> str:
+    """A shape that does something, in words."""
+    return f"{with_article(f'{colour} {kind}')} {motion}"
 
 
 def held_out(event: Event) -> bool:
@@ -160,16 +165,62 @@ def said_of(things: list[Thing], sizes: bool = False) -> str:
     return " and ".join(some) or "nothing"
 
 
-def image(draw: np.random.Generator) -> tuple[np.ndarray, str]:
-    """A picture of one or two shapes and its caption; all of what there is, or the first of it."""
-    places = draw.permutation(list(PLACES))[: 1 + draw.integers(2)]
-    things = [
-        Thing(
-            str(draw.choice(list(COLOURS))), str(draw.choice(KINDS)), *PLACES[p], SIZES[str(draw.choice(list(SIZES)))]
-        )
-        for p in places
-    ]
-    return picture(things, ground(draw), draw), said_of(things, sizes=True)
+#: What of a thing is another in a picture that is nearly the same.
+ATTRIBUTES = {"colour": ("colour",), "kind": ("kind",), "place": ("x", "y")}
+
+
+def still_life(draw: np.random.Generator) -> list[Thing]:
+    """One or two shapes that stand apart, each somewhere about a place of its own.
+
+    Somewhere about it, and of any radius: who has seen shapes in nine spots and of two sizes alone knows them by heart
+    there, and hardly one in four elsewhere.
+    """
+    while True:
+        places = draw.permutation(list(PLACES))[: 1 + draw.integers(2)]
+        found = [one_at(str(place), draw) for place in places]
+        if len(found) < 2 or apart(*found):
+            return found
+
+
+def one_at(place: str, draw: np.random.Generator) -> Thing:
+    """A shape about a place, of some colour, kind and size."""
+    x, y = np.array(PLACES[place]) + draw.uniform(-0.12, 0.12, 2)
+    radius = draw.uniform(*SIZES[str(draw.choice(list(SIZES)))])
+    return Thing(str(draw.choice(list(COLOURS))), str(draw.choice(KINDS)), float(x), float(y), float(radius))
+
+
+def apart(a: Thing, b: Thing) -> bool:
+    """Whether two shapes hardly cover each other."""
+    return bool(SIDE * np.hypot(a.x - b.x, a.y - b.y) > 0.8 * (a.radius + b.radius))
+
+
+def nearly(things: list[Thing], draw: np.random.Generator) -> list[Thing]:
+    """The same, but for a colour, kind or place: two things have exchanged theirs, or one has another."""
+    names = ATTRIBUTES[str(draw.choice(list(ATTRIBUTES)))]
+
+    def given(to: Thing, by: Thing) -> Thing:
+        return replace(to, **{name: getattr(by, name) for name in names})
+
+    if len(things) > 1 and draw.random() < 0.5:
+        return [given(things[0], things[1]), given(things[1], things[0])]
+    while True:
+        other = one_at(str(draw.choice(list(PLACES))), draw)
+        found = [given(things[0], other), *things[1:]]
+        if said_of(found) != said_of(things) and (len(found) < 2 or apart(*found)):
+            return found[:: int(draw.choice((-1, 1)))]
+
+
+def images(draw: np.random.Generator, count: int) -> list[tuple[np.ndarray, str]]:
+    """Pictures of one or two shapes with captions that say all of it, by fours that differ in one thing.
+
+    Who knows what there is, and not what belongs to what, cannot tell these four apart; among pictures drawn one by one
+    that is hardly ever asked.
+    """
+    found: list[list[Thing]] = []
+    while len(found) < count:
+        things = still_life(draw)
+        found += [things, *(nearly(things, draw) for _ in range(3))]
+    return [(picture(one, ground(draw), draw), said_of(one, sizes=True)) for one in found[:count]]
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,13 @@ def sentences_speed() -> str:
 
 def sentences_engine() -> str:
     """The export in onnxruntime beside the packed model."""
-    row = latest("sentences engine")
     head = ["", "cosine of the vectors, mean", "the least", "top-10 agreement, %", "MB", "sentences"]
-    cells = [f"{row['cosine_mean']:.5f}", f"{row['cosine_least']:.5f}", f"{row['neighbours']:.1f}"]
-    return markdown(head, [[row["name"], *cells, f"{row['file_bytes'] / 2**20:.1f}", f"{row['sentences']:,}"]])
+    body = []
+    for name in ("onnxruntime", "onnxruntime, inputs rounded once more"):
+        row = latest("sentences engine", name=name)
+        cells = [f"{row['cosine_mean']:.5f}", f"{row['cosine_least']:.5f}", f"{row['neighbours']:.1f}"]
+        body.append([name, *cells, f"{row['file_bytes'] / 2**20:.1f}", f"{row['sentences']:,}"])
+    return markdown(head, body)
 
 
 TABLES = {
