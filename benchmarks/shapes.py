@@ -1,7 +1,7 @@
 """Video and text models on shapes: clips made here, a tiny BLIP made here, and one row for each contestant.
 
     python benchmarks/shapes.py make FOLDER [--train 4000] [--test 1000]    # clips, questions, moments
-    python benchmarks/shapes.py blip FOLDER [--steps 1600]                  # a tiny BLIP, from images alone
+    python benchmarks/shapes.py blip FOLDER [--steps 4000]                  # a tiny BLIP, from images alone
     python benchmarks/shapes.py run FOLDER [--only PATTERN] [--seeds 0 1 2] [--share 1.0] [--clips 1000]
     python benchmarks/shapes.py examples FOLDER                             # a dozen clips to try a search on
     python benchmarks/shapes.py bundle FOLDER                               # what comes along: such clips, and a model
@@ -35,13 +35,13 @@ from abridged.core.settings import TrainingSettings
 ASSETS = Path(abridged.__file__).parent / "assets"
 #: The contestant that comes along with the package.
 BUNDLED = "ea-vtr-2-2-8"
-#: The tiny BLIP: 16 patches an image.
-WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 12, 64
+#: The tiny BLIP: 36 patches an image. Of 16 with 12 pixels, about as many as a shape is wide, kinds are learned later.
+WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 8, 64
 #: Of random weights: BLIP's own 0.02 is meant for a width of 768. At 128, products by such hardly move what they are
 #: added to: attention begins as an average, and matching stays at chance for hundreds of steps.
 INITIALIZER_RANGE = round(WIDTH**-0.5, 4)
 #: How all contestants are trained, whatever their recipe says for models of real size.
-STEPS, TO_COMPRESS, TO_ANSWER, BATCH, FRAMES = 5000, 600, 1500, 16, 4
+STEPS, TO_COMPRESS, TO_ANSWER, BATCH, FRAMES = 3500, 600, 1500, 16, 4
 _EQUAL = {"epochs": "null", "batch_size": BATCH, "learning_rate": "1e-3", "keep": "last",
           "evaluate_every": 500, "save_every": 250, "evaluate_tokens": 4000}  # fmt: skip
 EQUAL = [f"stages.*.{name}={value}" for name, value in _EQUAL.items()]
@@ -324,7 +324,7 @@ def run(folder: Path, name: str, seed: int, share: float, results: Path, clips: 
     who, test = CONTESTANTS[name], folder / ("test" if share == 1 else "validation")
     steps = steps_of(name, share)
     about = {"name": name, "recipe": who.recipe, "task": who.data, "seed": seed}
-    settings = {"share": share, "steps": steps, "initializer_range": INITIALIZER_RANGE}
+    settings = {"share": share, "steps": steps, "patch": PATCH}
     if who.start in CONTESTANTS:  # a row is of a longer start, too
         settings["steps_before"] = steps_of(who.start, share)
     if known := read("shapes", results, **about, **settings):
@@ -446,7 +446,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("shapes"))
     parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--test", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--only", default="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--share", type=float, default=1.0)

@@ -35,6 +35,8 @@ TITLES = {
 COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "R@1": lambda r: r["clips"].get("recall_at_1"),
     "matched": lambda r: r["clips"].get("matched", {}).get("matched_recall_at_1"),
+    "kind": lambda r: r.get("attributes", {}).get("kind"),
+    "motion": lambda r: r.get("attributes", {}).get("motion"),
     "direction": lambda r: r["clips"].get("time", {}).get("direction_accuracy"),
     "order": lambda r: r["clips"].get("time", {}).get("order_accuracy"),
     "order, aligned": lambda r: r.get("aligned"),
@@ -47,7 +49,7 @@ COLUMNS: dict[str, Callable[[Row], float | None]] = {
 
 
 #: What rows of one contestant agree in.
-_SAME = ("steps", "steps_before", "initializer_range")
+_SAME = ("steps", "steps_before", "initializer_range", "patch")
 
 
 def shapes() -> str:
@@ -57,11 +59,11 @@ def shapes() -> str:
         now = latest("shapes", share=1, name=row["name"])
         if all(row.get(kind) == now.get(kind) for kind in _SAME):  # not of an earlier length or BLIP
             found.setdefault(row["name"], []).append(row)
-    blip = latest("shapes", share=1).get("initializer_range")
+    blip = latest("shapes", share=1).get("patch")
     rows = []
     for name in (name for name in TITLES if name in found):
         cells = [[v for v in map(value, found[name]) if v is not None] for value in COLUMNS.values()]
-        start = "" if found[name][0].get("initializer_range") == blip else "earlier"
+        start = "" if found[name][0].get("patch") == blip else "earlier"
         rows.append([TITLES[name], *(spread(values) if values else "" for values in cells), start])
     return markdown(["", *COLUMNS, "BLIP"], rows)
 
