@@ -155,7 +155,7 @@ def test_steps_with_keys_and_values_in_8_bits(name):
 
 
 def test_a_cache_is_narrowed_where_one_call_reads_it(monkeypatch):
-    model = packed(decoder("llama"))
+    model = packed(decoder("llama"), None)
     install(model, None)
 
     def kept(bits):
