@@ -179,6 +179,20 @@ def limits() -> str:
     return markdown(["", *head], rows)
 
 
+def cache_bits() -> str:
+    """What bits of keys and values cost, and what a step then takes, a line for each model and length."""
+    head = ["", "read before", "bits", "perplexity", "apart, nats", "tokens/s"]
+    body = []
+    for row in read("cache_bits"):
+        for bits, perplexity in row["perplexity"].items():
+            apart = f"{row['apart'][bits]:.4f}" if bits in row["apart"] else ""
+            who = f"{row['model']}, {processor_of(row)}"
+            body.append(
+                [who, f"{row['before']:,}", bits, f"{perplexity:.3f}", apart, f"{row['tokens_per_second'][bits]:.1f}"]
+            )
+    return markdown(head, body)
+
+
 def _resident(row: dict[str, Any]) -> float:
     return row["memory"]["resident_bytes"] / row["memory"]["file_bytes"]
 
@@ -309,6 +323,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "encoder_decoder": encoder_decoder,
     "limits": limits,
+    "cache_bits": cache_bits,
     "embed": embed,
     "encoders": encoders,
     "processors": processors,

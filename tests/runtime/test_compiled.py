@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from abridged.runtime import kernels as module
-from abridged.runtime.decoding import parts
+from abridged.runtime.decoding import install, parts
+from abridged.runtime.decoding.cache import in_8_bits
 from abridged.runtime.decoding.compiled import MOST
 from abridged.runtime.decoding.prepared import Prepared
 from abridged.runtime.decoding.spec import Rotary
@@ -90,6 +91,28 @@ def test_attention_appends_to_what_it_sees(dtype, program):
     assert torch.allclose(y, expected.reshape(2, 32), atol=1e-5)
 
 
+def test_attention_appends_in_8_bits(program):
+    query, key, value, y = torch.randn(2, 32), torch.randn(2, 16), torch.randn(2, 16), torch.empty(2, 32)
+    key[0, 8:] = 0  # a head's key of nothing, and one that is no number
+    value[1, 3] = torch.nan
+    keys, values = (in_8_bits(torch.randn(2, 2, 9, 8)) for _ in range(2))
+    place = Place()
+    place.put(keys[:, :, 2:7], values[:, :, 2:7])
+    program.attend(query, key, value, y, place, 8, 0.3)
+    before = keys.clone(), values.clone()
+    program.run()
+    for now, old, new in zip((keys, values), before, (key, value), strict=True):
+        there = new.view(2, 2, 8).isfinite().all(-1)
+        assert torch.equal(now[:, :, 6][there], in_8_bits(new.view(2, 2, 1, 8))[:, :, 0][there])
+        assert torch.equal(now[:, :, :6], old[:, :, :6])
+        assert torch.equal(now[:, :, 7:], old[:, :, 7:])
+    expected = module.kernels().attend(query.view(2, 4, 1, 8), keys[:, :, 2:7], values[:, :, 2:7], 0.3).view(2, 32)
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert y[1].isnan().any()
+    assert not y[0].isnan().any()
+    assert torch.allclose(y, expected, atol=1e-6, equal_nan=True)
+
+
 # ---- steps
 
 
@@ -99,13 +122,16 @@ def ready(name="llama", bits=None):
 
 
 @torch.no_grad()
-def logits_of(model, steps, batch, count=6, halved=False):
+def logits_of(model, steps, batch, count=6, halved=False, small=False):
     """Of `count` steps after five tokens: (count, B, vocabulary)."""
     ids = torch.randint(3, 96, (batch, 5 + count), generator=torch.Generator().manual_seed(batch))
     cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
     if halved:
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
+    if small:
+        for layer in cache.layers:
+            layer.keys, layer.values = in_8_bits(layer.keys), in_8_bits(layer.values)
     return torch.stack([steps.step(ids[:, 5 + i], cache.layers, 5 + i) for i in range(count)])
 
 
@@ -119,6 +145,30 @@ def test_one_call_is_a_call_for_each_matrix(name, batch, halved, monkeypatch):
     monkeypatch.setattr(steps, "compiled_for", lambda *_: None)
     # in bf16 a key or value between two numbers may become either
     assert torch.allclose(ours, logits_of(model, steps, batch, halved=halved), atol=2e-3 if halved else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text"])
+def test_steps_with_keys_and_values_in_8_bits(name):
+    model, steps = ready(name)
+    exact, found = logits_of(model, steps, 2, count=8), logits_of(model, steps, 2, count=8, small=True)
+    assert 1e-5 < (found - exact).std() / exact.std() < 0.03
+
+
+def test_a_cache_is_narrowed_where_one_call_reads_it(monkeypatch):
+    model = packed(decoder("llama"), None)
+    install(model, None)
+
+    def kept(bits):
+        cache = model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+        found = model.forward.narrow(cache, bits)
+        model(input_ids=torch.tensor([[8]]), past_key_values=cache)
+        return found, {layer.keys.dtype for layer in cache.layers}
+
+    with torch.inference_mode():
+        assert kept(16) == (16, {torch.bfloat16})
+        assert kept(8) == (8, {torch.int8})
+        monkeypatch.setattr(model.forward.prepared().steps, "compiled_for", lambda *_: None)
+        assert kept(8) == (16, {torch.bfloat16})
 
 
 def test_more_texts_than_it_takes_go_one_by_one():

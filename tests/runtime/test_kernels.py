@@ -16,6 +16,7 @@ from abridged.runtime import kernels as module
 from abridged.runtime import ops  # noqa: F401  (defines torch.ops.abridged)
 from abridged.runtime.activations import INPUT_FUNCTIONS, Rounding
 from abridged.runtime.backends import BACKENDS, Cpu, Reference, choose
+from abridged.runtime.decoding.cache import in_8_bits
 from abridged.runtime.kernels import PATHS, VARIABLE, Held, Kernels
 from abridged.runtime.weight import PackedWeight
 from abridged.storage.code_books import CODE_BOOKS, has_zero_points
@@ -129,7 +130,7 @@ def test_a_function_on_the_way(path, dtype, function):
 
 
 @pytest.mark.parametrize("path", RUNNING)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(
     ("heads", "key_heads", "length", "width"),
     [(12, 12, 300, 64), (8, 2, 17, 40), (3, 1, 1, 7), *((4, 2, 33, width) for width in (32, 80, 96, 128, 256))],
@@ -137,13 +138,32 @@ def test_a_function_on_the_way(path, dtype, function):
 def test_attention_of_one_query(path, dtype, heads, key_heads, length, width):
     generator = torch.Generator().manual_seed(0)
     query = 3 * torch.randn(2, heads, 1, width, generator=generator)
-    room = torch.randn(2, 2, key_heads, length + 5, width, generator=generator).to(dtype)
+    room = torch.randn(2, 2, key_heads, length + 5, width, generator=generator)
+    room = torch.stack([in_8_bits(one) for one in room]) if dtype == torch.int8 else room.to(dtype)
     keys, values = room[0][:, :, :length], room[1][:, :, :length]  # with room behind them, as in a cache
     ours = Kernels(LIBRARY, path).attend(query, keys, values, 0.3)
     groups = heads // key_heads
-    k, v = (t.double().repeat_interleave(groups, dim=1) for t in (keys, values))
+    k, v = (numbers_of(t).double().repeat_interleave(groups, dim=1) for t in (keys, values))
     exact = torch.softmax(query.double() @ k.transpose(-1, -2) * 0.3, dim=-1) @ v
     assert torch.allclose(ours.double(), exact[:, :, 0], atol=1e-5)
+
+
+def numbers_of(cached):
+    """What rows of a cache stand for: (…, d) of (…, 4 + d) where they are int8."""
+    if cached.dtype != torch.int8:
+        return cached
+    return cached[..., :4].contiguous().view(torch.float32) * cached[..., 4:]
+
+
+def test_keys_and_values_in_8_bits():
+    x = torch.randn(2, 3, 5, 16) * 10.0 ** torch.arange(-3, 2)[:, None]
+    x[0, 0, 0] = 0
+    found = in_8_bits(x.bfloat16())
+    assert found.dtype == torch.int8
+    assert found.shape == (2, 3, 5, 20)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    assert bool(((numbers_of(found) - x.bfloat16().float()).abs() <= 0.51 * step).all())
+    assert not numbers_of(found)[0, 0, 0].any()
 
 
 def test_attention_to_keys_in_another_order_is_not_served():

@@ -68,10 +68,12 @@ class Generation(Pieces):
         count: int,
         choose: Callable[[torch.Tensor], torch.Tensor],
         room: int | None = None,
+        cache_bits: int = 16,
     ) -> None:
         """Up to `count` tokens after ids (1, T), or the `room` that there is; `choose` takes one from logits
-        (vocabulary,)."""
+        (vocabulary,). `cache_bits` are those asked for, and then those that the cache has."""
         super().__init__(self._write(model, tokenizer, ids, min(count, room or count), choose), room)
+        self.cache_bits = cache_bits
 
     def _write(
         self, model: Any, tokenizer: Any, ids: torch.Tensor, count: int, choose: Callable[[torch.Tensor], torch.Tensor]
@@ -90,8 +92,9 @@ class Generation(Pieces):
                 if not math.isfinite(logits.max()):
                     raise AbridgedError("what the model answers are not numbers (NaN or infinity)")
                 written.append(int(choose(logits)))
-                if not self.tokens and len(written) < count and isinstance(model.forward, Forward):
-                    model.forward.halve(out.past_key_values)
+                if not self.tokens and len(written) < count:
+                    steps = isinstance(model.forward, Forward)
+                    self.cache_bits = model.forward.narrow(out.past_key_values, self.cache_bits) if steps else 32
             given |= {"input_ids": ids.new_tensor([written[-1:]]), "past_key_values": out.past_key_values}
             piece = stream.step(tokenizer.backend_tokenizer, written[-1])
             self.tokens += 1
@@ -143,6 +146,7 @@ def generate(
     top_k: int = 50,
     top_p: float = 1.0,
     seed: int | None = None,
+    cache_bits: int = 16,
 ) -> Generation:
     """Continue `prompt`; iterate over the result to get the text as it is written.
 
@@ -153,11 +157,15 @@ def generate(
         top_k: draw from the k likeliest tokens; 0 draws from all.
         top_p: draw from the fewest likeliest tokens whose probabilities sum to this.
         seed: of torch's generator; the same seed writes the same text. None leaves the generator as it is.
+        cache_bits: 16 or 8, of keys and values, where steps are our own on the CPU; `cache_bits` of the result says
+            which they are, after the first token.
 
     Raises:
         AbridgedError: a setting is out of range, or the prompt is empty or leaves no room in the model's positions.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p)
+    if cache_bits not in (8, 16):
+        raise AbridgedError(f"keys and values are kept in 8 or 16 bits, not in {cache_bits}")
     if is_encoder_decoder(model):
         raise AbridgedError("an encoder-decoder makes one text of another and does not go on with one: use summarize")
     if not is_language_model(model):
@@ -181,4 +189,6 @@ def generate(
     model.eval()
     ids = ids.to(next(iter(model.parameters())).device)
     sampler = Sampler(temperature, top_k, top_p)
-    return Generation(model, tokenizer, ids, max_new_tokens, sampler, room if room < max_new_tokens else None)
+    return Generation(
+        model, tokenizer, ids, max_new_tokens, sampler, room if room < max_new_tokens else None, cache_bits
+    )

@@ -30,7 +30,7 @@ from abridged.storage.packing import zero_levels
 PATHS = ("portable", "avx2", "avx512vnni", "amx")  #: by number, the slowest first
 VARIABLE = "ABRIDGED_KERNELS"
 LIBRARY_VARIABLE = "ABRIDGED_KERNELS_LIBRARY"
-INTERFACE = 9  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
+INTERFACE = 10  #: of the functions in csrc/abridged_kernels.cpp; a library of another one is not used
 _BOOKS = {
     ("binary", "bits"): 0, ("ternary", "bits"): 1, ("ternary", "base3"): 2, ("quaternary", "bits"): 3,
     ("q2_0", "bits"): 1,
@@ -41,6 +41,8 @@ _SIGNED = {f"uint{bits}": "ternary" if bits == 2 else f"int{bits}" for bits in (
 _MIDDLES = {book: -CODE_BOOKS[signed][0] for book, signed in _SIGNED.items()}  #: code of level 0 in those
 FUNCTIONS = {name: number for number, name in enumerate(INPUT_FUNCTIONS)}
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
+CACHE_TYPES = {**TYPES, torch.int8: 2}  #: of keys and values; see `decoding.cache.in_8_bits`
+BEFORE = {torch.int8: 4}  #: numbers of a row of keys or values that stand before those of a head
 
 
 class Kernels:
@@ -150,19 +152,24 @@ class Kernels:
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor | None:
         """Softmax attention of one query for each head: (B, heads, width) FP32; None where it cannot be served.
 
-        query: (B, heads, 1, width) FP32. keys, values: (B, key heads, S, width) FP32 or bf16, S at least 1, on the CPU.
+        query: (B, heads, 1, width) FP32. keys, values: (B, key heads, S, width) FP32 or bf16, or (B, key heads, S,
+        4 + width) int8 as `decoding.cache.in_8_bits` has them, S at least 1, on the CPU.
         """
         batch, heads, _, width = query.shape
         key_heads, length = keys.shape[1:3]
         rows = ((keys.stride(2), keys.stride(3)), (values.stride(2), values.stride(3)))
-        if keys.dtype not in TYPES or values.dtype != keys.dtype or set(rows) != {(width, 1)} or heads % key_heads:
+        if keys.dtype not in CACHE_TYPES or values.dtype != keys.dtype or heads % key_heads:
+            return None
+        if set(rows) != {(BEFORE.get(keys.dtype, 0) + width, 1)}:
             return None
         query = query.contiguous()
         y = torch.empty(batch, heads, width)
         pointers = (query.data_ptr(), keys.data_ptr(), values.data_ptr(), y.data_ptr())
         strides = (keys.stride(0), keys.stride(1), values.stride(0), values.stride(1))
         sizes = (batch, heads, key_heads, length, width)
-        self._attend(*pointers, *sizes, *strides, scaling, TYPES[keys.dtype], self.number, torch.get_num_threads())
+        self._attend(
+            *pointers, *sizes, *strides, scaling, CACHE_TYPES[keys.dtype], self.number, torch.get_num_threads()
+        )
         return y
 
     def attend_all(

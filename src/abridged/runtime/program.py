@@ -28,9 +28,9 @@ class Place(ctypes.Structure):
     ]
 
     def put(self, keys: Tensor, values: Tensor) -> None:
-        """keys, values: (B, key heads, tokens, width) of one of `kernels.TYPES`, each head's rows beside each other."""
+        """keys, values: (B, key heads, tokens, width) of one of `CACHE_TYPES`, each head's rows beside each other."""
         self.keys, self.values = keys.data_ptr(), values.data_ptr()
-        self.seen, self.type = keys.shape[2], kernels.TYPES[keys.dtype]
+        self.seen, self.type = keys.shape[2], kernels.CACHE_TYPES[keys.dtype]
         self.strides[:] = (keys.stride(0), keys.stride(1), values.stride(0), values.stride(1))
 
 

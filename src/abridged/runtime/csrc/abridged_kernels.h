@@ -12,7 +12,7 @@
 namespace abridged {
 
 enum Book : int32_t { BINARY, TERNARY, TERNARY_BASE3, QUATERNARY, INT4, INT8, INT3, INT5, INT6 };
-enum Type : int32_t { FLOAT32, BFLOAT16 };
+enum Type : int32_t { FLOAT32, BFLOAT16, SCALED_INT8 };  // the last of keys and values alone
 enum Function : int32_t { IDENTITY, GELU_TANH, GELU, SILU, RELU, RELU2, GELU_SIGMOID };  // of a Linear the first three
 enum Path : int32_t { PORTABLE, AVX2, AVX512VNNI, AMX };
 
@@ -70,7 +70,7 @@ struct Inputs {
 // One query for each of `heads` against `length` keys and values of `key_heads`, for each of a batch: softmax attention.
 struct Attention {
   const float* query;   // (batch, heads, width)
-  const void* keys;     // (batch, key_heads, length, width), each head's rows beside each other
+  const void* keys;     // (batch, key_heads, length, width), each head's rows beside each other; behind its scale if SCALED_INT8
   const void* values;
   float* y;             // (batch, heads, width)
   int64_t batch, heads, key_heads, length, width, key_batch_stride, key_head_stride, value_batch_stride, value_head_stride;

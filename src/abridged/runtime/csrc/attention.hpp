@@ -31,27 +31,28 @@ inline float to_weights(float* scores, const uint8_t* mask, int64_t n) {
 
 // ---- of one query
 
-// What a query sees of `n` keys and values, each `width` numbers behind the one before. A key is multiplied with the query,
+// What a query sees of `n` keys and values, each `width` numbers, and what stands before them, behind the one before. A key is multiplied with the query,
 // and values are summed, in registers: of widths of VECTORS * 16; a loop over memory takes others (0).
 template <typename T, int VECTORS>
 void score(const float* query, const T* keys, int64_t n, int64_t width, float scale, float* scores) {
   if constexpr (VECTORS > 0) {
     Floats q[VECTORS];
     for (int v = 0; v < VECTORS; ++v) q[v] = load_floats(query + 16 * v);
-    for (int64_t t = 0; t < n; ++t, keys += 16 * VECTORS) {
+    for (int64_t t = 0; t < n; ++t, keys += BEFORE<T> + 16 * VECTORS) {
       Floats sum = no_floats();
-      for (int v = 0; v < VECTORS; ++v) sum = add_product(sum, q[v], load_floats(keys + 16 * v));
-      scores[t] = scale * total(sum);
+      for (int v = 0; v < VECTORS; ++v) sum = add_product(sum, q[v], load_floats(keys + BEFORE<T> + 16 * v));
+      scores[t] = scale * scale_of(keys) * total(sum);
     }
   } else {
-    for (int64_t t = 0; t < n; ++t, keys += width) {
+    for (int64_t t = 0; t < n; ++t, keys += BEFORE<T> + width) {
+      const T* key = keys + BEFORE<T>;
       float lanes[16] = {}, sum = 0;
       int64_t i = 0;
       for (; i + 16 <= width; i += 16)
-        for (int j = 0; j < 16; ++j) lanes[j] += query[i + j] * widen(keys[i + j]);
-      for (; i < width; ++i) sum += query[i] * widen(keys[i]);
+        for (int j = 0; j < 16; ++j) lanes[j] += query[i + j] * widen(key[i + j]);
+      for (; i < width; ++i) sum += query[i] * widen(key[i]);
       for (float lane : lanes) sum += lane;
-      scores[t] = scale * sum;
+      scores[t] = scale * scale_of(keys) * sum;
     }
   }
 }
@@ -61,13 +62,17 @@ void sum_up(const float* weights, const T* values, int64_t n, int64_t width, flo
   if constexpr (VECTORS > 0) {
     Floats sums[VECTORS];
     for (Floats& sum : sums) sum = no_floats();
-    for (int64_t t = 0; t < n; ++t, values += 16 * VECTORS)
-      for (int v = 0; v < VECTORS; ++v) sums[v] = add_product(sums[v], same(weights[t]), load_floats(values + 16 * v));
+    for (int64_t t = 0; t < n; ++t, values += BEFORE<T> + 16 * VECTORS) {
+      const Floats by = same(weights[t] * scale_of(values));
+      for (int v = 0; v < VECTORS; ++v) sums[v] = add_product(sums[v], by, load_floats(values + BEFORE<T> + 16 * v));
+    }
     for (int v = 0; v < VECTORS; ++v) store_floats(y + 16 * v, sums[v]);
   } else {
     std::memset(y, 0, size_t(width) * sizeof(float));
-    for (int64_t t = 0; t < n; ++t, values += width)
-      for (int64_t i = 0; i < width; ++i) y[i] += weights[t] * widen(values[i]);
+    for (int64_t t = 0; t < n; ++t, values += BEFORE<T> + width) {
+      const float by = weights[t] * scale_of(values);
+      for (int64_t i = 0; i < width; ++i) y[i] += by * widen(values[BEFORE<T> + i]);
+    }
   }
 }
 
@@ -106,7 +111,11 @@ void attend_typed(const Attention& a, int64_t first, int64_t last) {
 }
 
 void attend(const Attention& a, int64_t first, int64_t last) {
-  a.type == FLOAT32 ? attend_typed<float>(a, first, last) : attend_typed<uint16_t>(a, first, last);
+  switch (a.type) {
+    case FLOAT32: return attend_typed<float>(a, first, last);
+    case BFLOAT16: return attend_typed<uint16_t>(a, first, last);
+    default: return attend_typed<int8_t>(a, first, last);
+  }
 }
 
 #if defined(__AVX2__)

@@ -75,6 +75,9 @@ inline Floats load_floats(const uint16_t* p) {  // bf16
   const __m256i sixteen = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 16));
 }
+inline Floats load_floats(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 inline void store_floats(float* p, Floats f) { _mm512_storeu_ps(p, f); }
 inline Floats same(float f) { return _mm512_set1_ps(f); }
 inline Floats add_scaled(Floats f, Sums s, Floats scale) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), scale, f); }
@@ -168,6 +171,12 @@ inline Floats load_floats(const uint16_t* p) {  // bf16
     const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + h);
     f.v[h] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
   }
+  return f;
+}
+inline Floats load_floats(const int8_t* p) {
+  Floats f;
+  for (int h = 0; h < 2; ++h)
+    f.v[h] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * h))));
   return f;
 }
 inline void store_floats(float* p, Floats f) { _mm256_storeu_ps(p, f.v[0]), _mm256_storeu_ps(p + 8, f.v[1]); }

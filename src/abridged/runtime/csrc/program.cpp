@@ -185,11 +185,28 @@ void turn(float* x, int64_t rows, int64_t width, const float* cos, const float* 
 }
 
 template <typename T>
+void narrow_row(const float* from, int64_t width, T* to) {
+  for (int64_t i = 0; i < width; ++i) narrow(from[i], to + i);
+}
+
+// By its own largest value, which a NaN is, to integers of 8 bits behind their scale.
+void narrow_row(const float* from, int64_t width, int8_t* to) {
+  float largest = 0;
+  for (int64_t i = 0; i < width; ++i) {
+    const float size = std::fabs(from[i]);
+    largest = largest < size || size != size ? size : largest;
+  }
+  const float scale = largest / 127, inverse = scale > 0 && std::isfinite(scale) ? 1 / scale : 0;
+  std::memcpy(to, &scale, sizeof scale);
+  for (int64_t i = 0; i < width; ++i) to[BEFORE<int8_t> + i] = inverse > 0 ? int8_t(std::nearbyint(from[i] * inverse)) : 0;
+}
+
+template <typename T>
 void append(const float* from, T* to, int64_t batch, int64_t heads, int64_t width, int64_t batch_stride,
             int64_t head_stride, int64_t token) {
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t h = 0; h < heads; ++h, from += width)
-      for (int64_t i = 0; i < width; ++i) narrow(from[i], to + b * batch_stride + h * head_stride + token * width + i);
+      narrow_row(from, width, to + b * batch_stride + h * head_stride + token * (BEFORE<T> + width));
 }
 
 void append(const float* key, const float* value, const Place& p, int64_t batch, int64_t heads, int64_t width) {
@@ -197,8 +214,11 @@ void append(const float* key, const float* value, const Place& p, int64_t batch,
     append(key, keys, batch, heads, width, p.key_batch_stride, p.key_head_stride, p.seen - 1);
     append(value, values, batch, heads, width, p.value_batch_stride, p.value_head_stride, p.seen - 1);
   };
-  if (p.type == FLOAT32) both(static_cast<float*>(p.keys), static_cast<float*>(p.values));
-  else both(static_cast<uint16_t*>(p.keys), static_cast<uint16_t*>(p.values));
+  switch (p.type) {
+    case FLOAT32: return both(static_cast<float*>(p.keys), static_cast<float*>(p.values));
+    case BFLOAT16: return both(static_cast<uint16_t*>(p.keys), static_cast<uint16_t*>(p.values));
+    default: return both(static_cast<int8_t*>(p.keys), static_cast<int8_t*>(p.values));
+  }
 }
 
 }  // namespace

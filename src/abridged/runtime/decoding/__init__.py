@@ -23,7 +23,7 @@ from abridged.core.errors import AbridgedError
 from abridged.core.hardware import give_back_memory
 from abridged.runtime import kernels, micro_batches
 from abridged.runtime.attention import ON_KERNELS
-from abridged.runtime.decoding.cache import Appending
+from abridged.runtime.decoding.cache import Appending, in_8_bits
 from abridged.runtime.decoding.prepared import Prepared
 from abridged.runtime.fused import fuse_gelu
 from abridged.runtime.prompt import prompt_of
@@ -120,14 +120,23 @@ class Forward:
             give_back_memory()  # what was made on the way of some models is a tenth of them
         return self._prepared
 
-    def halve(self, cache: Any) -> None:
-        """Keep a cache in bf16, whose reading takes half the time, where nothing but steps will follow."""
+    def narrow(self, cache: Any, bits: int = 16) -> int:
+        """Keep a cache in bf16, whose reading takes half the time, or in 8 bits, where nothing but steps will follow.
+
+        Returns its bits: 8 there are only where a step is one call into the library, and 32 where steps are none, or
+        round what they read.
+        """
         steps = self.prepared().steps
         if steps is None or not Appending.length(cache) or steps.quantized_attention:
-            return
-        if Appending.fits(cache, steps.windows):
-            for layer in cache.layers:
-                layer.keys, layer.values = layer.keys.to(torch.bfloat16), layer.values.to(torch.bfloat16)
+            return 32
+        if not Appending.fits(cache, steps.windows):
+            return 32
+        small = bits == 8 and steps.at_once(len(cache.layers[0].keys))
+        for layer in cache.layers:
+            for name in ("keys", "values"):
+                held = getattr(layer, name)
+                setattr(layer, name, in_8_bits(held) if small else held.to(torch.bfloat16))
+        return 8 if small else 16
 
 
 def why_slow(model: Any) -> str | None:

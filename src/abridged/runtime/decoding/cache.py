@@ -77,6 +77,15 @@ class Appending:
         return both
 
 
+def in_8_bits(tensor: Tensor) -> Tensor:
+    """Keys or values (B, heads, S, d) as (B, heads, S, 4 + d) int8: of each token and head the scale, by the largest
+    value, as the bytes of an FP32 number, and behind it the integers."""
+    wide = tensor.float()
+    scale = wide.abs().amax(-1, keepdim=True) / 127
+    levels = torch.where(scale > 0, wide / scale, 0.0).round()
+    return torch.cat([scale.contiguous().view(torch.int8), levels.to(torch.int8)], -1)
+
+
 class _Buffers:
     """Room for more tokens behind keys and values (B, heads, S, d); those in use begin at `start`."""
 

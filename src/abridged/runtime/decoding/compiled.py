@@ -12,7 +12,7 @@ from abridged.runtime.attention import quantizers_of
 from abridged.runtime.decoding.cache import Appending
 from abridged.runtime.decoding.parts import affine, served
 from abridged.runtime.decoding.spec import Attention, Block, Columns, FeedForward, Heads, Norm, StepSpec
-from abridged.runtime.kernels import TYPES
+from abridged.runtime.kernels import CACHE_TYPES
 from abridged.runtime.program import ACTIVATIONS, Place, Program
 
 Turn = tuple[Tensor, Tensor]
@@ -53,7 +53,7 @@ class Compiled:
     @staticmethod
     def keeps(layers: list[Any]) -> bool:
         """Whether these layers of a cache are of types that the library appends to."""
-        return all(layer.keys.dtype in TYPES and layer.values.dtype == layer.keys.dtype for layer in layers)
+        return all(layer.keys.dtype in CACHE_TYPES and layer.values.dtype == layer.keys.dtype for layer in layers)
 
     def __call__(self, x: Tensor, turns: list[Turn], layers: list[Any]) -> Tensor:
         """Logits (B, vocabulary) FP32, before the spec's multiplier and cap, of embeddings x (B, columns) FP32."""

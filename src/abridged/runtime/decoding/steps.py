@@ -63,6 +63,11 @@ class Steps:
             return torch.tanh(logits / spec.softcap).mul_(spec.softcap)
         return logits if spec.logits_multiplier == 1.0 else logits * spec.logits_multiplier
 
+    def at_once(self, batch: int) -> bool:
+        """Whether a step of so many texts is one call into the library."""
+        x = self.tokens(torch.zeros(batch, dtype=torch.long))
+        return self.compiled_for(batch, [turn(x, 0) for turn in self.turns]) is not None
+
     def compiled_for(self, batch: int, turns: list[Turn]) -> Compiled | None:
         """The step of so many texts as one call into the library, where that can do all of it; turns: of any token."""
         if batch > MOST:
