@@ -40,10 +40,14 @@ WIDTH, LAYERS, HEADS, PATCH, PROJECTED = 128, 4, 4, 8, 64
 #: Of random weights: BLIP's own 0.02 is meant for a width of 768. At 128, products by such hardly move what they are
 #: added to: attention begins as an average, and matching stays at chance for hundreds of steps.
 INITIALIZER_RANGE = round(WIDTH**-0.5, 4)
-#: How all contestants are trained, whatever their recipe says for models of real size.
+#: How all contestants are trained, whatever their recipe says for models of real size. What BLIP knows of kinds and of
+#: what belongs together is kept better at a lower rate than what is new learns at.
 STEPS, TO_COMPRESS, TO_ANSWER, BATCH, FRAMES = 3500, 600, 1500, 16, 4
-_EQUAL = {"epochs": "null", "batch_size": BATCH, "learning_rate": "1e-3", "keep": "last",
-          "evaluate_every": 500, "save_every": 250, "evaluate_tokens": 4000}  # fmt: skip
+_EQUAL = {
+    "epochs": "null", "batch_size": BATCH, "learning_rate": "3e-4",
+    "learning_rates": '{"*temporal*": 1e-3, "*frame_embedding*": 1e-3}', "keep": "last",
+    "evaluate_every": 500, "save_every": 250, "evaluate_tokens": 4000,
+}  # fmt: skip
 EQUAL = [f"stages.*.{name}={value}" for name, value in _EQUAL.items()]
 FRAME_BY_FRAME = ("model.temporal=false", "model.features=original")
 #: Clips that a run looks at before and after it.
