@@ -8,8 +8,8 @@ from tables_of_cost import cost, runtime, sizes
 from tables_of_quality import glue, kronecker, pruning, summaries
 from tables_of_video import shapes
 
-#: Table: the one it is of, its rows by their first cells, and its columns by their numbers (all, where none are named).
-HEADLINES: dict[str, tuple[Callable[[], str], Sequence[str], Sequence[int]]] = {
+#: Table: the one it is of, its rows by their first cells, and its columns by their heads (all, where none are named).
+HEADLINES: dict[str, tuple[Callable[[], str], Sequence[str], Sequence[str]]] = {
     "headline_sizes": (
         sizes,
         ("quantgpt-2-2-8", "best-2-2-8", "best-1-1-8", "best-kngpt2-2-2-8", "best-bart-2-2-8", "best-bert-2-2-8"),
@@ -31,20 +31,24 @@ HEADLINES: dict[str, tuple[Callable[[], str], Sequence[str], Sequence[int]]] = {
         ),
         (),
     ),
-    "headline_kronecker": (kronecker, ("best-kngpt2", "truncated SVD", "kngpt2", "best-kngpt2-2-2-8"), (1, 2, 4, 5)),
+    "headline_kronecker": (
+        kronecker,
+        ("best-kngpt2", "truncated SVD", "kngpt2", "best-kngpt2-2-2-8"),
+        ("parameters", "MB", "perplexity", "loss %, token"),
+    ),
     "headline_pruning": (pruning, ("whole", "best-vtrans, best-bert-vtrans", "VTrans", "L0", "Taylor"), ()),
     "headline_shapes": (
         shapes,
         ("the image model, frames averaged, untrained", "LiteVL", "EA-VTR, from that LiteVL", "EA-VTR, 2-2-8"),
-        (1, 3, 4, 7, 10),
+        ("R@1", "direction", "order", "moments, IoU", "MB"),
     ),
 }
 
 
-def some_of(table: Callable[[], str], rows: Sequence[str], columns: Sequence[int]) -> str:
+def some_of(table: Callable[[], str], rows: Sequence[str], columns: Sequence[str]) -> str:
     """Those rows and columns of a table."""
     head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in table().splitlines()]
-    kept = [0, *(columns or range(1, len(head)))]
+    kept = [0, *(map(head.index, columns) if columns else range(1, len(head)))]
     found = {row[0]: [row[place] for place in kept] for row in body if len(row) == len(head)}
     return markdown([head[place] for place in kept], [found[name] for name in rows if name in found])
 
