@@ -222,18 +222,19 @@ def test_without_kernels_nothing_is_changed(tmp_path, monkeypatch):
     assert type(model.transformer.h[0].mlp.act).__name__ == "NewGELUActivation"
 
 
-def test_a_halved_cache_costs_little(gpt2):
+@pytest.mark.parametrize(("bits", "dtype", "apart"), [(16, torch.bfloat16, 0.01), (8, torch.int8, 0.02)])
+def test_a_narrow_cache_costs_little(bits, dtype, apart, gpt2):
     exact, _ = steps(gpt2, IDS[:1, :5], 6)
     out = gpt2(input_ids=IDS[:1, :5], use_cache=True)
-    gpt2.forward.halve(out.past_key_values)
+    assert gpt2.forward.narrow(out.past_key_values, bits) == bits
     logits = []
     with torch.no_grad():
         for _ in range(6):
             out = gpt2(input_ids=IDS[:1, :1], past_key_values=out.past_key_values, use_cache=True)
             logits.append(out.logits)
-    assert out.past_key_values.layers[0].keys.dtype == torch.bfloat16
+    assert out.past_key_values.layers[0].keys.dtype == dtype
     assert out.logits.dtype == torch.float32
-    assert (torch.cat(logits, dim=1) - exact).abs().mean() < 0.01 * exact.std()
+    assert (torch.cat(logits, dim=1) - exact).abs().mean() < apart * exact.std()
 
 
 LONG = torch.zeros(1, 33, dtype=torch.long)
