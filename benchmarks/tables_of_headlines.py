@@ -39,8 +39,14 @@ HEADLINES: dict[str, tuple[Callable[[], str], Sequence[str], Sequence[str]]] = {
     "headline_pruning": (pruning, ("whole", "best-vtrans, best-bert-vtrans", "VTrans", "L0", "Taylor"), ()),
     "headline_shapes": (
         shapes,
-        ("the image model, frames averaged, untrained", "LiteVL", "EA-VTR, from that LiteVL", "EA-VTR, 2-2-8"),
-        ("R@1", "direction", "order", "moments, IoU", "MB"),
+        (
+            "the image model, frames averaged, untrained",
+            "LiteVL",
+            "LiteVL, 2-2-8",
+            "EA-VTR, from that LiteVL",
+            "EA-VTR, 2-2-8",
+        ),
+        ("R@1", "direction", "order", "moments, IoU", "MB", "BLIP"),
     ),
 }
 
