@@ -48,17 +48,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model, tokenizer = load_model(options.model)
     data: Any = open_data(options.data, None, None)
-    text, wide = (
-        torch.from_numpy(tokenize(tokenizer, data.validation).astype("int64")),
-        options.before + options.scored + 1,
-    )
+    text = torch.from_numpy(tokenize(tokenizer, data.validation).astype("int64"))
+    wide = options.before + options.scored + 1
     nats: dict[int, list[float]] = {bits: [] for bits in BITS}
     seconds = dict.fromkeys(BITS, 0.0)
     for number in range(options.windows):
         ids = text[number * wide : (number + 1) * wide].view(1, -1)
         with torch.inference_mode():
             read = model(input_ids=ids[:, : options.before], use_cache=True, logits_to_keep=1).past_key_values
-        for bits in BITS[number % 3 :] + BITS[: number % 3]:
+        first = number % len(BITS)
+        for bits in BITS[first:] + BITS[:first]:
             some, taken = follow(model, ids[:, options.before :], copy.deepcopy(read), bits)
             nats[bits] += some
             seconds[bits] += taken

@@ -73,39 +73,39 @@ def test_heads_apart(program):
     assert torch.equal(y, torch.cat([made[:, start : start + 4] for start in (5, 15, 25)], 1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_appends_to_what_it_sees(dtype, program):
-    query, key, value, y = torch.randn(2, 32), torch.randn(2, 16), torch.randn(2, 16), torch.empty(2, 32)
-    keys, values = (torch.randn(2, 2, 9, 8).to(dtype) for _ in range(2))
-    place = Place()
+def attended(program, query, key, value, keys, values):
+    """What the query sees of tokens 2 to 6, of which key and value become the last, and no other is touched."""
+    y, place, before = torch.empty(2, 32), Place(), (keys.clone(), values.clone())
     place.put(keys[:, :, 2:7], values[:, :, 2:7])
     program.attend(query, key, value, y, place, 8, 0.3)
-    before = keys.clone(), values.clone()
     program.run()
-    for now, old, new in zip((keys, values), before, (key, value), strict=True):
-        assert torch.equal(now[:, :, 6], new.view(2, 2, 8).to(dtype))
+    for now, old in zip((keys, values), before, strict=True):
         assert torch.equal(now[:, :, :6], old[:, :, :6])
         assert torch.equal(now[:, :, 7:], old[:, :, 7:])
+    return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_appends_to_what_it_sees(dtype, program):
+    query, key, value = torch.randn(2, 32), torch.randn(2, 16), torch.randn(2, 16)
+    keys, values = (torch.randn(2, 2, 9, 8).to(dtype) for _ in range(2))
+    y = attended(program, query, key, value, keys, values)
+    for now, new in ((keys, key), (values, value)):
+        assert torch.equal(now[:, :, 6], new.view(2, 2, 8).to(dtype))
     seen = [t[:, :, 2:7].float() for t in (keys, values)]
     expected = F.scaled_dot_product_attention(query.view(2, 4, 1, 8), *seen, scale=0.3, enable_gqa=True)
     assert torch.allclose(y, expected.reshape(2, 32), atol=1e-5)
 
 
 def test_attention_appends_in_8_bits(program):
-    query, key, value, y = torch.randn(2, 32), torch.randn(2, 16), torch.randn(2, 16), torch.empty(2, 32)
+    query, key, value = torch.randn(2, 32), torch.randn(2, 16), torch.randn(2, 16)
     key[0, 8:] = 0  # a head's key of nothing, and one that is no number
     value[1, 3] = torch.nan
     keys, values = (in_8_bits(torch.randn(2, 2, 9, 8)) for _ in range(2))
-    place = Place()
-    place.put(keys[:, :, 2:7], values[:, :, 2:7])
-    program.attend(query, key, value, y, place, 8, 0.3)
-    before = keys.clone(), values.clone()
-    program.run()
-    for now, old, new in zip((keys, values), before, (key, value), strict=True):
+    y = attended(program, query, key, value, keys, values)
+    for now, new in ((keys, key), (values, value)):
         there = new.view(2, 2, 8).isfinite().all(-1)
         assert torch.equal(now[:, :, 6][there], in_8_bits(new.view(2, 2, 1, 8))[:, :, 0][there])
-        assert torch.equal(now[:, :, :6], old[:, :, :6])
-        assert torch.equal(now[:, :, 7:], old[:, :, 7:])
     expected = module.kernels().attend(query.view(2, 4, 1, 8), keys[:, :, 2:7], values[:, :, 2:7], 0.3).view(2, 32)
     assert torch.equal(y.isnan(), expected.isnan())
     assert y[1].isnan().any()
@@ -122,16 +122,12 @@ def ready(name="llama", bits=None):
 
 
 @torch.no_grad()
-def logits_of(model, steps, batch, count=6, halved=False, small=False):
-    """Of `count` steps after five tokens: (count, B, vocabulary)."""
+def logits_of(model, steps, batch, count=6, kept=None):
+    """Of `count` steps after five tokens: (count, B, vocabulary); `kept` makes keys and values what is cached."""
     ids = torch.randint(3, 96, (batch, 5 + count), generator=torch.Generator().manual_seed(batch))
     cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
-    if halved:
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
-    if small:
-        for layer in cache.layers:
-            layer.keys, layer.values = in_8_bits(layer.keys), in_8_bits(layer.values)
+    for layer in cache.layers if kept is not None else ():
+        layer.keys, layer.values = kept(layer.keys), kept(layer.values)
     return torch.stack([steps.step(ids[:, 5 + i], cache.layers, 5 + i) for i in range(count)])
 
 
@@ -140,17 +136,18 @@ def logits_of(model, steps, batch, count=6, halved=False, small=False):
 @pytest.mark.parametrize("halved", [False, True])
 def test_one_call_is_a_call_for_each_matrix(name, batch, halved, monkeypatch):
     model, steps = ready(name)
-    ours = logits_of(model, steps, batch, halved=halved)
+    kept = torch.Tensor.bfloat16 if halved else None
+    ours = logits_of(model, steps, batch, kept=kept)
     assert steps.compiled_for(batch, []) is not None
     monkeypatch.setattr(steps, "compiled_for", lambda *_: None)
     # in bf16 a key or value between two numbers may become either
-    assert torch.allclose(ours, logits_of(model, steps, batch, halved=halved), atol=2e-3 if halved else 1e-5)
+    assert torch.allclose(ours, logits_of(model, steps, batch, kept=kept), atol=2e-3 if halved else 1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text"])
 def test_steps_with_keys_and_values_in_8_bits(name):
     model, steps = ready(name)
-    exact, found = logits_of(model, steps, 2, count=8), logits_of(model, steps, 2, count=8, small=True)
+    exact, found = logits_of(model, steps, 2, count=8), logits_of(model, steps, 2, count=8, kept=in_8_bits)
     assert 1e-5 < (found - exact).std() / exact.std() < 0.03
 
 

@@ -54,6 +54,7 @@ def generate(
     typer.echo()
     if pieces.is_cut:
         typer.echo(f"the model's context is full: {pieces.tokens} of {max_new_tokens} tokens were written", err=True)
-    if cache_bits == 8 and pieces.cache_bits != 8 and pieces.tokens > 1:
-        typer.echo(f"keys and values stayed in {pieces.cache_bits} bits: see `abridged inspect --load`", err=True)
+    if cache_bits == 8 and pieces.cache_bits != 8:
+        kept = f"keys and values stayed in {pieces.cache_bits} bits"
+        typer.echo(f"{kept}: a step of this model is not one call into the library", err=True)
     typer.echo(f"{pieces.tokens} tokens in {pieces.seconds:.2f} s, {pieces.tokens_per_second:.1f} tokens/s", err=True)

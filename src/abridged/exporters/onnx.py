@@ -57,8 +57,8 @@ def export_onnx(directory: str | Path, output: str | Path) -> dict[str, Any]:
     last_hidden_state (batch, length, width) and sentence_embedding (batch, width), pooled and given length 1 as its
     files say, in FP32. What writes text is one pass over a whole
     text, without a cache. The file's metadata hold, as JSON, the tokenizer, special tokens, chat template, generation
-    config, or labels. What enters a product is rounded as the model rounds it. Unless a session's
-    `session.qdq_matmulnbits_accuracy_level` is 1, onnxruntime rounds it again, to 8 bits in blocks.
+    config, or labels. What enters a layer is rounded as the model rounds it; what attention multiplies is not. Unless a
+    session's `session.qdq_matmulnbits_accuracy_level` is 1, onnxruntime rounds it again, to 8 bits in blocks.
 
     Returns "file_bytes", "types" (matrices of each width) and "notes".
     Raises AbridgedError: a model that torch cannot trace, an output that exists or cannot be written, or onnx is not
@@ -77,7 +77,7 @@ def export_onnx(directory: str | Path, output: str | Path) -> dict[str, Any]:
     with written_file(target) as temporary:
         temporary.write_bytes(model.SerializeToString())
     notes = (
-        ["onnxruntime rounds activations once more, unless session.qdq_matmulnbits_accuracy_level is 1"]
+        ["onnxruntime rounds activations in its own way, too, unless session.qdq_matmulnbits_accuracy_level is 1"]
         if types
         else []
     )
